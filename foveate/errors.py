@@ -1,0 +1,69 @@
+"""Every error Foveate raises on purpose: one base, each kind also the builtin a caller would expect."""
+
+
+class FoveateError(Exception):
+    """Base of all errors that Foveate raises on purpose; the message names the fix."""
+
+
+class BundleError(FoveateError, ValueError):
+    """A bundle that cannot be trusted: malformed manifest, wrong checksum, missing or odd file."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """The folder is not there, or is no bundle."""
+
+
+class CheckpointError(FoveateError, ValueError):
+    """A checkpoint that cannot be read or exported."""
+
+
+class UnsupportedFamilyError(CheckpointError, NotImplementedError):
+    """A model family that Foveate does not know."""
+
+
+class ExportError(FoveateError, RuntimeError):
+    """An export step that failed."""
+
+
+class ParityError(ExportError):
+    """An exported graph that does not agree with the checkpoint."""
+
+
+class ImageError(FoveateError, ValueError):
+    """A picture that cannot be read or that the model cannot take."""
+
+
+class PromptError(FoveateError, ValueError):
+    """A prompt that the model cannot take."""
+
+
+class KeepError(FoveateError, ValueError):
+    """A `keep` that is no ratio in (0, 1] and no possible token count."""
+
+
+class LimitError(FoveateError, ValueError):
+    """A request over the bundle's limits."""
+
+
+class SamplingError(FoveateError, ValueError):
+    """Sampling options out of range."""
+
+
+class BackendError(FoveateError, RuntimeError):
+    """An engine that cannot be opened or run as asked."""
+
+
+class ClosedError(FoveateError, RuntimeError):
+    """A pipeline or engine used after it was closed."""
+
+
+class MissingDependencyError(FoveateError, ImportError):
+    """An optional package that the call needs and that is not installed."""
+
+
+class OutputExistsError(FoveateError, FileExistsError):
+    """An output that is already there and was not to be replaced."""
+
+
+class OutputError(FoveateError, OSError):
+    """An output that could not be written: full disk, no permission, no such folder."""

@@ -1,0 +1,230 @@
+"""Checkpoint to bundle: load, note what transformers gives, write the graphs, compare, seal."""
+
+import importlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, cast
+
+import PIL
+import torch
+from tokenizers import Tokenizer
+
+from foveate import __version__, families
+from foveate.bundle import (
+    Bundle,
+    BundleWriter,
+    CompressorFacts,
+    Generation,
+    GraphSpec,
+    ImageBackend,
+    Limits,
+    Manifest,
+    ModelFacts,
+    Precision,
+    writing,
+)
+from foveate.calibration.f_theta import FTheta
+from foveate.errors import CheckpointError, KeepError, LimitError
+from foveate.export.checkpoint import DTYPES, Checkpoint
+from foveate.export.graph import GraphPlan, write_graph
+from foveate.export.parity import Case, compare
+from foveate.families.base import Family
+
+STAGES = ("weights", "reference", "vision", "embeddings", "compressor", "decoder", "parity", "seal")
+TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
+VISUAL_TOKENS = 16384
+NEW_TOKENS = 256
+
+Progress = Callable[[str, int, int], None]
+"""Called as each stage begins: its name, its number from 1, how many there are."""
+
+
+class FamilyExport(Protocol):
+    """The torch half of a model family: a module of these functions."""
+
+    def load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+        """Load the weights as `dtype`."""
+        ...
+
+    def facts(self, model: Any) -> ModelFacts:
+        """The sizes that the manifest records."""
+        ...
+
+    def context(self, model: Any) -> int:
+        """The longest sequence the language model was made for, in tokens."""
+        ...
+
+    def tokens(self, checkpoint: Checkpoint, model: Any, tokenizer: Tokenizer) -> dict[str, int]:
+        """Ids of the control tokens that the prompt layout needs."""
+        ...
+
+    def reference(self, model: Any, network: FTheta | None, family: Family) -> list[Case]:
+        """What transformers' eager code gives on a fixed request, graph by graph."""
+        ...
+
+    def plans(self, model: Any, network: FTheta | None) -> list[GraphPlan]:
+        """How each graph of a bundle is made."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the user chooses.
+
+    Attributes:
+        compressor: "attention" ranks by A_v⁰ itself; a path is the weights of a trained f_θ.
+        precision: What the graphs compute in; probe and f_θ always compute in float32.
+        keep: The ratio of visual tokens kept where a request does not say, in (0, 1].
+        visual_tokens: The most visual tokens of one request; None takes what the model's context allows.
+        force: Replace a bundle that is already there.
+    """
+
+    compressor: str | Path = "attention"
+    precision: Precision = "fp32"
+    keep: float = 0.25
+    visual_tokens: int | None = None
+    force: bool = False
+
+
+def export(
+    source: str | Path,
+    target: str | Path,
+    options: ExportOptions = ExportOptions(),
+    progress: Progress = lambda stage, number, total: None,
+) -> Bundle:
+    """Export a checkpoint to a bundle, and compare every graph with transformers before it is done.
+
+    Args:
+        source: A checkpoint folder, or a hub id where there is a network.
+        target: The bundle's folder; written aside and renamed when whole.
+        options: See `ExportOptions`.
+        progress: Told as each stage begins.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or is of no known family.
+        ExportError: A graph could not be written; ParityError: one does not agree with transformers.
+        OutputExistsError: `target` is there, and `force` was not given.
+        OutputError: It could not be written.
+    """
+    if not 0 < options.keep <= 1:
+        raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
+    checkpoint = Checkpoint.open(source)
+    torch_half = cast(FamilyExport, importlib.import_module(f"foveate.export.{checkpoint.family}"))
+    network, compressor = choose_compressor(options)
+
+    def stage(name: str) -> None:
+        progress(name, STAGES.index(name) + 1, len(STAGES))
+
+    with BundleWriter(target, force=options.force) as writer, writing(writer.root):
+        stage("weights")
+        preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
+        template = checkpoint.chat_template()
+        tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
+        model = torch_half.load(checkpoint, DTYPES[options.precision])
+        facts = torch_half.facts(model)
+        tokens = torch_half.tokens(checkpoint, model, tokenizer)
+        limits = choose_limits(torch_half.context(model), options)
+        generation = choose_generation(checkpoint, tokenizer)
+        family = families.create(
+            checkpoint.family,
+            preprocessing=preprocessing,
+            tokenizer=tokenizer,
+            chat_template=template,
+            tokens=tokens,
+        )
+
+        stage("reference")
+        cases = torch_half.reference(model, network, family)
+
+        files = {"tokenizer": "tokenizer.json", "chat_template": "chat_template.jinja"}
+        (writer.root / files["tokenizer"]).write_bytes(
+            checkpoint.required("tokenizer.json").read_bytes()
+        )
+        (writer.root / files["chat_template"]).write_text(template, encoding="utf-8")
+        if network is not None:
+            files["f_theta"] = "f_theta.safetensors"
+            (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
+        graphs: dict[str, GraphSpec] = {}
+        for plan in torch_half.plans(model, network):
+            stage(plan.role)
+            written, graphs[plan.role] = write_graph(plan, writer.root)
+            files |= written
+        del model, plan
+
+        stage("parity")
+        paths = {role: writer.root / files[role] for role in graphs}
+        with TemporaryDirectory(
+            dir=writer.path.parent, prefix=f".{writer.path.name}.parity-"
+        ) as twins:
+            parity = compare(paths, options.precision, cases, Path(twins))
+
+        stage("seal")
+        manifest = Manifest(
+            family=checkpoint.family,
+            precision=options.precision,
+            model=facts,
+            files=writer.entries(files),
+            graphs=graphs,
+            preprocessing=preprocessing,
+            image_backend=ImageBackend(name="pillow", version=PIL.__version__),
+            tokens=tokens,
+            generation=generation,
+            limits=limits,
+            compressor=compressor,
+            parity=parity,
+            tools={
+                "foveate": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in TOOLS},
+            },
+        )
+        return writer.finish(manifest)
+
+
+def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, CompressorFacts]:
+    """The ranking network, if any, and what the manifest says of it."""
+    if options.compressor == "attention":
+        return None, CompressorFacts(
+            kind="attention", keep=options.keep, trained_on=None, figures={}
+        )
+    network, header = FTheta.load(Path(options.compressor))
+    figures = {
+        name.removeprefix("figure."): float(value)
+        for name, value in header.items()
+        if name.startswith("figure.")
+    }
+    return network, CompressorFacts(
+        kind="f_theta", keep=options.keep, trained_on=header.get("trained_on"), figures=figures
+    )
+
+
+def choose_limits(context: int, options: ExportOptions) -> Limits:
+    """The bundle's limits: the model's context, and the visual tokens allowed in it."""
+    wanted = (
+        options.visual_tokens if options.visual_tokens is not None else min(context, VISUAL_TOKENS)
+    )
+    if not 1 <= wanted <= context:
+        raise LimitError(
+            f"{wanted} visual tokens do not fit the model's context of {context}; give fewer"
+        )
+    return Limits(visual_tokens=wanted, prompt_tokens=context)
+
+
+def choose_generation(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Generation:
+    """Stop tokens and penalties from generation_config.json, else from config.json."""
+    settings = {**checkpoint.config, **checkpoint.generation()}
+    eos = settings.get("eos_token_id")
+    stops = [eos] if isinstance(eos, int) else list(eos or [])
+    if not stops:
+        raise CheckpointError(
+            f"{checkpoint.name}: no eos_token_id in generation_config.json; generation could not stop"
+        )
+    return Generation(
+        eos=stops,
+        repetition_penalty=float(settings.get("repetition_penalty") or 1.0),
+        max_new_tokens=NEW_TOKENS,
+    )

@@ -1,0 +1,121 @@
+"""Parity: every graph of a bundle against the checkpoint run by transformers' own eager code."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.bundle import Precision
+from foveate.errors import ParityError
+from foveate.export.twin import write_twin
+from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest difference over largest magnitude, by precision: fp32 leaves room for another order of
+summation; fp16 and bf16 for rounding after every operator on both sides."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call of one graph and what transformers gave for it.
+
+    Attributes:
+        role: The graph.
+        feeds: Its inputs.
+        expected: What transformers' eager code gave, for some or all of its outputs.
+        check: A further check of all outputs against the feeds, returning what is wrong or None.
+    """
+
+    role: str
+    feeds: Arrays
+    expected: Arrays
+    check: Callable[[Arrays, Arrays], str | None] | None = None
+
+
+def compare(
+    graphs: Mapping[str, Path], precision: Precision, cases: list[Case], scratch: Path
+) -> dict[str, float]:
+    """Run every case through onnxruntime on the CPU.
+
+    bfloat16 graphs have no CPU kernels: their float32 twin runs instead (same graph, same weights).
+
+    Args:
+        graphs: The file of each role that `cases` names.
+        precision: What the graphs were exported in.
+        cases: What the family's `reference` gave for the checkpoint.
+        scratch: A folder for the twins.
+
+    Returns:
+        For each graph the largest difference over the largest magnitude of the output concerned.
+
+    Raises:
+        ParityError: A difference above the precision's tolerance, or a failed check.
+    """
+    worst: dict[str, float] = {}
+    for role in dict.fromkeys(case.role for case in cases):
+        path = graphs[role]
+        if precision == "bf16":
+            path = write_twin(path, scratch / path.name)
+        engine = OnnxEngine(path, OnnxOptions(frugal=True))
+        try:
+            for case in (case for case in cases if case.role == role):
+                outputs = {name: value.numpy() for name, value in engine.run(case.feeds).items()}
+                worst[role] = max(worst.get(role, 0.0), difference(role, outputs, case.expected))
+                fault = case.check(case.feeds, outputs) if case.check else None
+                if fault:
+                    raise ParityError(f"{role}: {fault}; report this with the checkpoint's name")
+        finally:
+            engine.close()
+        if not worst[role] <= TOLERANCE[precision]:
+            raise ParityError(
+                f"{role}: differs from transformers by {worst[role]:.2g} of its largest value, over the "
+                f"{TOLERANCE[precision]:g} allowed in {precision}; "
+                + (
+                    "export fp32 or bf16 instead"
+                    if precision == "fp16"
+                    else "report this with its name"
+                )
+            )
+    return worst
+
+
+def difference(role: str, outputs: Arrays, expected: Arrays) -> float:
+    """Largest absolute difference over largest magnitude, the worst over the expected outputs."""
+    worst = 0.0
+    for name, wanted in expected.items():
+        given = outputs[name]
+        if given.shape != wanted.shape:
+            raise ParityError(
+                f"{role}: {name} has shape {given.shape}, transformers gave {wanted.shape}"
+            )
+        gap = np.abs(given.astype(np.float64) - wanted.astype(np.float64)).max()
+        if not np.isfinite(gap):
+            raise ParityError(f"{role}: {name} is not finite; export fp32 or bf16 instead of fp16")
+        worst = max(worst, float(gap / max(np.abs(wanted).max(), 1e-30)))
+    return worst
+
+
+def check_selection(feeds: Arrays, outputs: Arrays) -> str | None:
+    """The compressor must keep its own scores' top-k, in order, with embeddings and positions untouched."""
+    kept, scores = outputs["kept_indices"], outputs["scores"]
+    count = int(feeds["keep"][0])
+    if len(kept) != count or np.any(np.diff(kept) <= 0):
+        return "the kept tokens are not an ascending list of the length asked for"
+    dropped = np.setdiff1d(np.arange(len(scores)), kept)
+    if len(dropped) and scores[dropped].max() > scores[kept].min():
+        return "a dropped token scores above a kept one"
+    places = np.concatenate([feeds["text_index"], feeds["visual_index"][kept]])
+    order = np.argsort(places)
+    rows = np.concatenate([feeds["text_embeds"], feeds["visual_embeds"][kept]])[order]
+    if not np.array_equal(outputs["inputs_embeds"][0], rows):
+        return "the kept prompt's embeddings are not the ones that went in"
+    if not np.array_equal(
+        outputs["kept_position_ids"][:, 0], feeds["position_ids"][:, places[order]]
+    ):
+        return "the kept tokens lost their positions"
+    return None

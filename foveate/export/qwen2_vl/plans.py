@@ -1,0 +1,178 @@
+"""What a Qwen2-VL checkpoint says of itself, and the graphs it becomes."""
+
+import torch
+from tokenizers import Tokenizer
+from transformers import Qwen2VLForConditionalGeneration
+
+from foveate.bundle import ModelFacts, Rope
+from foveate.calibration.f_theta import FTheta
+from foveate.errors import CheckpointError
+from foveate.export.checkpoint import Checkpoint
+from foveate.export.compressor import INPUTS, OUTPUTS, Compressor
+from foveate.export.graph import GraphPlan
+from foveate.export.qwen2_vl.modules import (
+    TEXT_ATTENTION,
+    VISION_ATTENTION,
+    Decoder,
+    Embeddings,
+    FirstLayerProbe,
+    Vision,
+)
+
+END_OF_TURN = "<|im_end|>"
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:
+    """Load the checkpoint's weights as `dtype`, with eager attention.
+
+    Raises:
+        CheckpointError: Weights missing or unreadable, or a feature that the graphs do not have.
+    """
+    try:
+        model, report = Qwen2VLForConditionalGeneration.from_pretrained(
+            checkpoint.root, dtype=dtype, attn_implementation="eager", output_loading_info=True
+        )
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint.name}: transformers cannot load it: {error}") from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise CheckpointError(
+            f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, {wrong[0]} first; "
+            "download the checkpoint again"
+        )
+    if set(model.config.text_config.layer_types) != {"full_attention"}:
+        raise CheckpointError(
+            f"{checkpoint.name}: sliding-window attention is not supported; set use_sliding_window to false"
+        )
+    return model.eval()
+
+
+def facts(model: Qwen2VLForConditionalGeneration) -> ModelFacts:
+    """The sizes that the manifest records."""
+    text = model.config.text_config
+    return ModelFacts(
+        hidden_size=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=text.hidden_size // text.num_attention_heads,
+        vocabulary=text.vocab_size,
+        tied_embeddings=bool(model.config.tie_word_embeddings),
+        rope=Rope(
+            theta=float(text.rope_parameters["rope_theta"]),
+            sections=tuple(text.rope_parameters["mrope_section"]),
+        ),
+    )
+
+
+def context(model: Qwen2VLForConditionalGeneration) -> int:
+    """The longest sequence the language model was made for, in tokens."""
+    return int(model.config.text_config.max_position_embeddings)
+
+
+def tokens(
+    checkpoint: Checkpoint, model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
+) -> dict[str, int]:
+    """Ids of the control tokens that the prompt layout needs.
+
+    Raises:
+        CheckpointError: The tokenizer has no end-of-turn token.
+    """
+    eos = tokenizer.token_to_id(END_OF_TURN)
+    if eos is None:
+        raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
+    return {
+        "image": model.config.image_token_id,
+        "vision_start": model.config.vision_start_token_id,
+        "vision_end": model.config.vision_end_token_id,
+        "eos": eos,
+    }
+
+
+def plans(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> list[GraphPlan]:
+    """The four graphs of a bundle; example sizes differ so that no two axes are taken for one."""
+    model.set_attn_implementation(
+        {"vision_config": VISION_ATTENTION, "text_config": TEXT_ATTENTION}
+    )
+    text, vision = model.config.text_config, model.config.vision_config
+    dtype = model.dtype
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    patches = 3 * 5 * vision.spatial_merge_size**2
+    width = text.hidden_size // text.num_attention_heads
+    past = [
+        torch.randn(2, text.num_key_value_heads, 5, width).to(dtype)
+        for _ in range(2 * text.num_hidden_layers)
+    ]
+    layers = range(text.num_hidden_layers)
+    return [
+        GraphPlan(
+            "vision",
+            Vision(model),
+            (
+                torch.randn(patches, patch),
+                torch.zeros(patches, 2, dtype=torch.int64),
+                torch.tensor([0, patches // 3, patches], dtype=torch.int32),
+            ),
+            ("pixel_values", "position_ids", "cu_seqlens"),
+            ("visual_embeds",),
+            ({0: "patches"}, {0: "patches"}, {0: "borders"}),
+        ),
+        GraphPlan(
+            "embeddings",
+            Embeddings(model),
+            (torch.tensor([1, 2, 3]),),
+            ("token_ids",),
+            ("text_embeds",),
+            ({0: "tokens"},),
+        ),
+        GraphPlan(
+            "compressor",
+            Compressor(FirstLayerProbe(model), network),
+            (
+                torch.randn(9, text.hidden_size).to(dtype),
+                torch.randn(20, text.hidden_size).to(dtype),
+                torch.cat([torch.arange(4), torch.arange(24, 29)]),
+                torch.arange(4, 24),
+                torch.arange(5, 8),
+                torch.arange(29).expand(3, -1),
+                torch.tensor([6]),
+            ),
+            INPUTS,
+            OUTPUTS,
+            (
+                {0: "text"},
+                {0: "visual"},
+                {0: "text"},
+                {0: "visual"},
+                {0: "instruction"},
+                {1: "prompt"},
+                None,
+            ),
+        ),
+        GraphPlan(
+            "decoder",
+            Decoder(model),
+            (
+                torch.randn(2, 3, text.hidden_size).to(dtype),
+                torch.zeros(3, 2, 3, dtype=torch.int64),
+                torch.ones(2, 8, dtype=torch.int64),
+                past,
+            ),
+            (
+                "inputs_embeds",
+                "position_ids",
+                "attention_mask",
+                *(f"past.{layer}.{kind}" for layer in layers for kind in ("key", "value")),
+            ),
+            (
+                "logits",
+                *(f"present.{layer}.{kind}" for layer in layers for kind in ("key", "value")),
+            ),
+            (
+                {0: "batch", 1: "sequence"},
+                {1: "batch", 2: "sequence"},
+                {0: "batch", 1: "total"},
+                [{0: "batch", 2: "past"}] * len(past),
+            ),
+        ),
+    ]

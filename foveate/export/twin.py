@@ -1,0 +1,46 @@
+"""The float32 twin of a bfloat16 graph: the same operators and weights, runnable where bfloat16 is not."""
+
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+
+
+def write_twin(source: Path, target: Path) -> Path:
+    """Write a copy of the graph whose bfloat16 values are float32; its weights are cast as they load.
+
+    Weights stay in the source's data file, which the twin finds linked (or copied) beside it.
+    """
+    model = ir.load(source)
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        if value.dtype == BFLOAT16:
+            cast = ir.node("Cast", [value], attributes={"to": FLOAT}, name=f"{value.name}_cast")
+            users = [(use.node, use.idx) for use in value.uses() if use.node is not cast]
+            for node, index in users:
+                node.replace_input_with(index, cast.outputs[0])
+            graph.insert_before(graph[0], cast)
+    kept = set(graph.initializers.values())
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == BFLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+        if node.op_type == "Constant" and node.attributes["value"].as_tensor().dtype == BFLOAT16:
+            tensor = node.attributes["value"].as_tensor()
+            node.attributes["value"] = ir.AttrTensor(
+                "value", ir.tensor(tensor.numpy().astype("float32"))
+            )
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.dtype == BFLOAT16 and value not in kept:
+            value.dtype = FLOAT
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = source.with_name(source.name + ".data")
+    if data.exists():
+        copy = target.with_name(data.name)
+        try:
+            copy.hardlink_to(data)
+        except OSError:
+            shutil.copyfile(data, copy)
+    ir.save(model, target)
+    return target

@@ -1,0 +1,66 @@
+"""A bundle held against the checkpoint it says it came from, stage by stage."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+from foveate import families
+from foveate.bundle import Bundle
+from foveate.calibration.f_theta import FTheta
+from foveate.errors import ParityError
+from foveate.export.checkpoint import DTYPES, Checkpoint
+from foveate.export.exporter import FamilyExport
+from foveate.export.parity import compare
+from foveate.runtime.pipeline import read_tokenizer
+
+
+def verify(
+    bundle: Bundle, source: str | Path, progress: Callable[[str], None] = lambda stage: None
+) -> dict[str, float]:
+    """Compare every graph of a bundle with transformers' eager code on a checkpoint.
+
+    Args:
+        bundle: Opened, its checksums checked.
+        source: The checkpoint's folder or hub id.
+        progress: Told as each stage begins.
+
+    Returns:
+        For each graph the largest difference over the largest magnitude of the output concerned.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ParityError: The bundle is not of this checkpoint, or differs by more than its precision allows.
+    """
+    checkpoint = Checkpoint.open(source)
+    if checkpoint.family != bundle.manifest.family:
+        raise ParityError(
+            f"{bundle.root} is of the family {bundle.manifest.family} and {checkpoint.name} of "
+            f"{checkpoint.family}; give the checkpoint that the bundle was exported from"
+        )
+    torch_half = cast(FamilyExport, importlib.import_module(f"foveate.export.{checkpoint.family}"))
+    progress("weights")
+    model = torch_half.load(checkpoint, DTYPES[bundle.manifest.precision])
+    if torch_half.facts(model) != bundle.manifest.model:
+        raise ParityError(
+            f"{checkpoint.name} has other sizes than {bundle.root} says; "
+            "give the checkpoint that the bundle was exported from"
+        )
+    network = None
+    if bundle.manifest.compressor.kind == "f_theta":
+        network, _ = FTheta.load(bundle.file("f_theta"))
+    family = families.create(
+        bundle.manifest.family,
+        preprocessing=bundle.manifest.preprocessing,
+        tokenizer=read_tokenizer(bundle),
+        chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
+        tokens=bundle.manifest.tokens,
+    )
+    progress("reference")
+    cases = torch_half.reference(model, network, family)
+    del model
+    progress("parity")
+    graphs = {role: bundle.file(role) for role in bundle.manifest.graphs}
+    with TemporaryDirectory() as twins:
+        return compare(graphs, bundle.manifest.precision, cases, Path(twins))

@@ -1,0 +1,107 @@
+"""The families of multimodal models that Foveate knows. A new one is a file here and a line in _FAMILIES."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from foveate.errors import UnsupportedFamilyError
+from foveate.families.base import Family, Prompt, Vision
+from foveate.families.qwen2_vl import Qwen2VL
+
+__all__ = [
+    "Family",
+    "Prompt",
+    "Vision",
+    "create",
+    "from_model_type",
+    "names",
+    "settings_from_checkpoint",
+]
+
+
+class _FamilyClass(Protocol):
+    """What a family's class offers before there is an instance of it."""
+
+    @property
+    def model_types(self) -> tuple[str, ...]: ...
+
+    def create(
+        self,
+        preprocessing: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        chat_template: str,
+        tokens: Mapping[str, int],
+    ) -> Family: ...
+
+    def settings_from_checkpoint(self, folder: Path) -> dict[str, Any]: ...
+
+
+_FAMILIES: dict[str, _FamilyClass] = {
+    "qwen2_vl": Qwen2VL,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The families known, in alphabetical order."""
+    return tuple(sorted(_FAMILIES))
+
+
+def create(
+    name: str,
+    *,
+    preprocessing: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    chat_template: str,
+    tokens: Mapping[str, int],
+) -> Family:
+    """Build the family `name` from what a bundle holds.
+
+    Args:
+        name: One of `names()`.
+        preprocessing: What `settings_from_checkpoint` gave at export time.
+        tokenizer: The checkpoint's; its truncation and padding are switched off.
+        chat_template: The checkpoint's, Jinja text.
+        tokens: Ids of the control tokens by role; each family's class says which it needs.
+
+    Raises:
+        UnsupportedFamilyError: No such family.
+        BundleError: Parts that are wrong or do not fit together.
+        PromptError: A chat template that cannot be compiled.
+    """
+    return _family(name).create(preprocessing, tokenizer, chat_template, tokens)
+
+
+def settings_from_checkpoint(name: str, folder: Path) -> dict[str, Any]:
+    """Read the preprocessing settings of a checkpoint of the family `name`, as JSON types.
+
+    Raises:
+        UnsupportedFamilyError: No such family.
+        CheckpointError: Settings that are missing, malformed or that the family cannot honour.
+    """
+    return _family(name).settings_from_checkpoint(folder)
+
+
+def from_model_type(model_type: str) -> str:
+    """The family's name for the `model_type` in a checkpoint's config.json.
+
+    Raises:
+        UnsupportedFamilyError: No family takes it.
+    """
+    for name, family in _FAMILIES.items():
+        if model_type in family.model_types:
+            return name
+    known = sorted(kind for family in _FAMILIES.values() for kind in family.model_types)
+    raise UnsupportedFamilyError(
+        f"Foveate knows no model of type {model_type!r}; it takes {', '.join(known)}."
+    )
+
+
+def _family(name: str) -> _FamilyClass:
+    try:
+        return _FAMILIES[name]
+    except KeyError:
+        raise UnsupportedFamilyError(
+            f"Foveate knows no family {name!r}; it knows {', '.join(names())}."
+        ) from None

@@ -1,0 +1,68 @@
+"""What the runtime asks of a model family: pictures to arrays, and a prompt to tokens and positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """Pictures made ready for the vision graph.
+
+    Attributes:
+        feeds: The vision graph's inputs by name.
+        grids: For each picture (frames, rows, columns) of its visual tokens, in token order.
+        sizes: For each picture (height, width) in pixels, after resizing.
+    """
+
+    feeds: dict[str, NDArray[np.generic]]
+    grids: tuple[tuple[int, int, int], ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of visual tokens of all pictures together."""
+        return sum(frames * rows * columns for frames, rows, columns in self.grids)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as the language model sees it before anything is dropped.
+
+    Attributes:
+        token_ids: int64 [T]; visual placeholders included.
+        visual_index: int64 [N_v]; where in the sequence the visual tokens stand.
+        instruction_index: int64 [N_u]; where the user's instruction stands (E_u of the paper).
+        position_ids: int64 [A, T]; A rotary axes (3 for m-rope, 1 otherwise).
+        next_position: The position of the first generated token, on every axis.
+    """
+
+    token_ids: NDArray[np.int64]
+    visual_index: NDArray[np.int64]
+    instruction_index: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    next_position: int
+
+
+class Family(Protocol):
+    """One family of multimodal language models."""
+
+    name: str
+
+    def preprocess(self, pictures: Sequence[Image]) -> Vision:
+        """Resize, normalise and cut pictures as the checkpoint's own processor does.
+
+        Raises:
+            ImageError: A picture that the family cannot take.
+        """
+
+    def layout(self, prompt: str, vision: Vision) -> Prompt:
+        """Render the chat template around `prompt`, tokenize it and place every token.
+
+        Raises:
+            PromptError: Empty, or with the text of a control token in it.
+        """

@@ -1,0 +1,88 @@
+"""Steps of preprocessing that families share; each the same to the bit as the reference's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from foveate.errors import CheckpointError, ImageError
+
+_STEPS = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+
+
+def image_section(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Find a checkpoint's image settings: the file that holds them, and what it says.
+
+    processor_config.json goes before preprocessor_config.json where it has an image_processor part.
+
+    Raises:
+        CheckpointError: There is none, it is no JSON object, or it leaves out a step of the four
+            that every family here takes (RGB, resize, rescale, normalise).
+    """
+    for name, part in (
+        ("processor_config.json", "image_processor"),
+        ("preprocessor_config.json", ""),
+    ):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} cannot be read as JSON ({error}).") from error
+        section = raw.get(part) if part and isinstance(raw, dict) else raw
+        if isinstance(section, dict):
+            for step in _STEPS:
+                if section.get(step) not in (None, True):
+                    raise CheckpointError(f"{file}: {step} must be true for Foveate to export it.")
+            return file, section
+    raise CheckpointError(
+        f"{folder} holds no image settings; it needs a preprocessor_config.json, or a "
+        "processor_config.json with an image_processor part."
+    )
+
+
+def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:
+    """The picture in RGB; what is transparent shows white.
+
+    Raises:
+        ImageError: A mode that Pillow cannot convert; the message calls the picture `number`.
+    """
+    try:
+        if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+        return picture.convert("RGB")
+    except Exception as error:
+        raise ImageError(
+            f"Picture {number} has mode {picture.mode} and cannot be made RGB ({error}); "
+            "convert it to RGB first."
+        ) from error
+
+
+def resize_bicubic(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Bicubic, one axis at a time in the order of Pillow 13, which older Pillows do not follow.
+
+    Rounding between the passes makes the order visible; each pass alone is the same in all versions.
+    """
+    lost_rows, lost_columns = picture.height - height, picture.width - width
+    rows_first = lost_rows > 0 and lost_rows > 2 * lost_columns
+    between = (picture.width, height) if rows_first else (width, picture.height)
+    first = picture.resize(between, Image.Resampling.BICUBIC)
+    return first.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def level_table(
+    mean: tuple[float, float, float], std: tuple[float, float, float], factor: float
+) -> NDArray[np.float32]:
+    """What each 8-bit level becomes: float32 [3, 256].
+
+    Scaled in double precision, then normalised in single, as the reference does pixel by pixel.
+    """
+    levels = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
+    means, stds = (np.array(values, dtype=np.float32)[:, None] for values in (mean, std))
+    table: NDArray[np.float32] = (levels - means) / stds
+    return table

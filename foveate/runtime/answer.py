@@ -1,0 +1,72 @@
+"""What a request gives back."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Visual:
+    """Which visual tokens were kept, and why.
+
+    Attributes:
+        total: Visual tokens of the request's pictures.
+        kept: How many of them the language model saw.
+        indices: int64 [kept], ordinals of the kept tokens, ascending.
+        relevance: float32 [total], a distribution over the tokens; None where nothing was dropped,
+            since the compressor is skipped then.
+        grids: For each picture (frames, rows, columns) of its tokens.
+    """
+
+    total: int
+    kept: int
+    indices: NDArray[np.int64]
+    relevance: NDArray[np.float32] | None
+    grids: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds by stage.
+
+    Attributes:
+        preprocess: Decoding, resizing and tokenizing.
+        vision: The vision graph.
+        compress: Embedding rows, probe, ranking and gather.
+        prefill: The language model over the kept prompt, and the first token's choice.
+        decode: All later tokens.
+        first_token: From the call to the first token.
+        total: The whole request.
+    """
+
+    preprocess: float = 0.0
+    vision: float = 0.0
+    compress: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with all that can be asked about it.
+
+    Attributes:
+        text: The answer, without control tokens.
+        token_ids: Generated tokens; the stop token is not among them.
+        finish_reason: "stop" at a stop token or stop text, "length" at the limit.
+        prompt_tokens: Tokens the language model took in: text and kept visual tokens.
+        cache_bytes: Size of the key-value cache at the end.
+        visual: What was kept.
+        timing: Seconds by stage.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    cache_bytes: int
+    visual: Visual
+    timing: Timing = field(default_factory=Timing)

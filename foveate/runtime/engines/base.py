@@ -1,0 +1,43 @@
+"""What the runtime asks of a backend: open a graph, say what it takes and gives, run it, close it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from foveate.bundle import TensorSpec
+
+
+class Value(Protocol):
+    """A tensor where the backend keeps it: host memory or a device."""
+
+    def numpy(self) -> NDArray[Any]:
+        """Copy to (or view in) host memory."""
+        ...
+
+    def shape(self) -> list[int]:
+        """Its sizes."""
+        ...
+
+
+Feeds = Mapping[str, NDArray[Any] | Value]
+
+
+class Engine(Protocol):
+    """One opened graph."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Feeds) -> dict[str, Value]:
+        """Run once; outputs stay where the backend keeps them.
+
+        Raises:
+            BackendError: The backend refused the inputs or failed.
+            ClosedError: The engine was closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the graph; closing twice is fine."""
+        ...

@@ -1,0 +1,150 @@
+"""onnxruntime: the backend that runs everywhere."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.bundle import TensorSpec
+from foveate.errors import BackendError, ClosedError, MissingDependencyError
+from foveate.runtime.engines.base import Feeds, Value
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise MissingDependencyError(
+        "onnxruntime is not installed: pip install foveate, or foveate[gpu] for CUDA"
+    ) from error
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """How sessions are opened.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        threads: Threads within an operator; 0 leaves it to onnxruntime.
+        frugal: Leave weights in the mapped file instead of repacking them: slower, half the memory.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    frugal: bool = False
+
+
+def resolve_device(device: str) -> str:
+    """Turn "auto" into the best device onnxruntime has here, and refuse one that it lacks.
+
+    Raises:
+        BackendError: Unknown device, or its provider is not in the installed onnxruntime.
+    """
+    available = ort.get_available_providers()
+    if device == "auto":
+        return "cuda" if PROVIDERS["cuda"] in available else "cpu"
+    if device not in PROVIDERS:
+        raise BackendError(
+            f"device {device!r} is unknown; choose from auto, {', '.join(PROVIDERS)}"
+        )
+    if PROVIDERS[device] not in available:
+        raise BackendError(
+            f"device {device!r} needs onnxruntime's {PROVIDERS[device]}, and this onnxruntime has "
+            f"{', '.join(available)}; pip uninstall onnxruntime, then pip install foveate[gpu]"
+        )
+    return device
+
+
+class OnnxEngine:
+    """One onnxruntime session; `run` may be called from several threads at once."""
+
+    def __init__(self, path: Path, options: OnnxOptions) -> None:
+        """Open the graph at `path` on exactly the device asked for.
+
+        Raises:
+            BackendError: Unreadable graph, an operator the device lacks, or another provider was given.
+        """
+        provider = PROVIDERS[options.device]
+        try:
+            session = ort.InferenceSession(
+                str(path), sess_options=session_options(options), providers=[provider]
+            )
+        except Exception as error:
+            raise BackendError(
+                f"{path}: onnxruntime cannot open it: {first_line(error)}"
+            ) from error
+        if session.get_providers()[0] != provider:
+            raise BackendError(
+                f"{path}: {provider} was asked for and onnxruntime gave {session.get_providers()[0]}; "
+                "see `foveate doctor`"
+            )
+        self.path = path
+        self.device = options.device
+        self.inputs = tuple(spec(node) for node in session.get_inputs())
+        self.outputs = tuple(spec(node) for node in session.get_outputs())
+        self.names = [output.name for output in self.outputs]
+        self.session: ort.InferenceSession | None = session
+
+    def run(self, feeds: Feeds) -> dict[str, Value]:
+        """Run once; outputs stay on the engine's device."""
+        session = self.session
+        if session is None:
+            raise ClosedError(f"{self.path}: the engine is closed")
+        # onnxruntime borrows a host array's memory: the arrays must outlive the run.
+        arrays = {
+            name: np.ascontiguousarray(value)
+            for name, value in feeds.items()
+            if isinstance(value, np.ndarray)
+        }
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(arrays[name], self.device, 0)
+            if name in arrays
+            else value
+            for name, value in feeds.items()
+        }
+        try:
+            outputs = session.run_with_ort_values(self.names, values)
+        except Exception as error:
+            raise BackendError(f"{self.path.name}: {first_line(error)}") from error
+        return dict(zip(self.names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session = None
+
+
+def session_options(options: OnnxOptions) -> Any:
+    """Build onnxruntime's session options: quiet, and with no memory kept for shapes long gone."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = options.threads
+    settings.enable_mem_pattern = False
+    if options.device == "cpu":
+        settings.enable_cpu_mem_arena = False
+    if options.frugal:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    return settings
+
+
+def spec(node: Any) -> TensorSpec:
+    """Describe one input or output the way the manifest does."""
+    shape = [size if isinstance(size, int) else str(size) for size in node.shape]
+    return TensorSpec(name=node.name, dtype=DTYPES.get(node.type, node.type), shape=shape)
+
+
+def first_line(error: Exception) -> str:
+    """The part of an onnxruntime message that a person can use."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

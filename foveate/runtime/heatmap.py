@@ -1,0 +1,229 @@
+"""Pictures of a request's attention: what was relevant to the prompt, and which tokens were kept."""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from foveate.bundle import replace_file, writing
+from foveate.errors import ImageError, KeepError, OutputError, OutputExistsError
+from foveate.families.pixels import to_rgb
+from foveate.runtime.answer import Visual
+
+LEAST_WIDTH, MOST_WIDTH, MOST_HEIGHT = 448, 720, 960
+MARGIN, CAPTION, TEXT = 16, 34, 16
+INK, PAPER, OUTLINE = (40, 40, 44), (255, 255, 255), (232, 62, 40)
+FADED, FADE = 222, 0.84
+
+# Dark to light: lightness grows evenly, so the order is seen without the colours too.
+COLOURS = np.array(
+    [(22, 18, 70), (92, 30, 122), (170, 48, 116), (226, 92, 78), (248, 164, 62), (250, 244, 170)],
+    dtype=np.float64,
+)
+
+
+def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.Image:
+    """Draw one picture three times: as it is, under its relevance, and what was kept of it.
+
+    Args:
+        picture: The picture as it was given to the request.
+        visual: What the request's answer says of its visual tokens.
+        index: Which of the request's pictures it is.
+
+    Returns:
+        RGB; each panel at least 448 pixels wide, or 960 high where the picture is narrow.
+
+    Raises:
+        KeepError: The request ranked nothing, since it kept all tokens.
+        ImageError: The request had no such picture.
+    """
+    relevance, kept = _token_maps(visual, index)
+    small = to_rgb(picture, index + 1)
+    original = small.resize(_panel_size(small), Image.Resampling.LANCZOS)
+    count = f"{int(kept.sum())} of {kept.size} tokens kept"
+    number = f"picture {index + 1}: " if len(visual.grids) > 1 else ""
+    panels = (
+        (original, f"{number}{picture.width} x {picture.height} pixels"),
+        (_under_relevance(original, relevance), "relevance to the prompt"),
+        (_kept_alone(original, kept), f"{number}{count}"),
+    )
+    width, height = original.size
+    slot = max(width, *(math.ceil(_font().getlength(caption)) for _, caption in panels))
+    sheet = Image.new(
+        "RGB", (3 * slot + 4 * MARGIN, height + 2 * MARGIN + CAPTION), PAPER
+    )
+    pen = ImageDraw.Draw(sheet)
+    for place, (panel, caption) in enumerate(panels):
+        left = MARGIN + place * (slot + MARGIN)
+        sheet.paste(panel, (left, MARGIN))
+        pen.text((left, MARGIN + height + 9), caption, fill=INK, font=_font())
+    _draw_legend(sheet, 2 * MARGIN + slot, slot, MARGIN + height + 9)
+    return sheet
+
+
+def draw_heatmaps(pictures: Sequence[Image.Image], visual: Visual) -> Image.Image:
+    """Draw all pictures of a request, one under the other.
+
+    Raises:
+        KeepError: The request ranked nothing, since it kept all tokens.
+        ImageError: The request had another number of pictures.
+    """
+    if len(pictures) != len(visual.grids):
+        raise ImageError(
+            f"the request had {len(visual.grids)} pictures and {len(pictures)} were given to draw; "
+            "give the pictures of the request, in its order"
+        )
+    sheets = [draw_heatmap(picture, visual, index) for index, picture in enumerate(pictures)]
+    width = max(sheet.width for sheet in sheets)
+    whole = Image.new("RGB", (width, sum(sheet.height for sheet in sheets)), PAPER)
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
+
+
+def write_heatmap(
+    path: str | os.PathLike[str],
+    pictures: Sequence[Image.Image],
+    visual: Visual,
+    *,
+    force: bool = False,
+) -> None:
+    """Draw all pictures of a request into a PNG file, whole or not at all.
+
+    Raises:
+        KeepError: The request ranked nothing, since it kept all tokens.
+        ImageError: The request had another number of pictures.
+        OutputExistsError: The file is there, and `force` was not given.
+        OutputError: It could not be written.
+    """
+    check_target(path, force=force)
+    data = io.BytesIO()
+    draw_heatmaps(pictures, visual).save(data, "PNG")
+    replace_file(path, data.getvalue(), force=force)
+
+
+def check_target(path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Say early what `write_heatmap` would refuse.
+
+    Raises:
+        OutputExistsError: The file is there, and `force` was not given.
+        OutputError: No PNG, or its folder is not there or may not be written to.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise OutputError(f"{target}: heatmaps are PNG files; give a name that ends in .png")
+    with writing(target):
+        if not os.path.lexists(target):
+            os.stat(target.parent / ".")
+            if not os.access(target.parent, os.W_OK | os.X_OK):
+                raise OutputError(f"{target.parent} may not be written to; give another folder")
+        elif not target.is_file():
+            raise OutputExistsError(f"{target} is not a plain file; give another path")
+        elif not force:
+            raise OutputExistsError(
+                f"{target} is already there; give another path, or replace it with force (--force)"
+            )
+
+
+def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The colours, RGB from 0 to 255, of values from 0 (dark) to 1 (light)."""
+    stops = np.linspace(0, 1, len(COLOURS))
+    return np.stack([np.interp(values, stops, channel) for channel in COLOURS.T], axis=-1)
+
+
+def spread(relevance: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Relevance on a scale from 0 to 1 that shows its structure: the median comes to about 0.2.
+
+    A softmax is often so peaked that a linear scale would show one bright patch and nothing else.
+    """
+    values = np.nan_to_num(relevance.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = values - values.min()
+    top = np.quantile(values, 0.995)
+    if not top > 0:
+        top = values.max()
+    if not top > 0:
+        return np.zeros_like(values)
+    scaled: NDArray[np.float64] = np.clip(values / top, 0, 1)
+    middle = float(np.median(scaled))
+    gamma = math.log(0.2) / math.log(middle) if 0 < middle < 1 else 1.0
+    return np.power(scaled, min(max(gamma, 0.3), 3.0))
+
+
+def _token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scaled relevance [rows, columns] of one picture, and which of its tokens were kept."""
+    if visual.relevance is None:
+        raise KeepError("all tokens were kept, so none were ranked; keep fewer to see a heatmap")
+    if not 0 <= index < len(visual.grids):
+        raise ImageError(
+            f"there is no picture {index + 1}: the request had {len(visual.grids)}; "
+            "give the pictures of the request, in its order"
+        )
+    sizes = [math.prod(grid) for grid in visual.grids]
+    tokens = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
+    kept = np.zeros(visual.total, dtype=np.bool_)
+    kept[visual.indices] = True
+    scaled = spread(visual.relevance)[tokens].reshape(visual.grids[index])
+    return scaled.max(axis=0), kept[tokens].reshape(visual.grids[index]).any(axis=0)
+
+
+def _panel_size(picture: Image.Image) -> tuple[int, int]:
+    """How large a panel is: wide enough to see a patch, and no higher than a screen."""
+    width = min(max(picture.width, LEAST_WIDTH), MOST_WIDTH)
+    height = picture.height * width / picture.width
+    if height > MOST_HEIGHT:
+        width, height = round(width * MOST_HEIGHT / height), MOST_HEIGHT
+    return max(width, 1), max(round(height), 1)
+
+
+def _under_relevance(original: Image.Image, relevance: NDArray[np.float64]) -> Image.Image:
+    """The picture in grey, coloured by relevance; the more relevant, the stronger."""
+    smooth = np.asarray(
+        Image.fromarray(relevance.astype(np.float32)).resize(
+            original.size, Image.Resampling.BICUBIC
+        )
+    ).clip(0, 1)
+    grey = np.asarray(original.convert("L").convert("RGB"), dtype=np.float64)
+    strength = (0.55 + 0.25 * smooth)[..., None]
+    return Image.fromarray(
+        (grey * (1 - strength) + colours(smooth) * strength).round().astype(np.uint8)
+    )
+
+
+def _kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
+    """The picture with kept patches as they are, outlined, and the rest faded to grey."""
+    mask = Image.fromarray((_enlarged(kept, original.size) * 255).astype(np.uint8))
+    grey = np.asarray(original.convert("L").convert("RGB"), dtype=np.float64)
+    faded = Image.fromarray((grey * (1 - FADE) + FADED * FADE).round().astype(np.uint8))
+    faded.paste(OUTLINE, mask=mask.filter(ImageFilter.MaxFilter(5)))
+    faded.paste(original, mask=mask)
+    return faded
+
+
+def _enlarged(cells: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A grid's cells as pixels of a picture of `size` (width, height)."""
+    rows = np.arange(size[1]) * cells.shape[0] // size[1]
+    columns = np.arange(size[0]) * cells.shape[1] // size[0]
+    return cells[rows[:, None], columns]
+
+
+def _draw_legend(sheet: Image.Image, left: int, width: int, top: int) -> None:
+    """The scale of colours, right under the relevance panel."""
+    bar = colours(np.tile(np.linspace(0, 1, 96), (10, 1))).round().astype(np.uint8)
+    font, pen = _font(), ImageDraw.Draw(sheet)
+    right = left + width
+    pen.text((right, top), "high", fill=INK, font=font, anchor="ra")
+    right -= math.ceil(font.getlength("high ")) + bar.shape[1]
+    sheet.paste(Image.fromarray(bar), (right, top + 4))
+    pen.text((right - font.getlength(" "), top), "low", fill=INK, font=font, anchor="ra")
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font: the same on every machine."""
+    return ImageFont.load_default(TEXT)
