@@ -54,9 +54,7 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
     )
     width, height = original.size
     slot = max(width, *(math.ceil(_font().getlength(caption)) for _, caption in panels))
-    sheet = Image.new(
-        "RGB", (3 * slot + 4 * MARGIN, height + 2 * MARGIN + CAPTION), PAPER
-    )
+    sheet = Image.new("RGB", (3 * slot + 4 * MARGIN, height + 2 * MARGIN + CAPTION), PAPER)
     pen = ImageDraw.Draw(sheet)
     for place, (panel, caption) in enumerate(panels):
         left = MARGIN + place * (slot + MARGIN)

@@ -1,0 +1,241 @@
+"""The manifest of a bundle: its fields, and how it is read and written as JSON."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from foveate import __version__
+from foveate.errors import BundleError
+
+FORMAT = "foveate-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 4 * 1024 * 1024
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DType = Literal[
+    "float32", "float16", "bfloat16", "float64",
+    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+]  # fmt: skip
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Ratio = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Role = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Scalar = bool | int | float | str
+Shape = list[Natural]
+
+_PART = r"\w([\w.-]*[\w-])?"
+_PATH = re.compile(rf"{_PART}(/{_PART})*", re.ASCII)
+AGAIN = "Copy the bundle again from where it came, or export the checkpoint again."
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every object in the manifest: unknown and missing fields are errors."""
+
+
+class Rope(Record, frozen=True, kw_only=True):
+    """Rotary positions; `sections` splits a head among the axes of m-rope, empty for one axis."""
+
+    theta: Positive
+    sections: tuple[Count, ...]
+
+
+class ModelFacts(Record, frozen=True, kw_only=True):
+    """The language model's sizes."""
+
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocabulary: Count
+    tied_embeddings: bool
+    rope: Rope
+
+
+class FileEntry(Record, frozen=True, kw_only=True):
+    """One file, by its path from the bundle's folder."""
+
+    path: str
+    sha256: Digest
+    bytes: Natural
+
+
+class TensorSpec(Record, frozen=True, kw_only=True):
+    """A graph's input or output; an axis is a size, or a name where the size is free."""
+
+    name: Text
+    dtype: DType
+    shape: list[Natural | Text]
+
+
+class GraphSpec(Record, frozen=True, kw_only=True):
+    """What an ONNX graph takes and gives."""
+
+    opset: Count
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class EngineVariant(Record, frozen=True, kw_only=True):
+    """A TensorRT engine for one target; `profiles` holds (min, opt, max) shapes by input."""
+
+    target: Text
+    role: Role
+    file: Role
+    compute_capability: Text
+    tensorrt: Text
+    precision: Precision
+    profiles: dict[str, dict[str, tuple[Shape, Shape, Shape]]]
+
+
+class ImageBackend(Record, frozen=True, kw_only=True):
+    """The image library that the preprocessing parameters were checked with."""
+
+    name: Literal["pillow"]
+    version: Text
+
+
+class Generation(Record, frozen=True, kw_only=True):
+    """When and how the checkpoint wants its text generated."""
+
+    eos: Annotated[list[Natural], msgspec.Meta(min_length=1)]
+    repetition_penalty: Positive
+    max_new_tokens: Count
+
+
+class Limits(Record, frozen=True, kw_only=True):
+    """The most that one request may hold."""
+
+    visual_tokens: Count
+    prompt_tokens: Count
+
+
+class CompressorFacts(Record, frozen=True, kw_only=True):
+    """How visual tokens are ranked; `keep` is the default ratio, `figures` what it measured."""
+
+    kind: Literal["attention", "f_theta"]
+    keep: Ratio
+    trained_on: str | None
+    figures: dict[str, float]
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """manifest.json, field by field and in its order."""
+
+    format: Literal["foveate-bundle"] = "foveate-bundle"
+    version: Literal[1] = 1
+    family: Text
+    precision: Precision
+    model: ModelFacts
+    files: dict[Role, FileEntry]
+    graphs: dict[Role, GraphSpec]
+    engines: list[EngineVariant] = []
+    preprocessing: dict[str, Scalar | list[Scalar]]
+    image_backend: ImageBackend
+    tokens: dict[str, Natural]
+    generation: Generation
+    limits: Limits
+    compressor: CompressorFacts
+    parity: dict[str, float]
+    tools: dict[str, str]
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json: UTF-8, two spaces of indent, fields in their declared order.
+
+    Raises:
+        BundleError: A manifest that `decode` would refuse.
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    decode(data, Path(MANIFEST))
+    return data
+
+
+def decode(data: bytes, source: Path) -> Manifest:
+    """Read a manifest, strictly; the files it names are not looked at.
+
+    Args:
+        data: The bytes of manifest.json.
+        source: Where they came from, for messages.
+
+    Raises:
+        BundleError: Another format or version, or anything unknown, missing or out of range.
+    """
+    try:
+        _check_version(parse(data), source)
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except BundleError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{source} is not a valid manifest: {short(error)}. {AGAIN}") from None
+    problem = next(_problems(manifest), None)
+    if problem:
+        raise BundleError(f"{source} is not a valid manifest: {problem}. {AGAIN}")
+    return manifest
+
+
+def parse(data: bytes) -> Any:
+    """JSON as plain Python, with the same key twice in an object an error."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object, or ValueError naming a key that it holds twice."""
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {key!r} stands twice in one object")
+            found[key] = value
+        return found
+
+    return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+
+
+def _check_version(document: Any, source: Path) -> None:
+    """BundleError for another format or version, before the fields of this one are asked for."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BundleError(f'{source} does not say "format": "{FORMAT}". {AGAIN}')
+    version = document.get("version")
+    if version != VERSION:
+        raise BundleError(
+            f"{source} has version {short(version)} of the format; Foveate {__version__} reads "
+            f"version {VERSION}. Export the checkpoint again, or upgrade foveate."
+        )
+
+
+def short(value: object) -> str:
+    """Text from a file made fit for a message: no control characters, no more than 200."""
+    text = repr(str(value))[1:-1]
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """What the types alone do not refuse, as sentences."""
+    taken = {MANIFEST}
+    for role, entry in manifest.files.items():
+        path = short(entry.path)
+        if len(entry.path) > 255 or not _PATH.fullmatch(entry.path):
+            yield (
+                f"the path '{path}' of {role!r} leaves the folder or is not plain (at most 255 "
+                "letters, digits, '.', '_' and '-', with '/' between parts)"
+            )
+        if entry.path.lower() in taken:
+            yield f"the path '{path}' of {role!r} is taken by another file"
+        taken.add(entry.path.lower())
+    for role, graph in manifest.graphs.items():
+        if role not in manifest.files:
+            yield f"the graph {role!r} is not among the files"
+        elif not manifest.files[role].path.endswith(".onnx"):
+            yield f"the graph {role!r} is no .onnx file"
+        for tensors in (graph.inputs, graph.outputs):
+            if len({tensor.name for tensor in tensors}) < len(tensors):
+                yield f"the graph {role!r} names a tensor twice"
+    for engine in manifest.engines:
+        if engine.file not in manifest.files:
+            yield f"the engine {engine.file!r} is not among the files"
