@@ -1,0 +1,437 @@
+"""Trains the nano checkpoint: dense captions first, then many questions a picture.
+
+A training sequence is a picture's prompt prefix and several segments, each a question with its
+answer. A segment sees the prefix and itself, and its positions start where the prefix ends, so that
+each is exactly what a request for it alone would be.
+
+    python models/nano_train.py OUT --minutes 9 [--resume OUT/state.pt]
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import easy_vqa
+import nano_scenes as scenes
+import numpy as np
+import torch
+from nano_checkpoint import SYSTEM, write_folder
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import (
+    apply_rotary_pos_emb,
+    apply_rotary_pos_emb_vision,
+)
+
+SIZES = ((336, 336), (252, 308), (308, 280))
+EASY_SIZE = (224, 224)
+TEXT = 232
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Pictures of one size with their questions, packed.
+
+    Attributes:
+        kind: "scene", "chart" or "easy".
+        size: (height, width) in pixels.
+        drawing: Drawing orders, or for easy-VQA the pictures' numbers in one tensor.
+        ids: int64 [B, TEXT], the segments' tokens after the prefix.
+        segments: int64 [B, TEXT], each token's segment from 1, 0 for padding.
+        places: int64 [B, TEXT], each token's place in its segment.
+        targets: int64 [B, TEXT], the token to predict at each place, -100 where none is.
+        labels: For each picture (task, scope) of each segment.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    drawing: tuple[Tensor, ...]
+    ids: Tensor
+    segments: Tensor
+    places: Tensor
+    targets: Tensor
+    labels: list[list[tuple[str, str]]]
+
+
+class Batches(IterableDataset[Batch]):
+    """An endless stream of batches, different in every worker."""
+
+    def __init__(self, folder: Path, batch: int, seed: int, split: str, sprites: int, captions: bool):
+        """Make batches of `split` ("train" or "test"); scenes have at most `sprites` sprites."""
+        self.folder, self.batch, self.seed, self.split = folder, batch, seed, split
+        self.sprites, self.captions = sprites, captions
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches for ever."""
+        worker = torch.utils.data.get_worker_info()
+        number = worker.id if worker else 0
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        pack = Packer(tokenizer)
+        held_out = scenes.HELD_OUT_SEED if self.split == "test" else 0
+        rng = np.random.default_rng((held_out, self.seed, number))
+        easy = easy_questions(self.split)
+        while True:
+            kind = str(rng.choice(["scene", "scene", "scene", "chart", "easy"]))
+            if kind == "easy":
+                numbers = rng.integers(len(easy), size=self.batch)
+                pictures = [easy[index] for index in numbers]
+                drawing: tuple[Tensor, ...] = (torch.from_numpy(numbers),)
+                size = EASY_SIZE
+            else:
+                size = SIZES[int(rng.integers(len(SIZES)))]
+                if kind == "scene":
+                    drawn = [scenes.sample_scene(rng, size, self.sprites) for _ in range(self.batch)]
+                else:
+                    drawn = [scenes.sample_chart(rng, size) for _ in range(self.batch)]
+                drawing = scenes.orders(drawn)
+                pictures = [(picture.caption, picture.questions) for picture in drawn]
+            yield pack(rng, kind, size, drawing, pictures, self.captions)
+
+
+@cache
+def easy_questions(split: str) -> list[tuple[str, list[scenes.Question]]]:
+    """easy-VQA's questions by picture, and a caption made of what they tell."""
+    get = easy_vqa.get_train_questions if split == "train" else easy_vqa.get_test_questions
+    found: dict[int, list[scenes.Question]] = defaultdict(list)
+    for text, answer, number in zip(*get(), strict=True):
+        found[number].append(scenes.Question(text, answer, "easy-vqa", "global"))
+    pictures = []
+    for number in range(max(found) + 1):
+        questions = found[number]
+        words = [q.answer for q in questions if q.answer not in ("yes", "no")]
+        pictures.append((" ".join(sorted(set(words))) or "a shape", questions))
+    return pictures
+
+
+class Packer:
+    """Questions to packed token sequences."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Encode with `tokenizer`, each text once."""
+        self.encode = cache(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+        self.pad = tokenizer.token_to_id("<|endoftext|>")
+
+    def __call__(
+        self,
+        rng: np.random.Generator,
+        kind: str,
+        size: tuple[int, int],
+        drawing: tuple[Tensor, ...],
+        pictures: list[tuple[str, list[scenes.Question]]],
+        captions: bool,
+    ) -> Batch:
+        """Pack as many questions of each picture as fit, in random order."""
+        shape = (len(pictures), TEXT)
+        ids = np.full(shape, self.pad, dtype=np.int64)
+        segments, places = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, -100, dtype=np.int64)
+        labels: list[list[tuple[str, str]]] = []
+        for row, (caption, questions) in enumerate(pictures):
+            chosen = [questions[index] for index in rng.permutation(len(questions))]
+            if captions or rng.random() < 0.25:
+                told = scenes.Question(scenes.CAPTION, caption, "caption", "global")
+                chosen = [told] if captions else [told, *chosen]
+            used: list[tuple[str, str]] = []
+            at = 0
+            for question in chosen:
+                asked = self.encode(question.text + "<|im_end|>\n<|im_start|>assistant\n")
+                said = self.encode(question.answer + "<|im_end|>")
+                end = at + len(asked) + len(said)
+                if end > TEXT:
+                    continue
+                used.append((question.task, question.scope))
+                ids[row, at:end] = asked + said
+                segments[row, at:end] = len(used)
+                places[row, at:end] = np.arange(end - at)
+                targets[row, at + len(asked) - 1 : end - 1] = said
+                at = end
+            labels.append(used)
+        arrays = (torch.from_numpy(array) for array in (ids, segments, places, targets))
+        return Batch(kind, size, drawing, *arrays, labels)
+
+
+class Nano(nn.Module):
+    """The checkpoint's own weights with a forward pass made for packed batches of one size."""
+
+    def __init__(self, model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer) -> None:
+        """Train `model`'s weights in place."""
+        super().__init__()
+        self.model = model
+        start = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+        self.register_buffer("before", torch.tensor(encode(start)), persistent=False)
+        self.register_buffer("after", torch.tensor(encode("<|vision_end|>")), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(STD), persistent=False)
+
+    def forward(self, images: Tensor, ids: Tensor, segments: Tensor, places: Tensor) -> Tensor:
+        """Logits [B, TEXT, V] for pictures uint8 [B, H, W, 3] and packed segments."""
+        batch, height, width, _ = images.shape
+        rows, columns = height // 28, width // 28
+        text = self.model.model.language_model
+        visual = self.vision(images)
+        before, after = len(self.before), len(self.after)
+        prefix = before + rows * columns + after
+        embeds = torch.cat(
+            [
+                text.embed_tokens(self.before).expand(batch, -1, -1).to(visual.dtype),
+                visual,
+                text.embed_tokens(self.after).expand(batch, -1, -1).to(visual.dtype),
+                text.embed_tokens(ids).to(visual.dtype),
+            ],
+            dim=1,
+        )
+        device = images.device
+        grid = torch.stack(
+            [
+                torch.zeros(rows * columns, device=device, dtype=torch.int64),
+                torch.arange(rows, device=device).repeat_interleave(columns),
+                torch.arange(columns, device=device).repeat(rows),
+            ]
+        )
+        jump = before + max(rows, columns)
+        fixed = torch.cat(
+            [
+                torch.arange(before, device=device).expand(3, -1),
+                before + grid,
+                jump + torch.arange(after, device=device).expand(3, -1),
+            ],
+            dim=1,
+        )
+        positions = torch.cat(
+            [fixed[:, None].expand(-1, batch, -1), (jump + after + places).expand(3, -1, -1)], dim=2
+        )
+        segment = torch.cat([segments.new_zeros(batch, prefix), segments], dim=1)
+        real = torch.cat([segments.new_ones(batch, prefix), segments], dim=1) > 0
+        order = torch.arange(segment.shape[1], device=device)
+        own = segment[:, None, :] == segment[:, :, None]
+        shared = (segment[:, None, :] == 0) & real[:, None, :]
+        mask = (own | shared) & (order[None, :] <= order[:, None])
+        hidden = self.language(embeds, positions, mask[:, None])[:, prefix:]
+        return self.model.lm_head(text.norm(hidden))
+
+    def vision(self, images: Tensor) -> Tensor:
+        """Visual tokens [B, N, H] of pictures uint8 [B, H, W, 3]."""
+        batch, height, width, _ = images.shape
+        high, wide = height // 14, width // 14
+        tower = self.model.model.visual
+        pixels = ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
+        pixels = pixels.reshape(batch, 3, high // 2, 2, 14, wide // 2, 2, 14)
+        pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)
+        pixels = pixels[:, :, :, :, :, :, None].expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)
+        kernel = tower.patch_embed.proj.weight.flatten(1)
+        hidden = functional.linear(pixels.reshape(batch, high * wide, -1), kernel)
+        place = torch.stack(
+            torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij"), dim=-1
+        ).to(images.device)
+        place = place.reshape(high // 2, 2, wide // 2, 2, 2).permute(0, 2, 1, 3, 4).reshape(-1, 2)
+        cos, sin = tower.rotary_pos_emb(hidden, place)
+        for block in tower.blocks:
+            query, key, value = (
+                block.attn.qkv(block.norm1(hidden))
+                .reshape(batch, high * wide, 3, block.attn.num_heads, -1)
+                .unbind(2)
+            )
+            query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
+            mixed = functional.scaled_dot_product_attention(
+                *(state.transpose(1, 2) for state in (query, key, value))
+            )
+            hidden = hidden + block.attn.proj(mixed.transpose(1, 2).flatten(2))
+            hidden = hidden + block.mlp(block.norm2(hidden))
+        merger = tower.merger
+        return merger.mlp(merger.ln_q(hidden).reshape(batch, high * wide // 4, -1))
+
+    def language(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """The text layers over a packed batch; mask bool [B, 1, T, T]."""
+        text = self.model.model.language_model
+        cos, sin = text.rotary_emb(embeds, positions)
+        hidden = embeds
+        for layer in text.layers:
+            attention = layer.self_attn
+            states = layer.input_layernorm(hidden)
+            query, key, value = (
+                project(states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            query, key = apply_rotary_pos_emb(query, key, cos, sin)
+            groups = attention.num_key_value_groups
+            mixed = functional.scaled_dot_product_attention(
+                query,
+                key.repeat_interleave(groups, 1),
+                value.repeat_interleave(groups, 1).to(query.dtype),
+                attn_mask=mask,
+            )
+            hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden
+
+
+def easy_pictures(split: str) -> Tensor:
+    """easy-VQA's pictures, enlarged as the image processor does: uint8 [N, 224, 224, 3]."""
+    paths = easy_vqa.get_train_image_paths if split == "train" else easy_vqa.get_test_image_paths
+    listed = paths()
+    pictures = np.empty((len(listed), *EASY_SIZE, 3), dtype=np.uint8)
+    for number, path in listed.items():
+        image = Image.open(path).convert("RGB").resize(EASY_SIZE[::-1], Image.Resampling.BICUBIC)
+        pictures[number] = np.asarray(image)
+    return torch.from_numpy(pictures)
+
+
+def pictures_of(batch: Batch, easy: Tensor, device: str, blur: bool) -> Tensor:
+    """A batch's pictures uint8 [B, H, W, 3]; `blur` sometimes resizes them as real ones are."""
+    if batch.kind == "easy":
+        return easy[batch.drawing[0].to(easy.device)].to(device)
+    images = scenes.draw(*(part.to(device, non_blocking=True) for part in batch.drawing), batch.size)
+    if blur and torch.rand(()) < 0.3:
+        factor = 0.85 + 0.3 * float(torch.rand(()))
+        small = [int(side * factor) for side in batch.size]
+        floats = images.permute(0, 3, 1, 2).float()
+        for target in (small, list(batch.size)):
+            floats = functional.interpolate(
+                floats, target, mode="bicubic", antialias=True, align_corners=False
+            )
+        images = floats.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return images
+
+
+@torch.no_grad()
+def evaluate(
+    nano: Nano, batches: list[Batch], easy: Tensor, device: str
+) -> dict[str, tuple[float, int]]:
+    """Share of answers whose every token (stop included) is the model's first choice, by task."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for batch in batches:
+        images = pictures_of(batch, easy, device, blur=False)
+        ids, segments, places = (
+            part.to(device) for part in (batch.ids, batch.segments, batch.places)
+        )
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            best = nano(images, ids, segments, places).argmax(-1).cpu()
+        hit = (best == batch.targets) | (batch.targets == -100)
+        for row, used in enumerate(batch.labels):
+            for number, (task, scope) in enumerate(used, start=1):
+                good = bool(hit[row][batch.segments[row] == number].all())
+                right[task].append(good)
+                if task != "caption":
+                    right["easy" if batch.kind == "easy" else f"{batch.kind} {scope}"].append(good)
+    return {task: (float(np.mean(hits)), len(hits)) for task, hits in sorted(right.items())}
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train until the time is up or the steps are done; save weights and state."""
+    began = time.time()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    out: Path = options.out
+    model = write_folder(out)
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    nano = Nano(model, tokenizer).to(device)
+    optimizer = torch.optim.AdamW(
+        nano.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.02, fused=device == "cuda"
+    )
+    step = 0
+    if options.resume:
+        state = torch.load(options.resume, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    easy = easy_pictures("train").to(device)
+    easy_test = easy_pictures("test").to(device)
+    tests = take(Batches(out, 64, 7, "test", 8, False), options.tests)
+    call = torch.compile(nano, dynamic=False) if options.compile else nano
+    stages = [(options.warm // 3, 2, True), (options.warm, 8, True), (options.steps, 8, False)]
+    log = []
+    last, losses = time.time(), []
+    for until, sprites, captions in stages:
+        if step >= until:
+            continue
+        data = Batches(out, options.batch, 1000 + step, "train", sprites, captions)
+        loader = DataLoader(
+            data, batch_size=None, num_workers=options.workers, prefetch_factor=4 if options.workers else None
+        )
+        for batch in loader:
+            rate = options.rate * min(1, (step + 1) / 300) * decay(step, options.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images = pictures_of(batch, easy, device, blur=True)
+            ids, segments, places, targets = (
+                part.to(device, non_blocking=True)
+                for part in (batch.ids, batch.segments, batch.places, batch.targets)
+            )
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                logits = call(images, ids, segments, places)
+            loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(nano.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            losses.append(loss.detach())
+            over = time.time() - began > options.minutes * 60
+            if step % options.every == 0 or step >= options.steps or over:
+                figures = evaluate(nano, tests, easy_test, device)
+                spent = time.time() - last
+                line = {
+                    "step": step,
+                    "loss": round(float(torch.stack(losses).mean()), 4),
+                    "pictures_a_second": round(len(losses) * options.batch / spent),
+                    "minutes": round((time.time() - began) / 60, 2),
+                    **{task: round(share, 3) for task, (share, _) in figures.items()},
+                }
+                print(json.dumps(line), flush=True)
+                log.append(line)
+                last, losses = time.time(), []
+            if step >= until or over:
+                break
+        if time.time() - began > options.minutes * 60:
+            break
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
+        out / "state.pt",
+    )
+    (out / f"log-{step}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    model.half().save_pretrained(out)
+
+
+def decay(step: int, steps: int) -> float:
+    """Cosine from 1 to 0 over the whole training."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def take(batches: Batches, count: int) -> list[Batch]:
+    """The first batches of a stream."""
+    stream = iter(batches)
+    return [next(stream) for _ in range(count)]
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop and save after this long")
+    parser.add_argument("--steps", type=int, default=24000, help="length of the learning-rate decay")
+    parser.add_argument("--warm", type=int, default=1500, help="steps of captions alone")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--every", type=int, default=500, help="steps between evaluations")
+    parser.add_argument("--tests", type=int, default=20, help="batches of 64 held-out pictures")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--resume", type=Path)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
