@@ -1,6 +1,6 @@
 """The nano checkpoint's folder: tokenizer, chat template, configs and (random) weights.
 
-    python models/nano_checkpoint.py models/nano
+python models/nano_checkpoint.py models/nano
 """
 
 import argparse

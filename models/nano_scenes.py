@@ -91,7 +91,9 @@ def sample_scene(rng: np.random.Generator, size: tuple[int, int], most: int = 8)
         row, column = divmod(cell, columns)
         middle = ((row + 0.5) * cell_height, (column + 0.5) * cell_width)
         jitter = rng.integers(-5, 6, size=2)
-        top, left = (int(place + shift - TILE / 2) for place, shift in zip(middle, jitter, strict=True))
+        top, left = (
+            int(place + shift - TILE / 2) for place, shift in zip(middle, jitter, strict=True)
+        )
         rgb = varied(rng, COLORS[color])
         ink = (255, 255, 255) if sum(rgb) < 400 else (20, 20, 20)
         size_number = int(rng.integers(len(SHAPE_SIZES)))
@@ -114,15 +116,21 @@ def scene_questions(
     for color, shape, letter in lone:
         found.append(Question(f"What letter is in the {color} {shape}?", letter, "letter", "local"))
     for color, shape, letter in sprites:
-        found.append(Question(f"What color is the shape with the letter {letter}?", color, "color", "local"))
+        found.append(
+            Question(f"What color is the shape with the letter {letter}?", color, "color", "local")
+        )
         found.append(Question(f"What shape has the letter {letter}?", shape, "shape", "local"))
-        found.append(Question(f"What has the letter {letter}?", f"{color} {shape}", "sprite", "local"))
+        found.append(
+            Question(f"What has the letter {letter}?", f"{color} {shape}", "sprite", "local")
+        )
     for first, second in zip(lone[::2], lone[1::2], strict=False):
         text = f"What letters are in the {first[0]} {first[1]} and the {second[0]} {second[1]}?"
         found.append(Question(text, f"{first[2]} and {second[2]}", "two letters", "local"))
     for shape in {shape for _, shape, _ in sprites} | {str(rng.choice(SHAPES))}:
         count = sum(sprite[1] == shape for sprite in sprites)
-        found.append(Question(f"How many {plural(shape)} are there?", str(count), "count", "global"))
+        found.append(
+            Question(f"How many {plural(shape)} are there?", str(count), "count", "global")
+        )
     for color in {color for color, _, _ in sprites} | {str(rng.choice(list(COLORS)))}:
         count = sum(sprite[0] == color for sprite in sprites)
         found.append(Question(f"How many {color} shapes are there?", str(count), "count", "global"))
@@ -356,7 +364,7 @@ def write_data(out: Path, count: int, seed: int, questions: int = 3) -> None:
     with open(out / "data.jsonl", "w", encoding="utf-8") as file:
         written = 0
         while written < count:
-            size = (28 * int(rng.integers(9, 13)), 28 * int(rng.integers(9, 13)))
+            size = (int(rng.integers(252, 345)), int(rng.integers(252, 345)))
             chart = rng.random() < 0.3
             picture = sample_chart(rng, size) if chart else sample_scene(rng, size)
             name = f"{'chart' if chart else 'scene'}-{seed}-{written:05d}.png"

@@ -33,7 +33,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-SIZES = ((336, 336), (252, 308), (308, 280))
+SIZES = tuple((28 * rows, 28 * columns) for rows in range(9, 13) for columns in range(9, 13))
 EASY_SIZE = (224, 224)
 TEXT = 232
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -68,7 +68,9 @@ class Batch:
 class Batches(IterableDataset[Batch]):
     """An endless stream of batches, different in every worker."""
 
-    def __init__(self, folder: Path, batch: int, seed: int, split: str, sprites: int, captions: bool):
+    def __init__(
+        self, folder: Path, batch: int, seed: int, split: str, sprites: int, captions: bool
+    ):
         """Make batches of `split` ("train" or "test"); scenes have at most `sprites` sprites."""
         self.folder, self.batch, self.seed, self.split = folder, batch, seed, split
         self.sprites, self.captions = sprites, captions
@@ -92,7 +94,9 @@ class Batches(IterableDataset[Batch]):
             else:
                 size = SIZES[int(rng.integers(len(SIZES)))]
                 if kind == "scene":
-                    drawn = [scenes.sample_scene(rng, size, self.sprites) for _ in range(self.batch)]
+                    drawn = [
+                        scenes.sample_scene(rng, size, self.sprites) for _ in range(self.batch)
+                    ]
                 else:
                     drawn = [scenes.sample_chart(rng, size) for _ in range(self.batch)]
                 drawing = scenes.orders(drawn)
@@ -169,6 +173,7 @@ class Nano(nn.Module):
         """Train `model`'s weights in place."""
         super().__init__()
         self.model = model
+        self.vision_block, self.text_block = vision_block, text_block
         start = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n<|vision_start|>"
         encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
         self.register_buffer("before", torch.tensor(encode(start)), persistent=False)
@@ -184,6 +189,10 @@ class Nano(nn.Module):
         visual = self.vision(images)
         before, after = len(self.before), len(self.after)
         prefix = before + rows * columns + after
+        spare = -(prefix + ids.shape[1]) % 8
+        ids, segments, places = (
+            functional.pad(part, (0, spare)) for part in (ids, segments, places)
+        )
         embeds = torch.cat(
             [
                 text.embed_tokens(self.before).expand(batch, -1, -1).to(visual.dtype),
@@ -219,7 +228,7 @@ class Nano(nn.Module):
         own = segment[:, None, :] == segment[:, :, None]
         shared = (segment[:, None, :] == 0) & real[:, None, :]
         mask = (own | shared) & (order[None, :] <= order[:, None])
-        hidden = self.language(embeds, positions, mask[:, None])[:, prefix:]
+        hidden = self.language(embeds, positions, mask[:, None])[:, prefix : prefix + TEXT]
         return self.model.lm_head(text.norm(hidden))
 
     def vision(self, images: Tensor) -> Tensor:
@@ -229,27 +238,16 @@ class Nano(nn.Module):
         tower = self.model.model.visual
         pixels = ((images.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
         pixels = pixels.reshape(batch, 3, high // 2, 2, 14, wide // 2, 2, 14)
-        pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)
-        pixels = pixels[:, :, :, :, :, :, None].expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)
-        kernel = tower.patch_embed.proj.weight.flatten(1)
-        hidden = functional.linear(pixels.reshape(batch, high * wide, -1), kernel)
+        pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, high * wide, -1)
+        kernel = tower.patch_embed.proj.weight.sum(2).flatten(1)
+        hidden = functional.linear(pixels, kernel)
         place = torch.stack(
             torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij"), dim=-1
         ).to(images.device)
         place = place.reshape(high // 2, 2, wide // 2, 2, 2).permute(0, 2, 1, 3, 4).reshape(-1, 2)
         cos, sin = tower.rotary_pos_emb(hidden, place)
         for block in tower.blocks:
-            query, key, value = (
-                block.attn.qkv(block.norm1(hidden))
-                .reshape(batch, high * wide, 3, block.attn.num_heads, -1)
-                .unbind(2)
-            )
-            query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
-            mixed = functional.scaled_dot_product_attention(
-                *(state.transpose(1, 2) for state in (query, key, value))
-            )
-            hidden = hidden + block.attn.proj(mixed.transpose(1, 2).flatten(2))
-            hidden = hidden + block.mlp(block.norm2(hidden))
+            hidden = self.vision_block(block, hidden, cos, sin)
         merger = tower.merger
         return merger.mlp(merger.ln_q(hidden).reshape(batch, high * wide // 4, -1))
 
@@ -259,23 +257,41 @@ class Nano(nn.Module):
         cos, sin = text.rotary_emb(embeds, positions)
         hidden = embeds
         for layer in text.layers:
-            attention = layer.self_attn
-            states = layer.input_layernorm(hidden)
-            query, key, value = (
-                project(states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            query, key = apply_rotary_pos_emb(query, key, cos, sin)
-            groups = attention.num_key_value_groups
-            mixed = functional.scaled_dot_product_attention(
-                query,
-                key.repeat_interleave(groups, 1),
-                value.repeat_interleave(groups, 1).to(query.dtype),
-                attn_mask=mask,
-            )
-            hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = self.text_block(layer, hidden, cos, sin, mask)
         return hidden
+
+
+def vision_block(block: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """One layer of the vision tower over pictures of one size, [B, P, C]."""
+    query, key, value = (
+        block.attn.qkv(block.norm1(hidden)).unflatten(-1, (3, block.attn.num_heads, -1)).unbind(2)
+    )
+    query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
+    mixed = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    )
+    hidden = hidden + block.attn.proj(mixed.transpose(1, 2).flatten(2))
+    return hidden + block.mlp(block.norm2(hidden))
+
+
+def text_block(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    """One layer of the language model over a packed batch, [B, T, H]."""
+    attention = layer.self_attn
+    states = layer.input_layernorm(hidden)
+    query, key, value = (
+        project(states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, cos.to(query.dtype), sin.to(query.dtype))
+    groups = attention.num_key_value_groups
+    mixed = functional.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(groups, 1),
+        value.repeat_interleave(groups, 1),
+        attn_mask=mask,
+    )
+    hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 def easy_pictures(split: str) -> Tensor:
@@ -292,8 +308,11 @@ def easy_pictures(split: str) -> Tensor:
 def pictures_of(batch: Batch, easy: Tensor, device: str, blur: bool) -> Tensor:
     """A batch's pictures uint8 [B, H, W, 3]; `blur` sometimes resizes them as real ones are."""
     if batch.kind == "easy":
-        return easy[batch.drawing[0].to(easy.device)].to(device)
-    images = scenes.draw(*(part.to(device, non_blocking=True) for part in batch.drawing), batch.size)
+        images = easy[batch.drawing[0].to(easy.device)].to(device)
+        return images.flip(2) if blur and torch.rand(()) < 0.5 else images
+    images = scenes.draw(
+        *(part.to(device, non_blocking=True) for part in batch.drawing), batch.size
+    )
     if blur and torch.rand(()) < 0.3:
         factor = 0.85 + 0.3 * float(torch.rand(()))
         small = [int(side * factor) for side in batch.size]
@@ -339,18 +358,31 @@ def train(options: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     nano = Nano(model, tokenizer).to(device)
     optimizer = torch.optim.AdamW(
-        nano.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.02, fused=device == "cuda"
+        nano.parameters(),
+        lr=options.rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        fused=device == "cuda",
     )
     step = 0
     if options.resume:
-        state = torch.load(options.resume, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
+        if options.resume.is_dir():
+            trained = Qwen2VLForConditionalGeneration.from_pretrained(
+                options.resume, dtype=torch.float32
+            )
+            model.load_state_dict(trained.state_dict())
+            step = options.start
+        else:
+            state = torch.load(options.resume, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            step = state["step"]
     easy = easy_pictures("train").to(device)
     easy_test = easy_pictures("test").to(device)
     tests = take(Batches(out, 64, 7, "test", 8, False), options.tests)
-    call = torch.compile(nano, dynamic=False) if options.compile else nano
+    if options.compile:
+        nano.vision_block = torch.compile(vision_block, dynamic=True)
+        nano.text_block = torch.compile(text_block, dynamic=True)
     stages = [(options.warm // 3, 2, True), (options.warm, 8, True), (options.steps, 8, False)]
     log = []
     last, losses = time.time(), []
@@ -359,10 +391,13 @@ def train(options: argparse.Namespace) -> None:
             continue
         data = Batches(out, options.batch, 1000 + step, "train", sprites, captions)
         loader = DataLoader(
-            data, batch_size=None, num_workers=options.workers, prefetch_factor=4 if options.workers else None
+            data,
+            batch_size=None,
+            num_workers=options.workers,
+            prefetch_factor=4 if options.workers else None,
         )
         for batch in loader:
-            rate = options.rate * min(1, (step + 1) / 300) * decay(step, options.steps)
+            rate = options.rate * min(1, (step + 1) / 200) * decay(step, options.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images = pictures_of(batch, easy, device, blur=True)
@@ -371,7 +406,7 @@ def train(options: argparse.Namespace) -> None:
                 for part in (batch.ids, batch.segments, batch.places, batch.targets)
             )
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                logits = call(images, ids, segments, places)
+                logits = nano(images, ids, segments, places)
             loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -421,15 +456,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop and save after this long")
-    parser.add_argument("--steps", type=int, default=24000, help="length of the learning-rate decay")
+    parser.add_argument(
+        "--steps", type=int, default=24000, help="length of the learning-rate decay"
+    )
     parser.add_argument("--warm", type=int, default=1500, help="steps of captions alone")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between evaluations")
     parser.add_argument("--tests", type=int, default=20, help="batches of 64 held-out pictures")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--resume", type=Path, help="state.pt, or a checkpoint folder and --start")
+    parser.add_argument("--start", type=int, default=0, help="the step that a resumed folder is at")
     train(parser.parse_args())
 
 
