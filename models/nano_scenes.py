@@ -148,7 +148,7 @@ def sample_chart(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     colors = rng.choice(len(COLORS), count, replace=False)
     picture = Picture(size, pale(rng), "")
     names = list(COLORS)
-    floor, ceiling = height - 48, 48
+    floor, ceiling = height - 46 - int(rng.integers(0, 30)), 46
     picture.rectangles.append((floor, 8, floor + 3, width - 8, (60, 60, 60)))
     slot = (width - 16) / count
     bars: list[tuple[str, str, str]] = []
@@ -388,8 +388,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--questions", type=int, default=3, help="questions a picture, at most")
     options = parser.parse_args()
-    write_data(options.out, options.count, options.seed)
+    write_data(options.out, options.count, options.seed, options.questions)
 
 
 if __name__ == "__main__":

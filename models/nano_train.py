@@ -10,6 +10,7 @@ each is exactly what a request for it alone would be.
 import argparse
 import json
 import math
+import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -33,7 +34,6 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-SIZES = tuple((28 * rows, 28 * columns) for rows in range(9, 13) for columns in range(9, 13))
 EASY_SIZE = (224, 224)
 TEXT = 232
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -92,7 +92,8 @@ class Batches(IterableDataset[Batch]):
                 drawing: tuple[Tensor, ...] = (torch.from_numpy(numbers),)
                 size = EASY_SIZE
             else:
-                size = SIZES[int(rng.integers(len(SIZES)))]
+                height, width = rng.integers(252, 346, size=2).tolist()
+                size = (height, width) if rng.random() < 0.5 else fitted((height, width))
                 if kind == "scene":
                     drawn = [
                         scenes.sample_scene(rng, size, self.sprites) for _ in range(self.batch)
@@ -181,14 +182,25 @@ class Nano(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(STD), persistent=False)
 
-    def forward(self, images: Tensor, ids: Tensor, segments: Tensor, places: Tensor) -> Tensor:
-        """Logits [B, TEXT, V] for pictures uint8 [B, H, W, 3] and packed segments."""
+    def forward(
+        self, images: Tensor, ids: Tensor, segments: Tensor, places: Tensor, keep: float = 1.0
+    ) -> Tensor:
+        """Logits [B, TEXT, V] for pictures uint8 [B, H, W, 3] and packed segments.
+
+        With `keep` under 1 random visual tokens are dropped, the others at their own positions.
+        """
         batch, height, width, _ = images.shape
         rows, columns = height // 28, width // 28
         text = self.model.model.language_model
         visual = self.vision(images)
+        count = rows * columns
+        kept = torch.arange(count, device=images.device).expand(batch, -1)
+        if keep < 1:
+            chances = torch.rand(batch, count, device=images.device)
+            kept = chances.topk(max(1, int(keep * count))).indices.sort().values
+            visual = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
         before, after = len(self.before), len(self.after)
-        prefix = before + rows * columns + after
+        prefix = before + kept.shape[1] + after
         spare = -(prefix + ids.shape[1]) % 8
         ids, segments, places = (
             functional.pad(part, (0, spare)) for part in (ids, segments, places)
@@ -203,25 +215,12 @@ class Nano(nn.Module):
             dim=1,
         )
         device = images.device
-        grid = torch.stack(
-            [
-                torch.zeros(rows * columns, device=device, dtype=torch.int64),
-                torch.arange(rows, device=device).repeat_interleave(columns),
-                torch.arange(columns, device=device).repeat(rows),
-            ]
-        )
         jump = before + max(rows, columns)
-        fixed = torch.cat(
-            [
-                torch.arange(before, device=device).expand(3, -1),
-                before + grid,
-                jump + torch.arange(after, device=device).expand(3, -1),
-            ],
-            dim=1,
-        )
-        positions = torch.cat(
-            [fixed[:, None].expand(-1, batch, -1), (jump + after + places).expand(3, -1, -1)], dim=2
-        )
+        grid = torch.stack([torch.zeros_like(kept), kept // columns, kept % columns]) + before
+        head = torch.arange(before, device=device).expand(3, batch, -1)
+        tail = (jump + torch.arange(after, device=device)).expand(3, batch, -1)
+        asked = (jump + after + places).expand(3, -1, -1)
+        positions = torch.cat([head, grid, tail, asked], dim=2)
         segment = torch.cat([segments.new_zeros(batch, prefix), segments], dim=1)
         real = torch.cat([segments.new_ones(batch, prefix), segments], dim=1) > 0
         order = torch.arange(segment.shape[1], device=device)
@@ -313,16 +312,22 @@ def pictures_of(batch: Batch, easy: Tensor, device: str, blur: bool) -> Tensor:
     images = scenes.draw(
         *(part.to(device, non_blocking=True) for part in batch.drawing), batch.size
     )
-    if blur and torch.rand(()) < 0.3:
+    targets = [fitted(batch.size)] if batch.size != fitted(batch.size) else []
+    if blur and torch.rand(()) < 0.2:
         factor = 0.85 + 0.3 * float(torch.rand(()))
-        small = [int(side * factor) for side in batch.size]
-        floats = images.permute(0, 3, 1, 2).float()
-        for target in (small, list(batch.size)):
-            floats = functional.interpolate(
-                floats, target, mode="bicubic", antialias=True, align_corners=False
-            )
-        images = floats.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return images
+        height, width = batch.size
+        targets = [(int(height * factor), int(width * factor)), fitted(batch.size)]
+    floats = images.permute(0, 3, 1, 2).float()
+    for target in targets:
+        floats = functional.interpolate(
+            floats, target, mode="bicubic", antialias=True, align_corners=False
+        )
+    return floats.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def fitted(size: tuple[int, int]) -> tuple[int, int]:
+    """A size in pixels as the image processor rounds it: whole visual tokens."""
+    return round(size[0] / 28) * 28, round(size[1] / 28) * 28
 
 
 @torch.no_grad()
@@ -377,6 +382,7 @@ def train(options: argparse.Namespace) -> None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             step = state["step"]
+    began_at = step
     easy = easy_pictures("train").to(device)
     easy_test = easy_pictures("test").to(device)
     tests = take(Batches(out, 64, 7, "test", 8, False), options.tests)
@@ -397,7 +403,7 @@ def train(options: argparse.Namespace) -> None:
             prefetch_factor=4 if options.workers else None,
         )
         for batch in loader:
-            rate = options.rate * min(1, (step + 1) / 200) * decay(step, options.steps)
+            rate = options.rate * min(1, (step - began_at + 1) / 200) * decay(step, options.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images = pictures_of(batch, easy, device, blur=True)
@@ -406,7 +412,8 @@ def train(options: argparse.Namespace) -> None:
                 for part in (batch.ids, batch.segments, batch.places, batch.targets)
             )
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                logits = nano(images, ids, segments, places)
+                keep = random.uniform(0.4, 0.95) if random.random() < options.drop else 1.0
+                logits = nano(images, ids, segments, places, keep)
             loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -464,6 +471,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between evaluations")
     parser.add_argument("--tests", type=int, default=20, help="batches of 64 held-out pictures")
+    parser.add_argument("--drop", type=float, default=0.0, help="share of batches with holes")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--resume", type=Path, help="state.pt, or a checkpoint folder and --start")
