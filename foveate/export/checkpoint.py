@@ -85,6 +85,12 @@ class Checkpoint:
         return read_json(path) if path.is_file() else {}
 
 
+def release(model: torch.nn.Module) -> None:
+    """Free a model's weights even where others (onnxscript's rewrite rules do) still hold the model."""
+    for weight in model.parameters():
+        weight.data = torch.empty(0, dtype=weight.dtype)
+
+
 def fetch(name: str) -> Path:
     """Download a hub id's files.
 

@@ -29,7 +29,7 @@ from foveate.bundle import (
 )
 from foveate.calibration.f_theta import FTheta
 from foveate.errors import CheckpointError, KeepError, LimitError
-from foveate.export.checkpoint import DTYPES, Checkpoint
+from foveate.export.checkpoint import DTYPES, Checkpoint, release
 from foveate.export.graph import GraphPlan, write_graph
 from foveate.export.parity import Case, compare
 from foveate.families.base import Family
@@ -153,7 +153,7 @@ def export(
             stage(plan.role)
             written, graphs[plan.role] = write_graph(plan, writer.root)
             files |= written
-        del model, plan
+        release(model)
 
         stage("parity")
         paths = {role: writer.root / files[role] for role in graphs}

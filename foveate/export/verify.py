@@ -10,7 +10,7 @@ from foveate import families
 from foveate.bundle import Bundle
 from foveate.calibration.f_theta import FTheta
 from foveate.errors import ParityError
-from foveate.export.checkpoint import DTYPES, Checkpoint
+from foveate.export.checkpoint import DTYPES, Checkpoint, release
 from foveate.export.exporter import FamilyExport
 from foveate.export.parity import compare
 from foveate.runtime.pipeline import read_tokenizer
@@ -59,7 +59,7 @@ def verify(
     )
     progress("reference")
     cases = torch_half.reference(model, network, family)
-    del model
+    release(model)
     progress("parity")
     graphs = {role: bundle.file(role) for role in bundle.manifest.graphs}
     with TemporaryDirectory() as twins:

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from foveate.bundle import replace_file, writing
 from foveate.errors import ImageError, KeepError, OutputError, OutputExistsError
 from foveate.families.pixels import to_rgb
+from foveate.output import EXISTS, replace_file, writing
 from foveate.runtime.answer import Visual
 
 LEAST_WIDTH, MOST_WIDTH, MOST_HEIGHT = 448, 720, 960
-MARGIN, CAPTION, TEXT = 16, 34, 16
+MARGIN, CAPTION, TEXT, LEGEND = 16, 34, 16, 360
 INK, PAPER, OUTLINE = (40, 40, 44), (255, 255, 255), (232, 62, 40)
-FADED, FADE = 222, 0.84
+FADED, FADE, SHADE, GLOW = 222, 0.84, 0.65, 0.2
 
 # Dark to light: lightness grows evenly, so the order is seen without the colours too.
 COLOURS = np.array(
@@ -53,7 +53,7 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
         (_kept_alone(original, kept), f"{number}{count}"),
     )
     width, height = original.size
-    slot = max(width, *(math.ceil(_font().getlength(caption)) for _, caption in panels))
+    slot = max(width, LEGEND)
     sheet = Image.new("RGB", (3 * slot + 4 * MARGIN, height + 2 * MARGIN + CAPTION), PAPER)
     pen = ImageDraw.Draw(sheet)
     for place, (panel, caption) in enumerate(panels):
@@ -123,11 +123,9 @@ def check_target(path: str | os.PathLike[str], *, force: bool = False) -> None:
             if not os.access(target.parent, os.W_OK | os.X_OK):
                 raise OutputError(f"{target.parent} may not be written to; give another folder")
         elif not target.is_file():
-            raise OutputExistsError(f"{target} is not a plain file; give another path")
+            raise OutputExistsError(f"{target} is not a plain file. Give another path.")
         elif not force:
-            raise OutputExistsError(
-                f"{target} is already there; give another path, or replace it with force (--force)"
-            )
+            raise OutputExistsError(f"{target} {EXISTS}")
 
 
 def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -167,12 +165,13 @@ def _token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArra
     tokens = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
     kept = np.zeros(visual.total, dtype=np.bool_)
     kept[visual.indices] = True
-    scaled = spread(visual.relevance)[tokens].reshape(visual.grids[index])
-    return scaled.max(axis=0), kept[tokens].reshape(visual.grids[index]).any(axis=0)
+    grid = visual.grids[index]
+    scaled = spread(visual.relevance)[tokens].reshape(grid)
+    return np.max(scaled, axis=0), np.logical_or.reduce(kept[tokens].reshape(grid))
 
 
 def _panel_size(picture: Image.Image) -> tuple[int, int]:
-    """How large a panel is: wide enough to see a patch, and no higher than a screen."""
+    """A panel's (width, height): wide enough to see a patch, and no higher than a screen."""
     width = min(max(picture.width, LEAST_WIDTH), MOST_WIDTH)
     height = picture.height * width / picture.width
     if height > MOST_HEIGHT:
@@ -181,17 +180,15 @@ def _panel_size(picture: Image.Image) -> tuple[int, int]:
 
 
 def _under_relevance(original: Image.Image, relevance: NDArray[np.float64]) -> Image.Image:
-    """The picture in grey, coloured by relevance; the more relevant, the stronger."""
+    """The colours of relevance, lit by the picture so that its shapes are seen."""
     smooth = np.asarray(
         Image.fromarray(relevance.astype(np.float32)).resize(
             original.size, Image.Resampling.BICUBIC
         )
     ).clip(0, 1)
-    grey = np.asarray(original.convert("L").convert("RGB"), dtype=np.float64)
-    strength = (0.55 + 0.25 * smooth)[..., None]
-    return Image.fromarray(
-        (grey * (1 - strength) + colours(smooth) * strength).round().astype(np.uint8)
-    )
+    grey = np.asarray(original.convert("L"), dtype=np.float64)[..., None] / 255
+    lit = colours(smooth) * (SHADE + (1 - SHADE) * grey) * (1 - GLOW) + 255 * GLOW * grey
+    return Image.fromarray(lit.round().astype(np.uint8))
 
 
 def _kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
@@ -208,7 +205,8 @@ def _enlarged(cells: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.boo
     """A grid's cells as pixels of a picture of `size` (width, height)."""
     rows = np.arange(size[1]) * cells.shape[0] // size[1]
     columns = np.arange(size[0]) * cells.shape[1] // size[0]
-    return cells[rows[:, None], columns]
+    enlarged: NDArray[np.bool_] = cells[rows[:, None], columns]
+    return enlarged
 
 
 def _draw_legend(sheet: Image.Image, left: int, width: int, top: int) -> None:

@@ -1,0 +1,286 @@
+"""The command line: one verb a function, and what becomes of its errors."""
+
+import contextlib
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from foveate import __version__
+from foveate.errors import FoveateError
+from foveate.terminal import Progress, note, one_line, tell, tell_json
+
+DEBUG = "foveate.debug"
+PATH = click.Path(readable=False, path_type=Path)
+FUNCTION = TypeVar("FUNCTION", bound=Callable[..., Any])
+
+
+class Verbs(click.Group):
+    """The group of verbs, which turns whatever they raise into a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, ValueError):
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except BaseException as error:
+            if ctx.meta.get(DEBUG) and not isinstance(error, KeyboardInterrupt):
+                note("".join(traceback.format_exception(error)))
+            message, code = verdict(error)
+            note(f"foveate: error: {one_line(message)}")
+            raise click.exceptions.Exit(code) from None
+
+
+def verdict(error: BaseException) -> tuple[str, int]:
+    """What the command line says of an error, and its exit code."""
+    if isinstance(error, FoveateError):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing was left half-written", 130
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or take a smaller model or picture", 1
+    if not isinstance(error, Exception):
+        raise error
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{what} (this is a bug; run again with --debug and report what it prints)", 1
+
+
+def note_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    """Remember --debug, wherever it stands."""
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+debug = click.Option(
+    ["--debug"],
+    is_flag=True,
+    expose_value=False,
+    callback=note_debug,
+    envvar="FOVEATE_DEBUG",
+    help="Show the traceback of an error (also FOVEATE_DEBUG=1).",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+force = click.option("--force", is_flag=True, help="Replace what is already there.")
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="foveate %(version)s")
+def main() -> None:
+    """Run multimodal language models on the visual tokens that a question needs.
+
+    \b
+    Try it:  foveate demo
+    """
+
+
+main.params.append(debug)
+
+
+def verb(example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a verb, with an example of its use below its help."""
+
+    def register(function: Callable[..., None]) -> click.Command:
+        command = main.command(epilog=f"\b\nExample:\n  {example}")(function)
+        command.params.append(debug)
+        return command
+
+    return register
+
+
+def options(*several: Callable[[FUNCTION], FUNCTION]) -> Callable[[FUNCTION], FUNCTION]:
+    """Several click options as one decorator, in the order of their help."""
+    return lambda function: functools.reduce(lambda inner, one: one(inner), several[::-1], function)
+
+
+@verb("foveate demo")
+@click.option("--checkpoint", type=PATH, help="Default: models/nano.")
+@click.option(
+    "--out", type=PATH, default=Path("demo"), show_default=True,
+    help="Folder for the bundle and the heatmap.",
+)  # fmt: skip
+@as_json
+def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
+    """Ask the nano checkpoint about a picture, and see where it looked.
+
+    Exports it, asks one of its held-out questions with all visual tokens and with a quarter of
+    them, and draws what was kept.
+    """
+    from foveate.demo import demo_facts, describe_demo, run_demo
+
+    with Progress() as progress:
+        shown = run_demo(checkpoint, out, progress.begin)
+    tell_json(demo_facts(shown)) if as_json else tell(describe_demo(shown))
+
+
+@verb("foveate export Qwen/Qwen2-VL-2B-Instruct qwen2-vl --compressor f_theta.safetensors")
+@click.argument("checkpoint")
+@click.argument("bundle", type=PATH)
+@options(
+    click.option(
+        "--compressor", default="attention", show_default=True, metavar="FILE|attention",
+        help="The weights of a trained f_θ, or the language model's first-layer attention.",
+    ),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32",
+        show_default=True, help="What the graphs compute in.",
+    ),
+    click.option(
+        "--keep", type=float, default=0.25, show_default=True, metavar="RATIO",
+        help="Visual tokens kept where a request does not say, in (0, 1].",
+    ),
+    click.option(
+        "--visual-tokens", type=int, metavar="N",
+        help="The most visual tokens of one request.  [default: what the context allows]",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def export(
+    checkpoint: str,
+    bundle: Path,
+    compressor: str,
+    precision: Any,
+    keep: float,
+    visual_tokens: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT, a folder or a hub id, to the folder BUNDLE.
+
+    Every graph is compared with transformers before the bundle is moved into place.
+    """
+    with Progress() as progress:
+        progress.begin("loading torch and transformers")
+        from foveate.export import ExportOptions
+        from foveate.export import export as export_bundle
+        from foveate.report import describe_export, export_facts
+
+        written = export_bundle(
+            checkpoint,
+            bundle,
+            ExportOptions(compressor, precision, keep, visual_tokens, force),
+            progress.begin,
+        )
+    tell_json(export_facts(written)) if as_json else tell(describe_export(written))
+
+
+@verb("foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--checkpoint", metavar="CHECKPOINT",
+    help="Also compare every graph with this checkpoint in transformers.",
+)  # fmt: skip
+@as_json
+def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
+    """Check the files and graphs of BUNDLE.
+
+    Checksums, and each graph's inputs and outputs against the manifest; with a checkpoint, also
+    what each graph computes.
+    """
+    from foveate.verification import describe_verification, verification_facts, verify_bundle
+
+    with Progress() as progress:
+        result = verify_bundle(bundle, checkpoint, progress.begin)
+    tell_json(verification_facts(result)) if as_json else tell(describe_verification(result))
+
+
+@verb("foveate inspect qwen2-vl")
+@click.argument("bundle", type=PATH)
+@as_json
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds; checksums are left to verify."""
+    from foveate.bundle import Bundle
+    from foveate.report import bundle_facts, describe_bundle
+
+    opened = Bundle.open(bundle, checksums=False)
+    tell_json(bundle_facts(opened)) if as_json else tell(describe_bundle(opened))
+
+
+@verb('foveate run qwen2-vl "What does the sign say?" --image street.jpg --keep 0.25')
+@click.argument("bundle", type=PATH)
+@click.argument("prompt")
+@options(
+    click.option(
+        "--image", "images", multiple=True, required=True, metavar="FILE",
+        help="A picture; several times for several, - for standard input.",
+    ),
+    click.option(
+        "--keep", metavar="RATIO|N",
+        help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]",
+    ),
+    click.option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
+    click.option(
+        "--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."
+    ),
+    click.option(
+        "--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling."
+    ),
+    click.option("--top-k", type=int, help="Sample from this many best tokens."),
+    click.option("--seed", type=click.IntRange(min=0), help="Makes sampling repeatable."),
+    click.option(
+        "--heatmap", type=PATH, metavar="OUT.png",
+        help="Draw what was relevant and what was kept.",
+    ),
+    force,
+    as_json,
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where to run; one that cannot be had is an error.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(0, 1024), default=0, metavar="N",
+        help="Threads within an operator.  [default: the backend's choice]",
+    ),
+)  # fmt: skip
+def run(
+    bundle: Path,
+    prompt: str,
+    images: tuple[str, ...],
+    keep: str | None,
+    heatmap: Path | None,
+    force: bool,
+    as_json: bool,
+    device: str,
+    threads: int,
+    **sampling: Any,
+) -> None:
+    """Ask BUNDLE the question PROMPT about one or more pictures.
+
+    The answer goes to standard output as it comes, the rest to standard error.
+    """
+    from foveate.asking import ask
+    from foveate.report import answer_facts, describe_answer
+
+    answer = ask(
+        bundle,
+        prompt,
+        images,
+        keep=keep,
+        heatmap=heatmap,
+        force=force,
+        device=device,
+        threads=threads,
+        say=None if as_json else functools.partial(tell, newline=False),
+        **sampling,
+    )
+    if as_json:
+        tell_json(answer_facts(answer))
+    note(describe_answer(answer))
+
+
+@verb("foveate doctor")
+@as_json
+def doctor(as_json: bool) -> None:
+    """Show what this machine can run, and why not the rest."""
+    from foveate.doctor import describe_machine, examine, machine_facts
+
+    found = examine()
+    tell_json(machine_facts(found)) if as_json else tell(describe_machine(found))

@@ -1,0 +1,52 @@
+"""Bundles shared by all tests, exported once a session."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from foveate.bundle import Bundle
+from foveate.export import ExportOptions, export
+from tests.checkpoints import write_checkpoint
+
+NANO = Path(__file__).parent.parent / "models" / "nano"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One held-out question of the nano checkpoint."""
+
+    id: str
+    image: Path
+    question: str
+    answer: str
+    task: str
+    scope: str
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2-VL checkpoint of two layers."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Bundle:
+    """The random checkpoint's fp32 bundle; tests must not write in it."""
+    return export(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The nano checkpoint's fp32 bundle, ranked by attention; tests must not write in it."""
+    return export(NANO, tmp_path_factory.mktemp("nano") / "bundle", ExportOptions())
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """The nano checkpoint's held-out questions."""
+    folder = NANO / "samples"
+    lines = (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [Sample(**{**record, "image": folder / record["image"]}) for record in records]
