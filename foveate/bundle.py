@@ -202,7 +202,7 @@ def _why_no_bundle(root: Path) -> str | None:
     if any(name.endswith(".onnx") for name in names):
         return (
             f"{root} has graphs but no {MANIFEST}: it was left by an export that was cut short, or "
-            "copied in part. Delete it and export again."
+            "copied in part. Delete it and export again, if a bundle is what was to be here."
         )
     return (
         f"{root} is no bundle: it has no {MANIFEST}. Check the path, or write one: foveate export"

@@ -71,8 +71,12 @@ def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpe
         raise ExportError(f"{plan.role}: the graph takes {names}, planned were {plan.inputs}")
     strip_metadata(program.model)
     program.save(str(path), external_data=True)
+    spec = describe(program.model.graph)
+    for value in program.model.graph.initializers.values():
+        # onnxscript's rewrite rules keep the last graph they saw, and with it every weight.
+        value.const_value = None
     files = {plan.role: path.name, f"{plan.role}.weights": f"{path.name}.data"}
-    return files, describe(program.model.graph)
+    return files, spec
 
 
 def strip_metadata(model: ir.Model) -> None:

@@ -240,13 +240,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 "keep": np.array([count], dtype=np.int64),
             }
         )
-        visual = Visual(
-            total,
-            count,
-            outputs["kept_indices"].numpy(),
-            outputs["relevance"].numpy(),
-            vision.grids,
-        )
+        relevance = outputs["relevance"].numpy()
+        if not np.isfinite(relevance).all():
+            raise BackendError(
+                f"{self.bundle.root}: the compressor's relevance is not finite, so nothing can be "
+                "ranked; export with --precision fp32 or bf16"
+            )
+        visual = Visual(total, count, outputs["kept_indices"].numpy(), relevance, vision.grids)
         return outputs["inputs_embeds"], outputs["kept_position_ids"], visual
 
     def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:

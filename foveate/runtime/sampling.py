@@ -35,6 +35,8 @@ class Sampling:
             raise SamplingError(f"top_p is {self.top_p}; give a probability in (0, 1]")
         if self.top_k is not None and self.top_k < 1:
             raise SamplingError(f"top_k is {self.top_k}; give a count of at least 1, or None")
+        if self.seed is not None and self.seed < 0:
+            raise SamplingError(f"seed is {self.seed}; give 0 or more, or None")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise SamplingError(
                 f"repetition_penalty is {self.repetition_penalty}; give more than 0"

@@ -219,6 +219,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], type[FoveateError]]] = [
     ({"temperature": float("nan")}, SamplingError),
     ({"top_p": 0.0}, SamplingError),
     ({"top_k": 0}, SamplingError),
+    ({"seed": -1}, SamplingError),
     ({"repetition_penalty": 0.0}, SamplingError),
 ]
 

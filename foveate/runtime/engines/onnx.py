@@ -61,7 +61,7 @@ def resolve_device(device: str) -> str:
     if PROVIDERS[device] not in available:
         raise BackendError(
             f"device {device!r} needs onnxruntime's {PROVIDERS[device]}, and this onnxruntime has "
-            f"{', '.join(available)}; pip uninstall onnxruntime, then pip install foveate[gpu]"
+            f"{', '.join(available)}; pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
         )
     return device
 

@@ -1,0 +1,176 @@
+"""Export: every graph agrees with transformers, at every precision, and what cannot be done is said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from foveate import Pipeline
+from foveate.bundle import Bundle
+from foveate.calibration.f_theta import FTheta
+from foveate.errors import (
+    BackendError,
+    CheckpointError,
+    FoveateError,
+    KeepError,
+    LimitError,
+    OutputExistsError,
+    ParityError,
+    UnsupportedFamilyError,
+)
+from foveate.export import STAGES, ExportOptions, export, verify
+from foveate.export.parity import TOLERANCE
+from tests.checkpoints import write_checkpoint
+
+
+def test_graphs_agree_with_transformers(tiny_bundle: Bundle, nano_bundle: Bundle) -> None:
+    """1e-5 of the largest magnitude: float32 sums in another order."""
+    for bundle in (tiny_bundle, nano_bundle):
+        parity = bundle.manifest.parity
+        assert set(parity) == {"vision", "embeddings", "compressor", "decoder"}
+        assert max(parity.values()) <= TOLERANCE["fp32"] == 1e-5
+        assert parity["vision"] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precisions_agree_within_their_bound(
+    tiny_checkpoint: Path, tmp_path: Path, precision: str
+) -> None:
+    """fp16 2e-2 and bf16 1e-1 of the largest magnitude: rounding after each operator on both sides."""
+    options = ExportOptions(precision=precision)  # type: ignore[arg-type]
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", options)
+    assert 0 < bundle.manifest.parity["decoder"] <= TOLERANCE[precision]
+    wanted = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]
+    graph = onnx.load(bundle.file("decoder"), load_external_data=False).graph
+    weights = [weight.data_type for weight in graph.initializer if len(weight.dims) == 2]
+    assert set(weights) == {wanted}
+    picture = np.zeros((112, 112, 3), np.uint8)
+    if precision == "bf16":
+        with pytest.raises(BackendError, match="bf16"):
+            Pipeline.load(bundle.root, device="cpu")
+    else:
+        with Pipeline.load(bundle.root, device="cpu") as pipe:
+            assert pipe.generate("What is it?", images=[picture], max_new_tokens=3).token_ids
+
+
+def test_a_trained_network_ranks(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = tmp_path / "f_theta.safetensors"
+    FTheta().save(weights, {"trained_on": "nothing", "figure.overlap_at_25": "0.5"})
+    options = ExportOptions(compressor=weights, keep=0.5)
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", options)
+    facts = bundle.manifest.compressor
+    assert (facts.kind, facts.keep, facts.trained_on) == ("f_theta", 0.5, "nothing")
+    assert facts.figures == {"overlap_at_25": 0.5}
+    assert bundle.manifest.parity["compressor"] <= 1e-5
+    assert verify(bundle, tiny_checkpoint)["compressor"] <= 1e-5
+    picture = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    with Pipeline.load(bundle.root) as pipe:
+        visual = pipe.generate("What is it?", images=[picture], max_new_tokens=1).visual
+    assert (visual.kept, visual.total) == (32, 64)
+
+
+def test_f_theta_has_the_papers_size_and_takes_any_length() -> None:
+    """177,541 parameters: five depthwise-separable layers of 32…512 channels and a pointwise head."""
+    network = FTheta()
+    assert sum(weight.numel() for weight in network.parameters()) == 177_541
+    assert network(torch.rand(2, 1000)).shape == (2, 1000)
+
+
+def test_verify_tells_another_checkpoint_apart(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert max(verify(tiny_bundle, tiny_checkpoint).values()) <= 1e-5
+    other = write_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(ParityError, match="differs from transformers"):
+        verify(tiny_bundle, other)
+    wider = write_checkpoint(tmp_path / "wider", hidden=96)
+    with pytest.raises(ParityError, match="other sizes"):
+        verify(tiny_bundle, wider)
+
+
+def test_stages_are_told_in_order(
+    nano_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    export(tiny_checkpoint, tmp_path / "b", progress=lambda *stage: seen.append(stage))
+    assert seen == [(name, number, len(STAGES)) for number, name in enumerate(STAGES, start=1)]
+
+
+def test_graphs_hold_no_trace_of_the_machine(tiny_bundle: Bundle) -> None:
+    for role in tiny_bundle.manifest.graphs:
+        data = tiny_bundle.file(role).read_bytes()
+        assert b".py" not in data
+        assert b"site-packages" not in data
+
+
+def break_model_type(folder: Path) -> None:
+    """Another family."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+
+
+def break_sliding_window(folder: Path) -> None:
+    """A window over the keys."""
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 0,
+    }
+    config["text_config"].pop("layer_types")
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BREAKS = [
+    (lambda folder: (folder / "config.json").unlink(), CheckpointError, "config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), CheckpointError, "config.json"),
+    (break_model_type, UnsupportedFamilyError, "llama"),
+    (break_sliding_window, CheckpointError, "liding"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), CheckpointError, "tokenizer.json"),
+    (lambda folder: (folder / "chat_template.jinja").unlink(), CheckpointError, "chat template"),
+    (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        CheckpointError,
+        "image settings",
+    ),
+    (lambda folder: (folder / "model.safetensors").unlink(), CheckpointError, "cannot load"),
+    (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"junk"),
+        CheckpointError,
+        "cannot load",
+    ),
+]
+
+
+@pytest.mark.parametrize(("break_it", "error", "message"), BREAKS)
+def test_a_broken_checkpoint_is_one_error_and_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, break_it, error: type[FoveateError], message: str
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    break_it(folder)
+    with pytest.raises(error, match=message):
+        export(folder, tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_what_cannot_be_is_refused_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for keep in (0.0, 1.5, float("nan")):
+        with pytest.raises(KeepError):
+            export(tiny_checkpoint, tmp_path / "b", ExportOptions(keep=keep))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        export(tmp_path / "missing", tmp_path / "b")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        export(tiny_checkpoint, tmp_path / "b", ExportOptions(compressor="missing.safetensors"))
+    with pytest.raises(LimitError, match="context"):
+        export(tiny_checkpoint, tmp_path / "b", ExportOptions(visual_tokens=10**6))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(OutputExistsError):
+            export(tiny_checkpoint, tmp_path / "b", ExportOptions(force=force))
+    assert (tmp_path / "b" / "mine.txt").read_text() == "mine"
