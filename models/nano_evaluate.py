@@ -231,7 +231,8 @@ def main() -> None:
             for item, hit in zip(batch, good, strict=True):
                 record = item.record
                 hits[record["task"]][column].append(hit)
-                hits[f"({record['scope']})"][column].append(hit)
+                if record["task"] != "easy-vqa":
+                    hits[f"({record['scope']} scenes and charts)"][column].append(hit)
                 hits["(all)"][column].append(hit)
     print(table(hits))
     if args.check:

@@ -4,6 +4,7 @@ import importlib
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ from foveate.errors import CheckpointError, KeepError, LimitError
 from foveate.export.checkpoint import DTYPES, Checkpoint, release
 from foveate.export.graph import GraphPlan, write_graph
 from foveate.export.parity import Case, compare
+from foveate.export.recast import recast
 from foveate.families.base import Family
 
 STAGES = ("weights", "reference", "vision", "embeddings", "compressor", "decoder", "parity", "seal")
@@ -120,11 +122,16 @@ def export(
         progress(name, STAGES.index(name) + 1, len(STAGES))
 
     with BundleWriter(target, force=options.force) as writer, writing(writer.root):
+        scratch = partial(
+            TemporaryDirectory, dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
+        )
         stage("weights")
         preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
         template = checkpoint.chat_template()
         tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
-        model = torch_half.load(checkpoint, DTYPES[options.precision])
+        dtype = DTYPES[options.precision]
+        with scratch() as recasted:
+            model = torch_half.load(recast(checkpoint, dtype, Path(recasted)), dtype)
         facts = torch_half.facts(model)
         tokens = torch_half.tokens(checkpoint, model, tokenizer)
         limits = choose_limits(torch_half.context(model), options)
@@ -157,9 +164,7 @@ def export(
 
         stage("parity")
         paths = {role: writer.root / files[role] for role in graphs}
-        with TemporaryDirectory(
-            dir=writer.path.parent, prefix=f".{writer.path.name}.parity-"
-        ) as twins:
+        with scratch() as twins:
             parity = compare(paths, options.precision, cases, Path(twins))
 
         stage("seal")

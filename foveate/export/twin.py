@@ -15,13 +15,14 @@ def write_twin(source: Path, target: Path) -> Path:
     """
     model = ir.load(source)
     graph = model.graph
+    order = list(graph)
     for value in list(graph.initializers.values()):
-        if value.dtype == BFLOAT16:
+        if value.dtype == BFLOAT16 and value.uses():
             cast = ir.node("Cast", [value], attributes={"to": FLOAT}, name=f"{value.name}_cast")
             users = [(use.node, use.idx) for use in value.uses() if use.node is not cast]
             for node, index in users:
                 node.replace_input_with(index, cast.outputs[0])
-            graph.insert_before(graph[0], cast)
+            graph.insert_before(min((node for node, _ in users), key=order.index), cast)
     kept = set(graph.initializers.values())
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if node.op_type == "Cast" and node.attributes["to"].as_int() == BFLOAT16:

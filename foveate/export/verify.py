@@ -13,6 +13,7 @@ from foveate.errors import ParityError
 from foveate.export.checkpoint import DTYPES, Checkpoint, release
 from foveate.export.exporter import FamilyExport
 from foveate.export.parity import compare
+from foveate.export.recast import recast
 from foveate.runtime.pipeline import read_tokenizer
 
 
@@ -41,7 +42,9 @@ def verify(
         )
     torch_half = cast(FamilyExport, importlib.import_module(f"foveate.export.{checkpoint.family}"))
     progress("weights")
-    model = torch_half.load(checkpoint, DTYPES[bundle.manifest.precision])
+    dtype = DTYPES[bundle.manifest.precision]
+    with TemporaryDirectory() as scratch:
+        model = torch_half.load(recast(checkpoint, dtype, Path(scratch)), dtype)
     if torch_half.facts(model) != bundle.manifest.model:
         raise ParityError(
             f"{checkpoint.name} has other sizes than {bundle.root} says; "

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from foveate import Pipeline
 from foveate.bundle import Bundle
@@ -23,7 +24,9 @@ from foveate.errors import (
     UnsupportedFamilyError,
 )
 from foveate.export import STAGES, ExportOptions, export, verify
+from foveate.export.checkpoint import Checkpoint
 from foveate.export.parity import TOLERANCE
+from foveate.export.recast import recast
 from tests.checkpoints import write_checkpoint
 
 
@@ -174,3 +177,15 @@ def test_what_cannot_be_is_refused_first(tiny_checkpoint: Path, tmp_path: Path) 
         with pytest.raises(OutputExistsError):
             export(tiny_checkpoint, tmp_path / "b", ExportOptions(force=force))
     assert (tmp_path / "b" / "mine.txt").read_text() == "mine"
+
+
+def test_recast_weights_are_those_that_torch_casts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = load_file(tiny_checkpoint / "model.safetensors")
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    assert recast(checkpoint, torch.float32, tmp_path) is checkpoint
+    half = recast(checkpoint, torch.bfloat16, tmp_path)
+    copy = load_file(half.root / "model.safetensors")
+    assert set(copy) == set(source)
+    for name, weight in source.items():
+        assert copy[name].dtype == torch.bfloat16
+        assert torch.equal(copy[name], weight.to(torch.bfloat16))

@@ -1,0 +1,60 @@
+"""The README's commands and its Python, run as they stand there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the commands were run in order."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "models").symlink_to(ROOT / "models")
+    (console,) = blocks("console")
+    lines = console.strip().splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        prompt, program, *arguments = shlex.split(line)
+        assert (prompt, program) == ("$", "foveate")
+        run(folder, "-m", "foveate", *arguments)
+    return folder
+
+
+def test_the_commands_run(desk: Path) -> None:
+    assert (desk / "bundle" / "manifest.json").is_file()
+    assert (desk / "look.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_python_runs_and_answers(desk: Path) -> None:
+    (code,) = blocks("python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 5
+    (desk / "scene.png").write_bytes((ROOT / "models/nano/samples/scene-77-00004.png").read_bytes())
+    text, kept, total, _ = run(desk, "-c", code).split()
+    assert (text, int(kept) * 2) == ("E", int(total))
+
+
+def test_the_make_targets_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run Python in `folder`; its output, or a failure that shows it."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
