@@ -56,12 +56,25 @@ AttentionInterface.register(VISION_ATTENTION, segment_attention)
 AttentionInterface.register(TEXT_ATTENTION, grouped_attention)
 
 
+class PatchProjection(nn.Module):
+    """The patch embedding's strided convolution as the matrix product that it equals."""
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embeddings [P, C] of flattened patches [P, channels · frames · side²]."""
+        return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
+
+
 class Vision(nn.Module):
     """Patches of any number of pictures to visual tokens E_v."""
 
     def __init__(self, model: Qwen2VLForConditionalGeneration) -> None:
         super().__init__()
         self.tower = model.model.visual
+        self.tower.patch_embed = PatchProjection(self.tower.patch_embed.proj)
 
     def forward(self, pixel_values: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Visual tokens [N_v, H].
