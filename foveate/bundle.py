@@ -24,52 +24,16 @@ from foveate.manifest import (
     FORMAT,
     MANIFEST,
     MANIFEST_LIMIT,
-    VERSION,
-    CompressorFacts,
-    DType,
-    EngineVariant,
     FileEntry,
-    Generation,
     GraphSpec,
-    ImageBackend,
-    Limits,
     Manifest,
-    ModelFacts,
-    Precision,
-    Rope,
     TensorSpec,
     decode,
     encode,
     parse,
     short,
 )
-from foveate.output import EXISTS, FULL, replace_file, sibling, sync, writing
-
-__all__ = [
-    "Bundle",
-    "BundleWriter",
-    "CompressorFacts",
-    "DType",
-    "EngineVariant",
-    "FORMAT",
-    "FileEntry",
-    "Generation",
-    "GraphSpec",
-    "ImageBackend",
-    "Limits",
-    "MANIFEST",
-    "MANIFEST_LIMIT",
-    "Manifest",
-    "ModelFacts",
-    "Precision",
-    "Rope",
-    "TensorSpec",
-    "VERSION",
-    "decode",
-    "encode",
-    "replace_file",
-    "writing",
-]
+from foveate.output import EXISTS, FULL, sibling, sync, writing
 
 T = TypeVar("T")
 

@@ -21,9 +21,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate import __version__
-from foveate.bundle import (
-    Bundle,
-    BundleWriter,
+from foveate.bundle import Bundle, BundleWriter
+from foveate.errors import BundleError, BundleNotFoundError, OutputError, OutputExistsError
+from foveate.manifest import (
     CompressorFacts,
     EngineVariant,
     FileEntry,
@@ -37,10 +37,8 @@ from foveate.bundle import (
     TensorSpec,
     decode,
     encode,
-    replace_file,
-    writing,
 )
-from foveate.errors import BundleError, BundleNotFoundError, OutputError, OutputExistsError
+from foveate.output import replace_file, writing
 
 GOLDEN = Path(__file__).parent / "attacks" / "bundle"
 HERE = Path("manifest.json")
@@ -52,7 +50,8 @@ FILES = {
 WRITER = """
 import os, sys, time
 from pathlib import Path
-from foveate.bundle import BundleWriter, decode
+from foveate.bundle import BundleWriter
+from foveate.manifest import decode
 golden, target, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 manifest = decode((golden / "manifest.json").read_bytes(), golden)
 while True:

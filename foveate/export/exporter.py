@@ -15,9 +15,15 @@ import torch
 from tokenizers import Tokenizer
 
 from foveate import __version__, families
-from foveate.bundle import (
-    Bundle,
-    BundleWriter,
+from foveate.bundle import Bundle, BundleWriter
+from foveate.calibration.f_theta import FTheta
+from foveate.errors import CheckpointError, KeepError, LimitError
+from foveate.export.checkpoint import DTYPES, Checkpoint, release
+from foveate.export.graph import GraphPlan, write_graph
+from foveate.export.parity import Case, compare
+from foveate.export.recast import recast
+from foveate.families.base import Family
+from foveate.manifest import (
     CompressorFacts,
     Generation,
     GraphSpec,
@@ -26,15 +32,8 @@ from foveate.bundle import (
     Manifest,
     ModelFacts,
     Precision,
-    writing,
 )
-from foveate.calibration.f_theta import FTheta
-from foveate.errors import CheckpointError, KeepError, LimitError
-from foveate.export.checkpoint import DTYPES, Checkpoint, release
-from foveate.export.graph import GraphPlan, write_graph
-from foveate.export.parity import Case, compare
-from foveate.export.recast import recast
-from foveate.families.base import Family
+from foveate.output import writing
 
 STAGES = ("weights", "reference", "vision", "embeddings", "compressor", "decoder", "parity", "seal")
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")

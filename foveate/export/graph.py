@@ -12,8 +12,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from foveate.bundle import GraphSpec, TensorSpec
 from foveate.errors import ExportError
+from foveate.manifest import GraphSpec, TensorSpec
 
 OPSET = 18
 

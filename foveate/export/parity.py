@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.bundle import Precision
 from foveate.errors import ParityError
 from foveate.export.twin import write_twin
+from foveate.manifest import Precision
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1}

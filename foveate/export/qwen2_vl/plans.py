@@ -4,7 +4,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen2VLForConditionalGeneration
 
-from foveate.bundle import ModelFacts, Rope
 from foveate.calibration.f_theta import FTheta
 from foveate.errors import CheckpointError
 from foveate.export.checkpoint import Checkpoint
@@ -18,6 +17,7 @@ from foveate.export.qwen2_vl.modules import (
     FirstLayerProbe,
     Vision,
 )
+from foveate.manifest import ModelFacts, Rope
 
 END_OF_TURN = "<|im_end|>"
 

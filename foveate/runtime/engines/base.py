@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from foveate.bundle import TensorSpec
+from foveate.manifest import TensorSpec
 
 
 class Value(Protocol):

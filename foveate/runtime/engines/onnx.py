@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from foveate.bundle import TensorSpec
 from foveate.errors import BackendError, ClosedError, MissingDependencyError
+from foveate.manifest import TensorSpec
 from foveate.runtime.engines.base import Feeds, Value
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

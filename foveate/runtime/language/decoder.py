@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.bundle import ModelFacts
+from foveate.manifest import ModelFacts
 from foveate.runtime.engines import Engine, Feeds, Value
 
 
