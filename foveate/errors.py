@@ -17,7 +17,7 @@ class CheckpointError(FoveateError, ValueError):
     """A checkpoint that cannot be read or exported."""
 
 
-class UnsupportedFamilyError(CheckpointError, NotImplementedError):
+class UnsupportedFamilyError(CheckpointError):
     """A model family that Foveate does not know."""
 
 
