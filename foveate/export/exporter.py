@@ -114,7 +114,7 @@ def export(
     if not 0 < options.keep <= 1:
         raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
     checkpoint = Checkpoint.open(source)
-    torch_half = cast(FamilyExport, importlib.import_module(f"foveate.export.{checkpoint.family}"))
+    torch_half = family_export(checkpoint.family)
     network, compressor = choose_compressor(options)
 
     def stage(name: str) -> None:
@@ -187,6 +187,11 @@ def export(
             },
         )
         return writer.finish(manifest)
+
+
+def family_export(family: str) -> FamilyExport:
+    """The torch half of a family that `Checkpoint.open` knows."""
+    return cast(FamilyExport, importlib.import_module(f"foveate.export.{family}"))
 
 
 def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, CompressorFacts]:

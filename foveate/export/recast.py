@@ -6,10 +6,11 @@ JSON header, the bytes) is written here.
 """
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,7 +40,7 @@ def recast(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Checkpoi
     return replace(checkpoint, root=folder)
 
 
-def read_header(shard: Path) -> dict[str, dict[str, str]]:
+def read_header(shard: Path) -> dict[str, dict[str, Any]]:
     """Each tensor's entry in a safetensors file."""
     try:
         with open(shard, "rb") as file:
@@ -54,17 +55,18 @@ def read_header(shard: Path) -> dict[str, dict[str, str]]:
 
 
 def write_shard(
-    shard: Path, header: dict[str, dict[str, str]], dtype: torch.dtype, out: BinaryIO
+    shard: Path, header: dict[str, dict[str, Any]], dtype: torch.dtype, out: BinaryIO
 ) -> None:
     """Write a safetensors file's tensors, those of floating point as `dtype`."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in header:
-        tensor = read_tensor(shard, name, dtype)
-        begin, end = end, end + tensor.nbytes
-        code = CODES[dtype] if header[name]["dtype"] in CODES.values() else header[name]["dtype"]
-        shape = list(tensor.shape)
-        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+    for name, entry in header.items():
+        floats = entry["dtype"] in CODES.values()
+        first, last = entry["data_offsets"]
+        size = math.prod(entry["shape"]) * dtype.itemsize if floats else last - first
+        begin, end = end, end + size
+        code = CODES[dtype] if floats else entry["dtype"]
+        entries[name] = {"dtype": code, "shape": entry["shape"], "data_offsets": [begin, end]}
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little") + text)

@@ -1,20 +1,17 @@
 """A bundle held against the checkpoint it says it came from, stage by stage."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
-from foveate import families
 from foveate.bundle import Bundle
 from foveate.calibration.f_theta import FTheta
 from foveate.errors import ParityError
 from foveate.export.checkpoint import DTYPES, Checkpoint, release
-from foveate.export.exporter import FamilyExport
+from foveate.export.exporter import family_export
 from foveate.export.parity import compare
 from foveate.export.recast import recast
-from foveate.runtime.pipeline import read_tokenizer
+from foveate.runtime.pipeline import read_family, read_tokenizer
 
 
 def verify(
@@ -40,7 +37,7 @@ def verify(
             f"{bundle.root} is of the family {bundle.manifest.family} and {checkpoint.name} of "
             f"{checkpoint.family}; give the checkpoint that the bundle was exported from"
         )
-    torch_half = cast(FamilyExport, importlib.import_module(f"foveate.export.{checkpoint.family}"))
+    torch_half = family_export(checkpoint.family)
     progress("weights")
     dtype = DTYPES[bundle.manifest.precision]
     with TemporaryDirectory() as scratch:
@@ -53,13 +50,7 @@ def verify(
     network = None
     if bundle.manifest.compressor.kind == "f_theta":
         network, _ = FTheta.load(bundle.file("f_theta"))
-    family = families.create(
-        bundle.manifest.family,
-        preprocessing=bundle.manifest.preprocessing,
-        tokenizer=read_tokenizer(bundle),
-        chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
-        tokens=bundle.manifest.tokens,
-    )
+    family = read_family(bundle, read_tokenizer(bundle))
     progress("reference")
     cases = torch_half.reference(model, network, family)
     release(model)

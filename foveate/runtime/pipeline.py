@@ -90,13 +90,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 "export with --precision fp32 or fp16, or use device='cuda'"
             )
         tokenizer = read_tokenizer(bundle)
-        family = families.create(
-            bundle.manifest.family,
-            preprocessing=bundle.manifest.preprocessing,
-            tokenizer=tokenizer,
-            chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
-            tokens=bundle.manifest.tokens,
-        )
+        family = read_family(bundle, tokenizer)
         engines: dict[str, Engine] = {}
         for role in ROLES:
             engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, threads=threads))
@@ -290,3 +284,19 @@ def read_tokenizer(bundle: Bundle) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:
         raise BundleError(f"{path}: not a tokenizer ({error}); export the bundle again") from error
+
+
+def read_family(bundle: Bundle, tokenizer: Tokenizer) -> Family:
+    """The bundle's model family, set up with its preprocessing, chat template and tokens.
+
+    Raises:
+        BundleError: Parts that are wrong or do not fit together.
+        UnsupportedFamilyError: A family that this Foveate does not know.
+    """
+    return families.create(
+        bundle.manifest.family,
+        preprocessing=bundle.manifest.preprocessing,
+        tokenizer=tokenizer,
+        chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
+        tokens=bundle.manifest.tokens,
+    )
