@@ -1,74 +1,15 @@
-"""The command line: one verb a function, and what becomes of its errors."""
+"""The command line: one verb a function, and no logic."""
 
-import contextlib
 import functools
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from foveate import __version__
-from foveate.errors import FoveateError
-from foveate.terminal import Progress, note, one_line, tell, tell_json
-
-DEBUG = "foveate.debug"
-PATH = click.Path(readable=False, path_type=Path)
-FUNCTION = TypeVar("FUNCTION", bound=Callable[..., Any])
-
-
-class Verbs(click.Group):
-    """The group of verbs, which turns whatever they raise into a line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, ValueError):
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except BaseException as error:
-            if ctx.meta.get(DEBUG) and not isinstance(error, KeyboardInterrupt):
-                note("".join(traceback.format_exception(error)))
-            message, code = verdict(error)
-            note(f"foveate: error: {one_line(message)}")
-            raise click.exceptions.Exit(code) from None
-
-
-def verdict(error: BaseException) -> tuple[str, int]:
-    """What the command line says of an error, and its exit code."""
-    if isinstance(error, FoveateError):
-        return str(error), 2
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing was left half-written", 130
-    if isinstance(error, MemoryError):
-        return "out of memory; close other programs, or take a smaller model or picture", 1
-    if not isinstance(error, Exception):
-        raise error
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{what} (this is a bug; run again with --debug and report what it prints)", 1
-
-
-def note_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    """Remember --debug, wherever it stands."""
-    if value:
-        ctx.meta[DEBUG] = True
-
-
-debug = click.Option(
-    ["--debug"],
-    is_flag=True,
-    expose_value=False,
-    callback=note_debug,
-    envvar="FOVEATE_DEBUG",
-    help="Show the traceback of an error (also FOVEATE_DEBUG=1).",
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-force = click.option("--force", is_flag=True, help="Replace what is already there.")
+from foveate.cli_calibrate import calibrate
+from foveate.terminal import Progress, note, tell, tell_json
+from foveate.verbs import PATH, Verbs, as_json, debug, force, options, verb
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,25 +23,10 @@ def main() -> None:
 
 
 main.params.append(debug)
+main.add_command(calibrate)
 
 
-def verb(example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a verb, with an example of its use below its help."""
-
-    def register(function: Callable[..., None]) -> click.Command:
-        command = main.command(epilog=f"\b\nExample:\n  {example}")(function)
-        command.params.append(debug)
-        return command
-
-    return register
-
-
-def options(*several: Callable[[FUNCTION], FUNCTION]) -> Callable[[FUNCTION], FUNCTION]:
-    """Several click options as one decorator, in the order of their help."""
-    return lambda function: functools.reduce(lambda inner, one: one(inner), several[::-1], function)
-
-
-@verb("foveate demo")
+@verb(main, "foveate demo")
 @click.option("--checkpoint", type=PATH, help="Default: models/nano.")
 @click.option(
     "--out", type=PATH, default=Path("demo"), show_default=True,
@@ -120,7 +46,7 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
     tell_json(demo_facts(shown)) if as_json else tell(describe_demo(shown))
 
 
-@verb("foveate export Qwen/Qwen2-VL-2B-Instruct qwen2-vl --compressor f_theta.safetensors")
+@verb(main, "foveate export Qwen/Qwen2-VL-2B-Instruct qwen2-vl --compressor f_theta.safetensors")
 @click.argument("checkpoint")
 @click.argument("bundle", type=PATH)
 @options(
@@ -172,7 +98,7 @@ def export(
     tell_json(export_facts(written)) if as_json else tell(describe_export(written))
 
 
-@verb("foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
+@verb(main, "foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
 @click.argument("bundle", type=PATH)
 @click.option(
     "--checkpoint", metavar="CHECKPOINT",
@@ -192,7 +118,7 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
     tell_json(verification_facts(result)) if as_json else tell(describe_verification(result))
 
 
-@verb("foveate inspect qwen2-vl")
+@verb(main, "foveate inspect qwen2-vl")
 @click.argument("bundle", type=PATH)
 @as_json
 def inspect(bundle: Path, as_json: bool) -> None:
@@ -204,7 +130,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     tell_json(bundle_facts(opened)) if as_json else tell(describe_bundle(opened))
 
 
-@verb('foveate run qwen2-vl "What does the sign say?" --image street.jpg --keep 0.25')
+@verb(main, 'foveate run qwen2-vl "What does the sign say?" --image street.jpg --keep 0.25')
 @click.argument("bundle", type=PATH)
 @click.argument("prompt")
 @options(
@@ -276,7 +202,7 @@ def run(
     note(describe_answer(answer))
 
 
-@verb("foveate doctor")
+@verb(main, "foveate doctor")
 @as_json
 def doctor(as_json: bool) -> None:
     """Show what this machine can run, and why not the rest."""

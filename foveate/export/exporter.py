@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from foveate import __version__, families
 from foveate.bundle import Bundle, BundleWriter
 from foveate.calibration.f_theta import FTheta
-from foveate.errors import CheckpointError, KeepError, LimitError
-from foveate.export.checkpoint import DTYPES, Checkpoint, release
+from foveate.checkpoint import DTYPES, Checkpoint, release
+from foveate.errors import KeepError, LimitError
 from foveate.export.graph import GraphPlan, write_graph
 from foveate.export.parity import Case, compare
 from foveate.export.recast import recast
@@ -134,7 +134,7 @@ def export(
         facts = torch_half.facts(model)
         tokens = torch_half.tokens(checkpoint, model, tokenizer)
         limits = choose_limits(torch_half.context(model), options)
-        generation = choose_generation(checkpoint, tokenizer)
+        generation = choose_generation(checkpoint)
         family = families.create(
             checkpoint.family,
             preprocessing=preprocessing,
@@ -223,17 +223,11 @@ def choose_limits(context: int, options: ExportOptions) -> Limits:
     return Limits(visual_tokens=wanted, prompt_tokens=context)
 
 
-def choose_generation(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Generation:
+def choose_generation(checkpoint: Checkpoint) -> Generation:
     """Stop tokens and penalties from generation_config.json, else from config.json."""
-    settings = {**checkpoint.config, **checkpoint.generation()}
-    eos = settings.get("eos_token_id")
-    stops = [eos] if isinstance(eos, int) else list(eos or [])
-    if not stops:
-        raise CheckpointError(
-            f"{checkpoint.name}: no eos_token_id in generation_config.json; generation could not stop"
-        )
+    penalty = {**checkpoint.config, **checkpoint.generation()}.get("repetition_penalty")
     return Generation(
-        eos=stops,
-        repetition_penalty=float(settings.get("repetition_penalty") or 1.0),
+        eos=checkpoint.stops(),
+        repetition_penalty=float(penalty or 1.0),
         max_new_tokens=NEW_TOKENS,
     )

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from foveate.checkpoint import Checkpoint
 from foveate.errors import CheckpointError
-from foveate.export.checkpoint import Checkpoint
 
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

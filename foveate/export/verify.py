@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 
 from foveate.bundle import Bundle
 from foveate.calibration.f_theta import FTheta
+from foveate.checkpoint import DTYPES, Checkpoint, release
 from foveate.errors import ParityError
-from foveate.export.checkpoint import DTYPES, Checkpoint, release
 from foveate.export.exporter import family_export
 from foveate.export.parity import compare
 from foveate.export.recast import recast

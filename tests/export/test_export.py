@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from foveate import Pipeline
 from foveate.bundle import Bundle
 from foveate.calibration.f_theta import FTheta
+from foveate.checkpoint import Checkpoint
 from foveate.errors import (
     BackendError,
     CheckpointError,
@@ -24,7 +25,6 @@ from foveate.errors import (
     UnsupportedFamilyError,
 )
 from foveate.export import STAGES, ExportOptions, export, verify
-from foveate.export.checkpoint import Checkpoint
 from foveate.export.parity import TOLERANCE
 from foveate.export.recast import recast
 from tests.checkpoints import write_checkpoint

@@ -1,6 +1,7 @@
 """Qwen2-VL's torch half."""
 
-from foveate.export.qwen2_vl.plans import context, facts, load, plans, tokens
+from foveate.calibration.qwen2_vl import tokens
+from foveate.export.qwen2_vl.plans import context, facts, load, plans
 from foveate.export.qwen2_vl.reference import reference
 
 __all__ = ["context", "facts", "load", "plans", "reference", "tokens"]

@@ -1,12 +1,11 @@
 """What a Qwen2-VL checkpoint says of itself, and the graphs it becomes."""
 
 import torch
-from tokenizers import Tokenizer
 from transformers import Qwen2VLForConditionalGeneration
 
 from foveate.calibration.f_theta import FTheta
-from foveate.errors import CheckpointError
-from foveate.export.checkpoint import Checkpoint
+from foveate.calibration.qwen2_vl import weights
+from foveate.checkpoint import Checkpoint
 from foveate.export.compressor import INPUTS, OUTPUTS, Compressor
 from foveate.export.graph import GraphPlan
 from foveate.export.qwen2_vl.modules import (
@@ -19,8 +18,6 @@ from foveate.export.qwen2_vl.modules import (
 )
 from foveate.manifest import ModelFacts, Rope
 
-END_OF_TURN = "<|im_end|>"
-
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:
     """Load the checkpoint's weights as `dtype`, with eager attention.
@@ -28,23 +25,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VLForConditionalGen
     Raises:
         CheckpointError: Weights missing or unreadable, or a feature that the graphs do not have.
     """
-    try:
-        model, report = Qwen2VLForConditionalGeneration.from_pretrained(
-            checkpoint.root, dtype=dtype, attn_implementation="eager", output_loading_info=True
-        )
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint.name}: transformers cannot load it: {error}") from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise CheckpointError(
-            f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, {wrong[0]} first; "
-            "download the checkpoint again"
-        )
-    if set(model.config.text_config.layer_types) != {"full_attention"}:
-        raise CheckpointError(
-            f"{checkpoint.name}: sliding-window attention is not supported; set use_sliding_window to false"
-        )
-    return model.eval()
+    return weights(checkpoint, dtype, "eager")
 
 
 def facts(model: Qwen2VLForConditionalGeneration) -> ModelFacts:
@@ -68,25 +49,6 @@ def facts(model: Qwen2VLForConditionalGeneration) -> ModelFacts:
 def context(model: Qwen2VLForConditionalGeneration) -> int:
     """The longest sequence the language model was made for, in tokens."""
     return int(model.config.text_config.max_position_embeddings)
-
-
-def tokens(
-    checkpoint: Checkpoint, model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
-) -> dict[str, int]:
-    """Ids of the control tokens that the prompt layout needs.
-
-    Raises:
-        CheckpointError: The tokenizer has no end-of-turn token.
-    """
-    eos = tokenizer.token_to_id(END_OF_TURN)
-    if eos is None:
-        raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
-    return {
-        "image": model.config.image_token_id,
-        "vision_start": model.config.vision_start_token_id,
-        "vision_end": model.config.vision_end_token_id,
-        "eos": eos,
-    }
 
 
 def plans(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> list[GraphPlan]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen2VLForConditionalGeneration
 
 from foveate.calibration.f_theta import FTheta
+from foveate.calibration.qwen2_vl import visual_tokens
 from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt
 
@@ -24,9 +25,7 @@ def reference(
     model.set_attn_implementation("eager")
     vision = family.preprocess([gradient(112, 168), gradient(140, 84)])
     prompt = family.layout(QUESTION, vision)
-    grid = patch_grids(model, vision.grids)
-    pixels = torch.from_numpy(vision.feeds["pixel_values"])
-    visual = model.model.visual(pixels.to(model.dtype), grid).pooler_output
+    visual = visual_tokens(model, vision)
     cases = [Case("vision", vision.feeds, {"visual_embeds": host(visual)})]
 
     text_index = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.visual_index)
@@ -133,16 +132,6 @@ def first_layer_attention(
     finally:
         hook.remove()
     return caught[0][0].float()
-
-
-def patch_grids(
-    model: Qwen2VLForConditionalGeneration, grids: tuple[tuple[int, int, int], ...]
-) -> Tensor:
-    """Grids of visual tokens as transformers counts them, in patches: int64 [pictures, 3]."""
-    merge = model.config.vision_config.spatial_merge_size
-    return torch.tensor(
-        [(frames, rows * merge, columns * merge) for frames, rows, columns in grids]
-    )
 
 
 def gradient(height: int, width: int) -> Image.Image:

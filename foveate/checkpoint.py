@@ -84,6 +84,20 @@ class Checkpoint:
         path = self.root / "generation_config.json"
         return read_json(path) if path.is_file() else {}
 
+    def stops(self) -> list[int]:
+        """The tokens that end an answer.
+
+        Raises:
+            CheckpointError: None is named.
+        """
+        eos = {**self.config, **self.generation()}.get("eos_token_id")
+        stops = [eos] if isinstance(eos, int) else list(eos or [])
+        if not stops:
+            raise CheckpointError(
+                f"{self.name}: no eos_token_id in generation_config.json; generation could not stop"
+            )
+        return stops
+
 
 def release(model: torch.nn.Module) -> None:
     """Free a model's weights even where others (onnxscript's rewrite rules do) still hold the model."""

@@ -1,0 +1,126 @@
+"""A language model taken layer by layer: run, cached, or retraced with its attention in hand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache
+
+TRACED = "foveate_traced"
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one layer's attention computed.
+
+    Attributes:
+        query: [1, heads, T, D], rotated.
+        key: [1, kv_heads, T, D], rotated.
+        value: [1, kv_heads, T, D].
+        output: [1, heads, T, D], the mix of values before the output projection.
+        scaling: The factor of query · key.
+    """
+
+    query: Tensor = field(init=False)
+    key: Tensor = field(init=False)
+    value: Tensor = field(init=False)
+    output: Tensor = field(init=False)
+    scaling: float = 0.0
+
+
+def traced_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    trace: Trace | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention that never holds its weights, and notes its operands in `trace`."""
+    output = scaled_dot_product_attention(
+        query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=True
+    )
+    if trace is not None:
+        trace.query, trace.key, trace.value = query, key, value
+        trace.output, trace.scaling = output, scaling
+    return output.transpose(1, 2), None
+
+
+AttentionInterface.register(TRACED, traced_attention)
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """The parts of a transformers decoder, which must compute attention by `TRACED`.
+
+    Attributes:
+        embedding: Token ids to rows.
+        rotary: (states, positions) to the cosines and sines of rotary positions.
+        layers: The decoder layers, in order.
+        norm: After the last layer.
+        head: Normed states to logits.
+    """
+
+    embedding: nn.Module
+    rotary: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+
+    def rotation(self, embeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for embeds [1, T, H] at int64 positions [A, T]."""
+        axes = positions[:, None] if positions.shape[0] > 1 else positions
+        rotation: tuple[Tensor, Tensor] = self.rotary(embeds, axes)
+        return rotation
+
+    def states(self, embeds: Tensor, positions: Tensor) -> Iterator[Tensor]:
+        """The input of each layer in turn, and last the output of the last; each [1, T, H]."""
+        rotation = self.rotation(embeds, positions)
+        hidden = embeds
+        yield hidden
+        for layer in self.layers:
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotation)
+            yield hidden
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., H] after the last layer."""
+        scores: Tensor = self.head(self.norm(state))
+        return scores
+
+    @torch.no_grad()
+    def answer(
+        self, embeds: Tensor, positions: Tensor, following: int, stops: set[int], most: int
+    ) -> list[int]:
+        """Decode greedily.
+
+        Args:
+            embeds: [1, T, H], a prompt whole or with tokens dropped.
+            positions: int64 [A, T], each token's own position.
+            following: The position of the first new token, on every axis.
+            stops: Tokens that end the answer; not part of it.
+            most: The longest answer, in tokens.
+        """
+        cache = DynamicCache()
+        said: list[int] = []
+        while True:
+            rotation = self.rotation(embeds, positions)
+            hidden = embeds
+            for layer in self.layers:
+                hidden = layer(
+                    hidden,
+                    attention_mask=None,
+                    position_embeddings=rotation,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            token = int(self.logits(hidden[0, -1]).argmax())
+            if token in stops or len(said) == most:
+                return said
+            said.append(token)
+            embeds = self.embedding(torch.tensor([[token]], device=embeds.device))
+            positions = torch.full_like(positions[:, :1], following + len(said) - 1)
