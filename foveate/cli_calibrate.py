@@ -1,8 +1,12 @@
 """The verbs of `foveate calibrate`: relevance maps, and a trained f_θ that predicts them."""
 
+from pathlib import Path
+from typing import Any
+
 import click
 
-from foveate.verbs import debug
+from foveate.terminal import Progress, tell, tell_json
+from foveate.verbs import PATH, as_json, debug, force, options, verb
 
 
 @click.group()
@@ -16,3 +20,126 @@ def calibrate() -> None:
 
 
 calibrate.params.append(debug)
+
+
+@verb(
+    calibrate, "foveate calibrate relevance Qwen/Qwen2-VL-2B-Instruct data.jsonl maps --dtype bf16"
+)
+@click.argument("checkpoint")
+@click.argument("data", type=PATH)
+@click.argument("out", type=PATH)
+@options(
+    click.option(
+        "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
+        show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+        help="What the model computes in.",
+    ),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where to run; one that cannot be had is an error.",
+    ),
+    click.option(
+        "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
+        help="When an answer is right: it is one of the data's answers, or has one in it.",
+    ),
+    click.option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
+    click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+        help="The longest answer.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N",
+        help="Take only the first N records.  [default: all]",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any) -> None:
+    """Ask CHECKPOINT the questions of DATA; keep in OUT what mattered for each right answer.
+
+    DATA is JSON Lines: {"id", "image" or "images", "question", "answer" or "answers"}. A run that
+    was stopped goes on by the same command. For several processes put `accelerate launch -m` in
+    front.
+    """
+    from foveate.calibration import collect as collecting
+
+    meter = collecting.Meter()
+    options = collecting.CollectOptions(**how)
+    collected = collecting.collect(checkpoint, data, out, options, meter)
+    if collected is None:
+        return
+    facts = collecting.collected_facts(collected)
+    tell_json(facts) if as_json else tell(collecting.describe_collected(collected))
+
+
+@verb(
+    calibrate,
+    "foveate calibrate show Qwen/Qwen2-VL-2B-Instruct look.png --image street.jpg "
+    '--question "What does the sign say?"',
+)
+@click.argument("checkpoint")
+@click.argument("out", type=PATH, metavar="OUT.png")
+@options(
+    click.option(
+        "--image", "images", multiple=True, metavar="FILE",
+        help="A picture; several times for several in one question.",
+    ),
+    click.option(
+        "--question", "questions", multiple=True, metavar="TEXT",
+        help="A question about the pictures; several times to compare.",
+    ),
+    click.option(
+        "--data", type=PATH, metavar="DATA.jsonl", help="Take questions and pictures from here."
+    ),
+    click.option(
+        "--id", "ids", multiple=True, metavar="ID", help="One of the data; several times for several."
+    ),
+    click.option(
+        "--compressor", type=PATH, metavar="FILE",
+        help="The weights of a trained f_θ.  [default: show first-layer attention instead]",
+    ),
+    click.option(
+        "--keep", default="0.5,0.25", show_default=True, metavar="RATIO|N,…",
+        help="Visual tokens to keep.",
+    ),
+    click.option(
+        "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
+        show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+        help="What the model computes in.",
+    ),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where to run; one that cannot be had is an error.",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def show(
+    checkpoint: str,
+    out: Path,
+    images: tuple[str, ...],
+    questions: tuple[str, ...],
+    data: Path | None,
+    ids: tuple[str, ...],
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Draw where CHECKPOINT looks, and what it answers from that alone, into OUT.png.
+
+    For each question: relevance R_v, and beside it f_θ's prediction; the best tokens with the rest
+    white; and the answer that they give.
+    """
+    with Progress() as progress:
+        progress.begin("loading torch and transformers")
+        from foveate.calibration import show as showing
+
+        samples = showing.gather_samples(images, questions, data, ids)
+        looks = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
+    facts = showing.show_facts(samples, looks, out)
+    tell_json(facts) if as_json else tell(showing.describe_show(looks, out))

@@ -3,8 +3,9 @@
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ COLOURS = np.array(
     [(22, 18, 70), (92, 30, 122), (170, 48, 116), (226, 92, 78), (248, 164, 62), (250, 244, 170)],
     dtype=np.float64,
 )
+
+CELL = TypeVar("CELL", bound=np.generic)
+Paint = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 
 
 def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.Image:
@@ -49,7 +53,7 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
     number = f"picture {index + 1}: " if len(visual.grids) > 1 else ""
     panels = (
         (original, f"{number}{picture.width} x {picture.height} pixels"),
-        (_under_relevance(original, relevance), "relevance to the prompt"),
+        (under_relevance(original, relevance), "relevance to the prompt"),
         (_kept_alone(original, kept), f"{number}{count}"),
     )
     width, height = original.size
@@ -129,13 +133,13 @@ def check_target(path: str | os.PathLike[str], *, force: bool = False) -> None:
 
 
 def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The colours, RGB from 0 to 255, of values from 0 (dark) to 1 (light)."""
+    """The colours, RGB from 0 to 255, of values from 0 (dark) to 1 (light) and beyond."""
     stops = np.linspace(0, 1, len(COLOURS))
     return np.stack([np.interp(values, stops, channel) for channel in COLOURS.T], axis=-1)
 
 
-def spread(relevance: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Relevance on a scale from 0 to 1 that shows its structure: the median comes to about 0.2.
+def spread(relevance: NDArray[np.floating], middle: float = 0.2) -> NDArray[np.float64]:
+    """Relevance on a scale from 0 to 1 that shows its structure: the median comes to about `middle`.
 
     A softmax is often so peaked that a linear scale would show one bright patch and nothing else.
     """
@@ -147,8 +151,8 @@ def spread(relevance: NDArray[np.floating]) -> NDArray[np.float64]:
     if not top > 0:
         return np.zeros_like(values)
     scaled: NDArray[np.float64] = np.clip(values / top, 0, 1)
-    middle = float(np.median(scaled))
-    gamma = math.log(0.2) / math.log(middle) if 0 < middle < 1 else 1.0
+    median = float(np.median(scaled))
+    gamma = math.log(middle) / math.log(median) if 0 < median < 1 else 1.0
     return np.power(scaled, min(max(gamma, 0.3), 3.0))
 
 
@@ -161,13 +165,26 @@ def _token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArra
             f"there is no picture {index + 1}: the request had {len(visual.grids)}; "
             "give the pictures of the request, in its order"
         )
-    sizes = [math.prod(grid) for grid in visual.grids]
-    tokens = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
     kept = np.zeros(visual.total, dtype=np.bool_)
     kept[visual.indices] = True
-    grid = visual.grids[index]
-    scaled = spread(visual.relevance)[tokens].reshape(grid)
-    return np.max(scaled, axis=0), np.logical_or.reduce(kept[tokens].reshape(grid))
+    scaled = spread(visual.relevance)
+    return token_map(scaled, visual.grids, index), token_map(kept, visual.grids, index)
+
+
+def token_map(
+    values: NDArray[CELL], grids: Sequence[tuple[int, int, int]], index: int
+) -> NDArray[CELL]:
+    """What one picture's tokens have, as its grid [rows, columns]; of several frames the largest.
+
+    Args:
+        values: [N_v], one for each visual token of all pictures.
+        grids: For each picture (frames, rows, columns) of its tokens.
+        index: Which picture.
+    """
+    sizes = [math.prod(grid) for grid in grids]
+    tokens = values[sum(sizes[:index]) : sum(sizes[: index + 1])]
+    cells: NDArray[CELL] = np.max(tokens.reshape(grids[index]), axis=0)
+    return cells
 
 
 def _panel_size(picture: Image.Image) -> tuple[int, int]:
@@ -179,21 +196,26 @@ def _panel_size(picture: Image.Image) -> tuple[int, int]:
     return max(width, 1), max(round(height), 1)
 
 
-def _under_relevance(original: Image.Image, relevance: NDArray[np.float64]) -> Image.Image:
-    """The colours of relevance, lit by the picture so that its shapes are seen."""
-    smooth = np.asarray(
-        Image.fromarray(relevance.astype(np.float32)).resize(
-            original.size, Image.Resampling.BICUBIC
-        )
-    ).clip(0, 1)
+def under_relevance(
+    original: Image.Image, relevance: NDArray[np.float64], paint: Paint = colours
+) -> Image.Image:
+    """The colours of relevance, lit by the picture so that its shapes are seen.
+
+    Args:
+        original: The picture in RGB, as large as it is to be drawn.
+        relevance: [rows, columns] on the scale of `paint`.
+        paint: Values to RGB from 0 to 255, with a last axis of 3.
+    """
+    cells = Image.fromarray(relevance.astype(np.float32))
+    smooth = np.asarray(cells.resize(original.size, Image.Resampling.BICUBIC))
     grey = np.asarray(original.convert("L"), dtype=np.float64)[..., None] / 255
-    lit = colours(smooth) * (SHADE + (1 - SHADE) * grey) * (1 - GLOW) + 255 * GLOW * grey
+    lit = paint(smooth) * (SHADE + (1 - SHADE) * grey) * (1 - GLOW) + 255 * GLOW * grey
     return Image.fromarray(lit.round().astype(np.uint8))
 
 
 def _kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
     """The picture with kept patches as they are, outlined, and the rest faded to grey."""
-    mask = Image.fromarray((_enlarged(kept, original.size) * 255).astype(np.uint8))
+    mask = Image.fromarray((enlarged(kept, original.size) * 255).astype(np.uint8))
     grey = np.asarray(original.convert("L").convert("RGB"), dtype=np.float64)
     faded = Image.fromarray((grey * (1 - FADE) + FADED * FADE).round().astype(np.uint8))
     faded.paste(OUTLINE, mask=mask.filter(ImageFilter.MaxFilter(5)))
@@ -201,12 +223,12 @@ def _kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
     return faded
 
 
-def _enlarged(cells: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+def enlarged(cells: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
     """A grid's cells as pixels of a picture of `size` (width, height)."""
     rows = np.arange(size[1]) * cells.shape[0] // size[1]
     columns = np.arange(size[0]) * cells.shape[1] // size[0]
-    enlarged: NDArray[np.bool_] = cells[rows[:, None], columns]
-    return enlarged
+    pixels: NDArray[np.bool_] = cells[rows[:, None], columns]
+    return pixels
 
 
 def _draw_legend(sheet: Image.Image, left: int, width: int, top: int) -> None:
