@@ -29,6 +29,10 @@ class ParityError(ExportError):
     """An exported graph that does not agree with the checkpoint."""
 
 
+class DataError(FoveateError, ValueError):
+    """A data set, or a store made from one, that cannot be read."""
+
+
 class ImageError(FoveateError, ValueError):
     """A picture that cannot be read or that the model cannot take."""
 

@@ -1,0 +1,64 @@
+"""When an answer is right.
+
+Both sides are normalised, close to the convention of VQA evaluation: Unicode NFKC and casefold;
+white space collapsed; punctuation off both ends of each word ("yes," is "yes"; "3.5", "it's" and
+".5" stay, and so does the minus of "-5"); the articles a, an and the left out. An "A" at the end,
+before "and" or "or", or with a comma is a name and stays: "E and A". Unlike there, number words
+are not made digits, and contractions are left as they are: list all spellings that are right.
+
+The rule `contains` looks for whole words, which white space divides: Chinese or Thai needs `exact`.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+Rule = Literal["exact", "contains"]
+RULES: tuple[Rule, ...] = ("exact", "contains")
+
+ARTICLES = ("a", "an", "the")
+JOINING = ("and", "or")
+
+
+def normalise(text: str) -> str:
+    """Text as answers are compared; see above. Text of nothing but punctuation keeps it."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    words = folded.split()
+    kept = [
+        _bare(word)
+        for word, after in pairwise([*words, JOINING[0]])
+        if word not in ARTICLES or after in JOINING
+    ]
+    return " ".join(filter(None, kept)) or " ".join(words)
+
+
+def is_right(said: str, answers: Sequence[str], rule: Rule) -> bool:
+    """Whether what was said is one of the right answers, or has one in it.
+
+    Args:
+        said: The answer to judge; an empty one is never right.
+        answers: The right answers; any of them will do.
+        rule: "exact", or "contains": all words of a right answer, side by side.
+    """
+    heard = normalise(said)
+    right = [answer for answer in map(normalise, answers) if answer]
+    if rule == "exact":
+        return heard in right
+    return any(f" {answer} " in f" {heard} " for answer in right)
+
+
+def _bare(word: str) -> str:
+    """A word without punctuation at its ends, but for a number's minus and point."""
+    begin, end = 0, len(word)
+    while begin < end and _is_mark(word[begin]) and not re.match(r"-?\.?\d", word[begin:]):
+        begin += 1
+    while end > begin and _is_mark(word[end - 1]):
+        end -= 1
+    return word[begin:end]
+
+
+def _is_mark(sign: str) -> bool:
+    """Whether a character is punctuation."""
+    return unicodedata.category(sign).startswith("P")

@@ -1,0 +1,160 @@
+"""A data set of questions about pictures: JSON Lines, one object a line."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import DataError
+
+PICTURES = ("image", "images", "video")
+ANSWERS = ("answer", "answers")
+TAGS = ("task", "scope")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One question.
+
+    Attributes:
+        id: Its name, unlike any other's in the data set.
+        pictures: Where its pictures are; nobody has looked whether they are there.
+        question: What is asked.
+        answers: The right answers, any of which will do; empty only where the caller allows it.
+        names: The pictures as the data set names them.
+        tags: Its `task` and `scope`, where it has them.
+    """
+
+    id: str
+    pictures: tuple[Path, ...]
+    question: str
+    answers: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def read_records(path: Path, answers_needed: bool = True) -> list[Record]:
+    """Read a data set whole; keys that it need not have are left out.
+
+    Args:
+        path: The file; pictures are relative to its folder.
+        answers_needed: Refuse a record without an answer.
+
+    Raises:
+        DataError: No such file, no record in it, or a line that is no record; names the line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file; give a JSON Lines file") from error
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read ({reason}); give a JSON Lines file") from error
+    records: list[Record] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = _record(line, path.parent, answers_needed)
+            if record.id in lines:
+                raise DataError(
+                    f"the id {record.id!r} is that of line {lines[record.id]}; give each its own"
+                )
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+        lines[record.id] = number
+        records.append(record)
+    if not records:
+        raise DataError(f"{path}: no record in it; write one JSON object a line")
+    return records
+
+
+def _record(line: str, folder: Path, answers_needed: bool) -> Record:
+    """One line's record."""
+    try:
+        document = json.loads(line, object_pairs_hook=_object)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"not JSON ({reason}); write one object a line") from error
+    if not isinstance(document, dict):
+        raise DataError(
+            'not an object; write {"id": "1", "image": "1.png", "question": "…", "answer": "…"}'
+        )
+    names = _pictures(document)
+    return Record(
+        id=_text(document, "id"),
+        pictures=tuple(folder / name for name in names),
+        question=_text(document, "question"),
+        answers=_answers(document, answers_needed),
+        names=names,
+        tags={name: _text(document, name) for name in TAGS if name in document},
+    )
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, which may hold no key twice."""
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise DataError(f"{key!r} stands twice; keep one")
+        document[key] = value
+    return document
+
+
+def _pictures(document: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a record's pictures."""
+    given = [key for key in PICTURES if key in document]
+    if len(given) != 1:
+        found = " and ".join(f"{key!r}" for key in given) if given else "no picture"
+        raise DataError(f"{found}; give exactly one of 'image' and 'images'")
+    if given == ["video"]:
+        raise DataError(
+            "'video': videos are not supported yet; give some of its frames as 'images'"
+        )
+    return _texts(document, "images") if given == ["images"] else (_text(document, "image"),)
+
+
+def _answers(document: dict[str, Any], needed: bool) -> tuple[str, ...]:
+    """A record's right answers."""
+    given = [key for key in ANSWERS if key in document]
+    if len(given) == 2:
+        raise DataError("both 'answer' and 'answers'; give one of them")
+    if not given and needed:
+        raise DataError("no answer; give 'answer', or 'answers' where several are right")
+    if not given:
+        return ()
+    return _texts(document, "answers") if given == ["answers"] else (_text(document, "answer"),)
+
+
+def _texts(document: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A list of texts, at least one."""
+    values = document[key]
+    if not isinstance(values, list) or not values:
+        raise DataError(f'{key!r} is no list of at least one text; write ["…"]')
+    return tuple(_checked(value, f"{key!r} item {n}") for n, value in enumerate(values, start=1))
+
+
+def _text(document: dict[str, Any], key: str) -> str:
+    """A text that is there and not blank."""
+    if key not in document:
+        raise DataError(f"no {key!r}; every record needs one")
+    return _checked(document[key], f"{key!r}")
+
+
+def _checked(value: Any, name: str) -> str:
+    """A value that is text, not blank, and can be written down again."""
+    if not isinstance(value, str):
+        shown = json.dumps(value, default=str)[:40]
+        raise DataError(f"{name} is {shown}, not text; put it in double quotes")
+    if not value.strip():
+        raise DataError(f"{name} is empty; fill it in, or leave the record out")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise DataError(f"{name} holds half a surrogate pair; write the whole character")
+    return value
