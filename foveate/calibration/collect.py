@@ -1,0 +1,440 @@
+"""Relevance maps of a data set: each question asked, its answer judged, and what mattered for it kept."""
+
+import contextlib
+import datetime
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from foveate import __version__
+from foveate.errors import (
+    BackendError,
+    ImageError,
+    MissingDependencyError,
+    OutputExistsError,
+    PromptError,
+)
+from foveate.output import replace_file, writing
+from foveate.runtime.images import open_pictures
+from foveate.terminal import Progress, note, plural, table
+
+try:
+    import torch
+    import transformers
+    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
+except ImportError as error:
+    raise MissingDependencyError(
+        f"calibration needs {error.name}, which is not installed: pip install 'foveate[calibrate]'"
+    ) from error
+
+from foveate.calibration.answers import Rule, is_right
+from foveate.calibration.records import Record, read_records
+from foveate.calibration.relevance import Mode
+from foveate.calibration.store import (
+    FLUSH_SECONDS,
+    LEFTOVER,
+    MANIFEST,
+    OUTCOMES,
+    SHARD,
+    Manifest,
+    Outcome,
+    Sample,
+    Store,
+    Writer,
+    check_format,
+    encode,
+    file_digest,
+    finish,
+)
+from foveate.calibration.subject import NEW_TOKENS, Subject
+from foveate.checkpoint import Checkpoint
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+CHECKPOINT_FILES = ("*.json", "*.jinja", "model*.safetensors", "pytorch_model*.bin")
+TOOLS = ("torch", "transformers", "accelerate", "pyarrow", "pillow", "tokenizers", "numpy")
+LINE_SECONDS = 10.0
+TICK = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """How relevance maps are made.
+
+    Attributes:
+        mode: How relevance is computed; see `foveate.calibration.relevance`.
+        dtype: What the model computes in: "fp32" or "bf16".
+        device: "auto", "cpu" or "cuda"; under accelerate, the process's own of that kind.
+        rule: When an answer is right.
+        keep_wrong: Keep the maps of wrong answers too, for ablations.
+        max_new_tokens: The longest answer.
+        limit: Take only so many records, from the first.
+        force: Start afresh where there are relevance maps already.
+        flush_seconds: How often what is done goes to the disk; a kill costs no more than that.
+    """
+
+    mode: Mode = "grad"
+    dtype: str = "fp32"
+    device: str = "auto"
+    rule: Rule = "exact"
+    keep_wrong: bool = False
+    max_new_tokens: int = NEW_TOKENS
+    limit: int | None = None
+    force: bool = False
+    flush_seconds: float = FLUSH_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a run of all its processes did.
+
+    Attributes:
+        out: The store.
+        outcomes: How many of all its records came out how.
+        new: How many of them are of this run.
+        seconds: What these took, without loading the model.
+        processes: How many shared the work.
+    """
+
+    out: Path
+    outcomes: dict[str, int]
+    new: int
+    seconds: float
+    processes: int
+
+    @property
+    def rate(self) -> float:
+        """New records a second."""
+        return self.new / self.seconds if self.seconds else 0.0
+
+
+class Meter:
+    """How far a run is, on standard error: one line on a terminal, elsewhere one every ten seconds."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        """Show nothing yet, or never."""
+        self._quiet = quiet
+        self._terminal = not quiet and sys.stderr.isatty()
+        self._outcomes: Counter[str] = Counter()
+        self._total, self._processes = 0, 1
+        self._began = self._shown = 0.0
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[object]:
+        """Show that something is under way which cannot be counted."""
+        if self._quiet:
+            return contextlib.nullcontext()
+        stages = Progress()
+        stages.begin(name)
+        return stages
+
+    def start(self, total: int, processes: int) -> None:
+        """Begin to count up to `total`, this process's share of the records."""
+        self._total, self._processes = total, processes
+        self._began = self._shown = time.monotonic()
+
+    def step(self, outcome: Outcome) -> None:
+        """Count one record."""
+        self._outcomes[outcome] += 1
+        last = self._outcomes.total() == self._total
+        since = time.monotonic() - self._shown
+        if not self._quiet and (last or since >= (TICK if self._terminal else LINE_SECONDS)):
+            self._show(end=last)
+
+    def stop(self, stored: int, out: Path) -> None:
+        """Say what an interrupted run leaves."""
+        if self._quiet:
+            return
+        if self._terminal:
+            note("")
+        note(f"{out} holds {plural(stored, 'record')}; the same command goes on from there")
+
+    def line(self, now: float) -> str:
+        """How far the run is: 34/136, 2.4 samples/s, 0:00:42 left, 20 kept, 14 wrong, 0 unreadable."""
+        done = self._outcomes.total()
+        rate = done / max(now - self._began, 1e-9)
+        left = datetime.timedelta(seconds=round((self._total - done) / rate)) if rate else "?"
+        counts = ", ".join(f"{self._outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
+        several = f" (of each of {self._processes} processes)" if self._processes > 1 else ""
+        return f"{done}/{self._total}, {rate:.1f} samples/s, {left} left, {counts}{several}"
+
+    def _show(self, end: bool) -> None:
+        """Write the line, over the one before on a terminal."""
+        self._shown = time.monotonic()
+        line = self.line(self._shown)
+        if not self._terminal:
+            note(line)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r{line[:width].ljust(width)}" + "\n" * end)
+        sys.stderr.flush()
+
+
+def collect(
+    source: str, data: Path, out: Path, options: CollectOptions, meter: Meter | None = None
+) -> Collected | None:
+    """Make the relevance maps of a data set, or go on with those that an earlier run left.
+
+    Args:
+        source: The checkpoint: a folder or a hub id.
+        data: The records, as JSON Lines.
+        out: The store's folder; its parent must exist.
+        options: How; all but the device, the limit and the flushing must be an earlier run's.
+        meter: Told how far the run is; without one nothing is said.
+
+    Returns:
+        What was done; None in all processes of a run but the main one.
+
+    Raises:
+        CheckpointError: No checkpoint that can be loaded.
+        DataError: No data set, or a damaged store.
+        OutputExistsError: Something is at `out` that this run cannot go on with.
+        OutputError: The disk did not take it.
+        BackendError: The device cannot be had.
+    """
+    state = _processes(options.device)
+    if meter is None or not state.is_main_process:
+        meter = Meter(quiet=True)
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            with meter.stage("checking"):
+                manifest = _manifest(source, data, options)
+                stack.enter_context(_claimed(out, manifest, options.force))
+        state.wait_for_everyone()
+        records = read_records(data)[: options.limit]
+        store = Store.open(out, complete=False)
+        todo = sorted((r for r in records if r.id not in store.ids), key=lambda record: record.id)
+        state.wait_for_everyone()
+        mine = todo[state.process_index :: state.num_processes]
+        seconds = 0.0
+        if mine:
+            with meter.stage(f"loading {source}"):
+                subject = Subject.load(source, options.dtype, str(state.device))
+            meter.start(len(mine), state.num_processes)
+            began = time.perf_counter()
+            with Writer(out, store.manifest, state.process_index, options.flush_seconds) as writer:
+                _study_all(subject, mine, options, writer, meter)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return None
+        if mine:
+            seconds = time.perf_counter() - began
+        outcomes = finish(out).outcomes()
+        return Collected(out, outcomes, len(todo), seconds, state.num_processes)
+
+
+def _study_all(
+    subject: Subject,
+    records: Iterable[Record],
+    options: CollectOptions,
+    writer: Writer,
+    meter: Meter,
+) -> None:
+    """Study records one by one; an interrupt loses none that was studied."""
+    try:
+        for record in records:
+            sample, outcome, reason = study(subject, record, options)
+            writer.add(sample, outcome, reason)
+            meter.step(outcome)
+    except KeyboardInterrupt:
+        writer.flush()
+        meter.stop(len(Store.open(writer.folder, complete=False).ids), writer.folder)
+        if writer.rank:
+            raise SystemExit(130) from None
+        raise
+
+
+def study(subject: Subject, record: Record, options: CollectOptions) -> tuple[Sample, Outcome, str]:
+    """Ask one question, judge the answer, and see what mattered for it.
+
+    Returns:
+        The sample, with arrays where it is kept; what came of it; and why, where that needs saying.
+    """
+    sample = Sample(record.id, record.question, record.answers, pictures=record.names)
+    try:
+        question = subject.ask(record.question, open_pictures(record.pictures))
+    except (ImageError, PromptError, OSError) as error:
+        return sample, "unreadable", str(error)
+    said = subject.answer(question, most=options.max_new_tokens)
+    text = subject.text(said)
+    sample = replace(sample, said=text, tokens=len(said), grids=question.vision.grids)
+    if not text.strip():
+        return sample, "wrong", "empty answer"
+    right = is_right(text, record.answers, options.rule)
+    if not right and not options.keep_wrong:
+        return sample, "wrong", "wrong answer"
+    relevance = subject.relevance(question, said, options.mode).float()
+    attention = subject.attention(question).mean(1)
+    if not (relevance.isfinite().all() and attention.isfinite().all()):
+        return (
+            sample,
+            "unreadable",
+            f"relevance is not finite in {options.dtype}; try another dtype",
+        )
+    sample = replace(sample, relevance=relevance.cpu().numpy(), attention=attention.cpu().numpy())
+    return sample, "kept", "" if right else "wrong answer"
+
+
+def collected_facts(collected: Collected) -> dict[str, Any]:
+    """What `foveate calibrate relevance --json` says."""
+    return {
+        "out": str(collected.out),
+        "records": sum(collected.outcomes.values()),
+        **collected.outcomes,
+        "new": collected.new,
+        "seconds": round(collected.seconds, 3),
+        "samples_per_second": round(collected.rate, 3),
+        "processes": collected.processes,
+    }
+
+
+def describe_collected(collected: Collected) -> str:
+    """What `foveate calibrate relevance` shows."""
+    records = sum(collected.outcomes.values())
+    rows = [(str(collected.outcomes[outcome]), outcome) for outcome in OUTCOMES]
+    pace = (
+        f", {collected.new} of them new in {collected.seconds:.1f} s: {collected.rate:.1f} a second "
+        f"(processes: {collected.processes})"
+    )
+    return "\n".join(
+        [
+            f"{collected.out}: {plural(records, 'record')}"
+            + (pace if collected.new else ", none new"),
+            table(rows),
+        ]
+    )
+
+
+def _processes(device: str) -> PartialState:
+    """The processes of this run, on the device asked for.
+
+    Raises:
+        BackendError: It cannot be had, or the processes do not find each other.
+    """
+    there = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if device == "cuda" and not there:
+        raise BackendError(
+            "device 'cuda': torch finds no CUDA GPU that it may use; take --device cpu, or install "
+            "torch for this machine's CUDA"
+        )
+    state = PartialState(cpu=device == "cpu" or not there, timeout=datetime.timedelta(days=30))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != world:
+        raise BackendError(
+            f"{world} processes were launched and {state.num_processes} found each other; launch with "
+            "`accelerate launch`, which sets them up"
+        )
+    return state
+
+
+def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
+    """How this run makes samples; reads the data set to refuse a bad one early."""
+    read_records(data)
+    checkpoint = Checkpoint.open(source)
+    return Manifest(
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=_checkpoint_digest(checkpoint.root),
+        family=checkpoint.family,
+        mode=options.mode,
+        dtype=options.dtype,
+        rule=options.rule,
+        keep_wrong=options.keep_wrong,
+        max_new_tokens=options.max_new_tokens,
+        data=str(data),
+        data_sha256=file_digest(data),
+        tools={"foveate": __version__, **{name: version(name) for name in TOOLS}},
+    )
+
+
+def _checkpoint_digest(root: Path) -> str:
+    """One SHA-256 for all files that make a checkpoint what it is."""
+    paths = {path for pattern in CHECKPOINT_FILES for path in root.glob(pattern)}
+    lines = [f"{file_digest(path)}  {path.name}\n" for path in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, manifest: Manifest, force: bool) -> Iterator[None]:
+    """Hold a folder for one run, made ready: a new store, or one of the same settings to go on with.
+
+    Args:
+        folder: Made if need be; its parent must exist.
+        manifest: How the run makes samples.
+        force: Delete the samples of a store that is there.
+
+    Raises:
+        DataError: The store that is there is damaged.
+        OutputExistsError: Something else is there, a store of other settings, or another run's.
+        OutputError: It cannot be written.
+    """
+    with writing(folder):
+        if not os.path.lexists(folder):
+            folder.mkdir()
+        if not folder.is_dir():
+            raise OutputExistsError(f"{folder} is not a folder. Give another path.")
+    with _locked(folder):
+        with writing(folder):
+            _make_ready(folder, manifest, force)
+        yield
+
+
+def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
+    """Look at what a folder holds, clean up after a killed run, and write the manifest."""
+    if not (folder / MANIFEST).exists():
+        strangers = [name for name in os.listdir(folder) if not LEFTOVER.fullmatch(name)]
+        if strangers:
+            raise OutputExistsError(
+                f"{folder} holds {min(strangers)} and no relevance maps. Give another path."
+            )
+    elif force:
+        check_format(folder)
+        for path in folder.iterdir():
+            if SHARD.fullmatch(path.name):
+                path.unlink()
+    else:
+        _check_settings(folder, Store.open(folder, complete=False).manifest, manifest)
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink()
+    replace_file(folder / MANIFEST, encode(manifest), force=True)
+
+
+def _check_settings(folder: Path, before: Manifest, now: Manifest) -> None:
+    """OutputExistsError for a store that was made otherwise."""
+    was, wanted = before.settings(), now.settings()
+    for name, value in wanted.items():
+        if was[name] != value:
+            raise OutputExistsError(
+                f"{folder} was made with another {name} ({was[name]!r}, now {value!r}), and samples of "
+                "both do not mix. Give another path, or delete them with force (--force)."
+            )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder for as long as this process lives, where the system can."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExistsError(
+                f"{folder}: another run is writing there. Wait for it, or give another path."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
