@@ -35,7 +35,8 @@ class Batch:
         ids: int64 [B, TEXT], the segments' tokens after the prefix.
         segments: int64 [B, TEXT], each token's segment from 1, 0 for padding.
         places: int64 [B, TEXT], each token's place in its segment.
-        targets: int64 [B, TEXT], the token to predict at each place, -100 where none is.
+        targets: int64 [B, TEXT], the answer's token to predict at each place, -100 where none is.
+        asked: int64 [B, TEXT], the question's token to predict at each place, -100 where none is.
         labels: For each picture (task, scope) of each segment.
     """
 
@@ -46,6 +47,7 @@ class Batch:
     segments: Tensor
     places: Tensor
     targets: Tensor
+    asked: Tensor
     labels: list[list[tuple[str, str]]]
 
 
@@ -53,18 +55,25 @@ class Batches(IterableDataset[Batch]):
     """An endless stream of batches, different in every worker."""
 
     def __init__(
-        self, folder: Path, batch: int, seed: int, split: str, sprites: int, captions: bool
+        self,
+        folder: Path,
+        batch: int,
+        seed: int,
+        split: str,
+        sprites: int,
+        captions: bool,
+        told: float = 0.25,
     ):
         """Make batches of `split` ("train" or "test"); scenes have at most `sprites` sprites."""
         self.folder, self.batch, self.seed, self.split = folder, batch, seed, split
-        self.sprites, self.captions = sprites, captions
+        self.sprites, self.captions, self.told = sprites, captions, told
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches for ever."""
         worker = torch.utils.data.get_worker_info()
         number = worker.id if worker else 0
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        pack = Packer(tokenizer)
+        pack = Packer(tokenizer, self.told)
         held_out = scenes.HELD_OUT_SEED if self.split == "test" else 0
         rng = np.random.default_rng((held_out, self.seed, number))
         easy = easy_questions(self.split)
@@ -85,12 +94,12 @@ class Batches(IterableDataset[Batch]):
                 else:
                     drawn = [scenes.sample_chart(rng, size) for _ in range(self.batch)]
                 drawing = scenes.orders(drawn)
-                pictures = [(picture.caption, picture.questions) for picture in drawn]
+                pictures = [(picture.tellings(rng), picture.questions) for picture in drawn]
             yield pack(rng, kind, size, drawing, pictures, self.captions)
 
 
 @cache
-def easy_questions(split: str) -> list[tuple[str, list[scenes.Question]]]:
+def easy_questions(split: str) -> list[tuple[list[scenes.Question], list[scenes.Question]]]:
     """easy-VQA's questions by picture, and a caption made of what they tell."""
     get = easy_vqa.get_train_questions if split == "train" else easy_vqa.get_test_questions
     found: dict[int, list[scenes.Question]] = defaultdict(list)
@@ -100,17 +109,20 @@ def easy_questions(split: str) -> list[tuple[str, list[scenes.Question]]]:
     for number in range(max(found) + 1):
         questions = found[number]
         words = [q.answer for q in questions if q.answer not in ("yes", "no")]
-        pictures.append((" ".join(sorted(set(words))) or "a shape", questions))
+        caption = " ".join(sorted(set(words))) or "a shape"
+        told = scenes.Question(scenes.CAPTION, caption, "caption", "global")
+        pictures.append(([told], questions))
     return pictures
 
 
 class Packer:
     """Questions to packed token sequences."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Encode with `tokenizer`, each text once."""
+    def __init__(self, tokenizer: Tokenizer, told: float) -> None:
+        """Encode with `tokenizer`, each text once; a share `told` of the pictures is described too."""
         self.encode = cache(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
         self.pad = tokenizer.token_to_id("<|endoftext|>")
+        self.told = told
 
     def __call__(
         self,
@@ -118,7 +130,7 @@ class Packer:
         kind: str,
         size: tuple[int, int],
         drawing: tuple[Tensor, ...],
-        pictures: list[tuple[str, list[scenes.Question]]],
+        pictures: list[tuple[list[scenes.Question], list[scenes.Question]]],
         captions: bool,
     ) -> Batch:
         """Pack as many questions of each picture as fit, in random order."""
@@ -126,12 +138,14 @@ class Packer:
         ids = np.full(shape, self.pad, dtype=np.int64)
         segments, places = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, -100, dtype=np.int64)
+        asks = np.full(shape, -100, dtype=np.int64)
         labels: list[list[tuple[str, str]]] = []
-        for row, (caption, questions) in enumerate(pictures):
+        for row, (tellings, questions) in enumerate(pictures):
             chosen = [questions[index] for index in rng.permutation(len(questions))]
-            if captions or rng.random() < 0.25:
-                told = scenes.Question(scenes.CAPTION, caption, "caption", "global")
-                chosen = [told] if captions else [told, *chosen]
+            if captions:
+                chosen = tellings
+            elif rng.random() < self.told:
+                chosen = [tellings[rng.integers(len(tellings))], *chosen]
             used: list[tuple[str, str]] = []
             at = 0
             for question in chosen:
@@ -145,9 +159,10 @@ class Packer:
                 segments[row, at:end] = len(used)
                 places[row, at:end] = np.arange(end - at)
                 targets[row, at + len(asked) - 1 : end - 1] = said
+                asks[row, at : at + len(asked) - 1] = asked[1:]
                 at = end
             labels.append(used)
-        arrays = (torch.from_numpy(array) for array in (ids, segments, places, targets))
+        arrays = (torch.from_numpy(array) for array in (ids, segments, places, targets, asks))
         return Batch(kind, size, drawing, *arrays, labels)
 
 

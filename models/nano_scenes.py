@@ -38,6 +38,8 @@ LETTER_SIZES = (50, 56)
 LABEL_SIZE = 40
 HELD_OUT_SEED = 1_000_000_007
 CAPTION = "Describe the picture."
+SHUFFLED = "Describe the shapes."
+INVENTORY = "How many?"
 
 
 @dataclass(slots=True)
@@ -61,6 +63,8 @@ class Picture:
         tiles: (tile number, row and column of its top left corner, RGB).
         caption: All that is in it, in raster order.
         questions: Well-posed questions only.
+        things: What there is, each thing's words in an order that may be changed.
+        counts: What there is several times or once, and how many.
     """
 
     size: tuple[int, int]
@@ -69,6 +73,23 @@ class Picture:
     rectangles: list[tuple[int, int, int, int, tuple[int, int, int]]] = field(default_factory=list)
     tiles: list[tuple[int, int, int, tuple[int, int, int]]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    things: list[list[str]] = field(default_factory=list)
+    counts: list[tuple[str, int]] = field(default_factory=list)
+
+    def tellings(self, rng: np.random.Generator) -> list[Question]:
+        """Ways to tell all that is in the picture: in raster order, shuffled, counted."""
+        told = [Question(CAPTION, self.caption, "caption", "global")]
+        if self.things:
+            words = [
+                " ".join(thing[place] for place in rng.permutation(len(thing)))
+                for thing in (self.things[index] for index in rng.permutation(len(self.things)))
+            ]
+            told.append(Question(SHUFFLED, ", ".join(words), "shuffled", "global"))
+        if self.counts:
+            some = [self.counts[index] for index in rng.permutation(len(self.counts))]
+            text = ", ".join(f"{what} {number}" for what, number in some)
+            told.append(Question(INVENTORY, text, "inventory", "global"))
+        return told
 
 
 def sample_scene(rng: np.random.Generator, size: tuple[int, int], most: int = 8) -> Picture:
@@ -103,6 +124,10 @@ def sample_scene(rng: np.random.Generator, size: tuple[int, int], most: int = 8)
         picture.tiles.append((letter_tile(LETTERS.index(letter), small), top + drop, left, ink))
     picture.caption = ", ".join(" ".join(sprite) for sprite in sprites)
     picture.questions = scene_questions(rng, sprites)
+    picture.things = [list(sprite) for sprite in sprites]
+    kinds = [plural(shape) for _, shape, _ in sprites] + [color for color, _, _ in sprites]
+    picture.counts = [(kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)]
+    picture.counts.append(("shapes", len(sprites)))
     return picture
 
 
@@ -167,6 +192,10 @@ def sample_chart(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
         bars.append((LETTERS[letter], names[color], str(value)))
     picture.caption = ", ".join(" ".join(bar) for bar in bars)
     picture.questions = chart_questions(rng, bars)
+    ordered = sorted(bars, key=lambda bar: int(bar[2]))
+    picture.things = [[label, color, value] for label, color, value in bars]
+    picture.things += [["tallest", *ordered[-1]], ["shortest", *ordered[0]]]
+    picture.counts = [("bars", len(bars))]
     return picture
 
 

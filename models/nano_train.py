@@ -50,21 +50,25 @@ class Nano(nn.Module):
         self.register_buffer("std", torch.tensor(STD), persistent=False)
 
     def forward(
-        self, images: Tensor, ids: Tensor, segments: Tensor, places: Tensor, keep: float = 1.0
-    ) -> Tensor:
-        """Logits [B, TEXT, V] for pictures uint8 [B, H, W, 3] and packed segments.
+        self,
+        images: Tensor,
+        ids: Tensor,
+        segments: Tensor,
+        places: Tensor,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, TEXT, V] for pictures uint8 [B, H, W, 3] and packed segments, and layer 0's own.
 
-        With `keep` under 1 random visual tokens are dropped, the others at their own positions.
+        Of the visual tokens only `kept` int64 [B, K] are left, at their own positions.
         """
         batch, height, width, _ = images.shape
         rows, columns = height // 28, width // 28
         text = self.model.model.language_model
         visual = self.vision(images)
         count = rows * columns
-        kept = torch.arange(count, device=images.device).expand(batch, -1)
-        if keep < 1:
-            chances = torch.rand(batch, count, device=images.device)
-            kept = chances.topk(max(1, int(keep * count))).indices.sort().values
+        if kept is None:
+            kept = torch.arange(count, device=images.device).expand(batch, -1)
+        else:
             visual = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
         before, after = len(self.before), len(self.after)
         prefix = before + kept.shape[1] + after
@@ -94,8 +98,11 @@ class Nano(nn.Module):
         own = segment[:, None, :] == segment[:, :, None]
         shared = (segment[:, None, :] == 0) & real[:, None, :]
         mask = (own | shared) & (order[None, :] <= order[:, None])
-        hidden = self.language(embeds, positions, mask[:, None])[:, prefix : prefix + TEXT]
-        return self.model.lm_head(text.norm(hidden))
+        first, last = (
+            self.model.lm_head(text.norm(hidden[:, prefix : prefix + TEXT]))
+            for hidden in self.language(embeds, positions, mask[:, None])
+        )
+        return last, first
 
     def vision(self, images: Tensor) -> Tensor:
         """Visual tokens [B, N, H] of pictures uint8 [B, H, W, 3]."""
@@ -117,14 +124,14 @@ class Nano(nn.Module):
         merger = tower.merger
         return merger.mlp(merger.ln_q(hidden).reshape(batch, high * wide // 4, -1))
 
-    def language(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """The text layers over a packed batch; mask bool [B, 1, T, T]."""
+    def language(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """States after layer 0 and after the last, over a packed batch; mask bool [B, 1, T, T]."""
         text = self.model.model.language_model
         cos, sin = text.rotary_emb(embeds, positions)
-        hidden = embeds
+        states = [embeds]
         for layer in text.layers:
-            hidden = self.text_block(layer, hidden, cos, sin, mask)
-        return hidden
+            states.append(self.text_block(layer, states[-1], cos, sin, mask))
+        return states[1], states[-1]
 
 
 def vision_block(block: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -181,6 +188,46 @@ def pictures_of(batch: Batch, easy: Tensor, device: str, blur: bool) -> Tensor:
     return floats.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def holes(batch: Batch, keep: float) -> Tensor:
+    """Visual tokens to keep, int64 [B, K] ascending, about a share `keep` of all.
+
+    Random, denser around some things than around others. The tokens in the middle of things stay,
+    so that every question can still be answered.
+    """
+    rows, columns = (side // 28 for side in fitted(batch.size))
+    chances = torch.rand(len(batch.ids), rows * columns)
+    least = 1
+    if batch.kind != "easy":
+        middles = batch_middles(batch)
+        strength = torch.rand(middles.shape) * random.uniform(0, 3)
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                row = (middles // columns + down).clamp(0, rows - 1)
+                column = (middles % columns + right).clamp(0, columns - 1)
+                chances.scatter_add_(1, row * columns + column, strength * torch.rand(row.shape))
+        chances.scatter_(1, middles, 100 + torch.rand(middles.shape))
+        least = int((chances >= 100).sum(1).max())
+    return chances.topk(max(least, int(keep * chances.shape[1]))).indices.sort().values
+
+
+def batch_middles(batch: Batch) -> Tensor:
+    """The visual token in the middle of each tile and bar, int64 [B, M]; some more than once."""
+    _, rectangles, _, placed, _ = batch.drawing
+    tiles = placed[..., 1:].float() + scenes.TILE / 2
+    tiles = torch.where(placed[..., :1] < 0, tiles[:, :1], tiles)
+    bars = torch.stack(
+        [rectangles[..., 0] + rectangles[..., 2], rectangles[..., 1] + rectangles[..., 3]], dim=-1
+    )
+    bars = torch.where(rectangles[..., 2:3] == 0, 2 * tiles[:, :1], bars.float())[:, 1:]
+    points = torch.cat([tiles, bars / 2], dim=1)
+    rows, columns = (side // 28 for side in fitted(batch.size))
+    grid = torch.tensor([rows, columns])
+    cells = (
+        (points / torch.tensor(batch.size) * grid).long().clamp(min=torch.tensor(0), max=grid - 1)
+    )
+    return cells[..., 0] * columns + cells[..., 1]
+
+
 @torch.no_grad()
 def evaluate(
     nano: Nano, batches: list[Batch], easy: Tensor, device: str
@@ -193,7 +240,7 @@ def evaluate(
             part.to(device) for part in (batch.ids, batch.segments, batch.places)
         )
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            best = nano(images, ids, segments, places).argmax(-1).cpu()
+            best = nano(images, ids, segments, places)[0].argmax(-1).cpu()
         hit = (best == batch.targets) | (batch.targets == -100)
         for row, used in enumerate(batch.labels):
             for number, (task, scope) in enumerate(used, start=1):
@@ -246,7 +293,7 @@ def train(options: argparse.Namespace) -> None:
     for until, sprites, captions in stages:
         if step >= until:
             continue
-        data = Batches(out, options.batch, 1000 + step, "train", sprites, captions)
+        data = Batches(out, options.batch, 1000 + step, "train", sprites, captions, options.told)
         loader = DataLoader(
             data,
             batch_size=None,
@@ -258,14 +305,19 @@ def train(options: argparse.Namespace) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images = pictures_of(batch, easy, device, blur=True)
-            ids, segments, places, targets = (
+            ids, segments, places, targets, asked = (
                 part.to(device, non_blocking=True)
-                for part in (batch.ids, batch.segments, batch.places, batch.targets)
+                for part in (batch.ids, batch.segments, batch.places, batch.targets, batch.asked)
             )
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                keep = random.uniform(0.4, 0.95) if random.random() < options.drop else 1.0
-                logits = nano(images, ids, segments, places, keep)
-            loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+                kept = None
+                if random.random() < options.drop:
+                    kept = holes(batch, random.uniform(options.least, 0.9)).to(device)
+                logits, early = nano(images, ids, segments, places, kept)
+            loss = entropy(logits, targets) + options.ask * entropy(logits, asked)
+            if options.early:
+                exits = entropy(early, targets) + entropy(early, asked)
+                loss = loss + options.early * exits
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(nano.parameters(), 1.0)
@@ -298,6 +350,11 @@ def train(options: argparse.Namespace) -> None:
     model.half().save_pretrained(out)
 
 
+def entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of logits [B, T, V] where targets [B, T] are given."""
+    return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
 def decay(step: int, steps: int) -> float:
     """Cosine from 1 to 0 over the whole training."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
@@ -317,6 +374,12 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500, help="steps between evaluations")
     parser.add_argument("--tests", type=int, default=20, help="batches of 64 held-out pictures")
     parser.add_argument("--drop", type=float, default=0.0, help="share of batches with holes")
+    parser.add_argument("--least", type=float, default=0.4, help="the smallest share kept then")
+    parser.add_argument("--told", type=float, default=0.25, help="share of pictures described")
+    parser.add_argument(
+        "--ask", type=float, default=0.0, help="weight of the questions' own tokens"
+    )
+    parser.add_argument("--early", type=float, default=0.0, help="weight of layer 0's early exit")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--resume", type=Path, help="state.pt, or a checkpoint folder and --start")
