@@ -85,13 +85,13 @@ def one(
 def on_gpu(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every method at every length, in one process."""
     model, head = build(options.shape, options.device, getattr(torch, DTYPES[options.dtype]))
-    weights = torch.cuda.memory_allocated()
     rows = []
     for visual in options.visual:
         for method in options.methods:
             call = one(model, head, method, visual, options.answer)
             row: dict[str, Any] = {"visual": visual, "method": method}
             try:
+                held = torch.cuda.memory_allocated()
                 times = []
                 for _ in range(1 + options.repeats):
                     torch.cuda.synchronize()
@@ -100,10 +100,11 @@ def on_gpu(options: argparse.Namespace) -> list[dict[str, Any]]:
                     call()
                     torch.cuda.synchronize()
                     times.append(time.perf_counter() - began)
-                peak = torch.cuda.max_memory_allocated() - weights
+                peak = torch.cuda.max_memory_allocated() - held
                 row |= {"seconds": statistics.median(times[1:]), "gigabytes": peak / 1e9}
             except torch.OutOfMemoryError:
                 row["died"] = "out of memory"
+            del call
             gc.collect()
             torch.cuda.empty_cache()
             rows.append(row)

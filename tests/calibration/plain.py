@@ -39,12 +39,14 @@ def attention_maps(
         layer.self_attn.register_forward_hook(lambda _m, _i, outputs: caught.append(outputs[1]))
         for layer in model.layers
     ]
-    with torch.set_grad_enabled(not plain):
-        states = model(
-            inputs_embeds=embeds.detach().requires_grad_(not plain), position_ids=positions
-        ).last_hidden_state
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.set_grad_enabled(not plain):
+            states = model(
+                inputs_embeds=embeds.detach().requires_grad_(not plain), position_ids=positions
+            ).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
     if plain:
         return [(attention[0], None) for attention in caught]
     logit = head(states[0, -1])[token]

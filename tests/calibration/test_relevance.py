@@ -135,7 +135,9 @@ def test_the_first_layers_attention_is_transformers_own(
     assert close(found, wanted)
 
 
-def test_what_is_kept_alone_answers_as_the_runtime_does(nano: Subject, samples: list[Sample]) -> None:
+def test_what_is_kept_alone_answers_as_the_runtime_does(
+    nano: Subject, samples: list[Sample]
+) -> None:
     from tests.reference import Reference
 
     by_transformers = Reference()
