@@ -65,8 +65,10 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
     front.
     """
     from foveate.calibration import collect as collecting
+    from foveate.calibration.meter import Meter
+    from foveate.calibration.store import OUTCOMES
 
-    meter = collecting.Meter()
+    meter = Meter(OUTCOMES)
     options = collecting.CollectOptions(**how)
     collected = collecting.collect(checkpoint, data, out, options, meter)
     if collected is None:

@@ -1,42 +1,17 @@
 """Relevance maps of a data set: each question asked, its answer judged, and what mattered for it kept."""
 
 import contextlib
-import datetime
-import hashlib
 import os
-import shutil
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from foveate import __version__
-from foveate.errors import (
-    BackendError,
-    ImageError,
-    MissingDependencyError,
-    OutputExistsError,
-    PromptError,
-)
-from foveate.output import replace_file, writing
-from foveate.runtime.images import open_pictures
-from foveate.terminal import Progress, note, plural, table
-
-try:
-    import torch
-    import transformers
-    from accelerate import PartialState  # type: ignore[import-untyped]
-    from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
-except ImportError as error:
-    raise MissingDependencyError(
-        f"calibration needs {error.name}, which is not installed: pip install 'foveate[calibrate]'"
-    ) from error
-
 from foveate.calibration.answers import Rule, is_right
+from foveate.calibration.meter import Meter
+from foveate.calibration.processes import join_processes
+from foveate.calibration.provenance import checkpoint_digest, tool_versions
 from foveate.calibration.records import Record, read_records
 from foveate.calibration.relevance import Mode
 from foveate.calibration.store import (
@@ -57,14 +32,10 @@ from foveate.calibration.store import (
 )
 from foveate.calibration.subject import NEW_TOKENS, Subject
 from foveate.checkpoint import Checkpoint
-
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-
-CHECKPOINT_FILES = ("*.json", "*.jinja", "model*.safetensors", "pytorch_model*.bin")
-TOOLS = ("torch", "transformers", "accelerate", "pyarrow", "pillow", "tokenizers", "numpy")
-LINE_SECONDS = 10.0
-TICK = 0.1
+from foveate.errors import ImageError, OutputExistsError, PromptError
+from foveate.output import replace_file, writing
+from foveate.runtime.images import open_pictures
+from foveate.terminal import plural, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,67 +89,6 @@ class Collected:
         return self.new / self.seconds if self.seconds else 0.0
 
 
-class Meter:
-    """How far a run is, on standard error: one line on a terminal, elsewhere one every ten seconds."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        """Show nothing yet, or never."""
-        self._quiet = quiet
-        self._terminal = not quiet and sys.stderr.isatty()
-        self._outcomes: Counter[str] = Counter()
-        self._total, self._processes = 0, 1
-        self._began = self._shown = 0.0
-
-    def stage(self, name: str) -> contextlib.AbstractContextManager[object]:
-        """Show that something is under way which cannot be counted."""
-        if self._quiet:
-            return contextlib.nullcontext()
-        stages = Progress()
-        stages.begin(name)
-        return stages
-
-    def start(self, total: int, processes: int) -> None:
-        """Begin to count up to `total`, this process's share of the records."""
-        self._total, self._processes = total, processes
-        self._began = self._shown = time.monotonic()
-
-    def step(self, outcome: Outcome) -> None:
-        """Count one record."""
-        self._outcomes[outcome] += 1
-        last = self._outcomes.total() == self._total
-        since = time.monotonic() - self._shown
-        if not self._quiet and (last or since >= (TICK if self._terminal else LINE_SECONDS)):
-            self._show(end=last)
-
-    def stop(self, stored: int, out: Path) -> None:
-        """Say what an interrupted run leaves."""
-        if self._quiet:
-            return
-        if self._terminal:
-            note("")
-        note(f"{out} holds {plural(stored, 'record')}; the same command goes on from there")
-
-    def line(self, now: float) -> str:
-        """How far the run is: 34/136, 2.4 samples/s, 0:00:42 left, 20 kept, 14 wrong, 0 unreadable."""
-        done = self._outcomes.total()
-        rate = done / max(now - self._began, 1e-9)
-        left = datetime.timedelta(seconds=round((self._total - done) / rate)) if rate else "?"
-        counts = ", ".join(f"{self._outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
-        several = f" (of each of {self._processes} processes)" if self._processes > 1 else ""
-        return f"{done}/{self._total}, {rate:.1f} samples/s, {left} left, {counts}{several}"
-
-    def _show(self, end: bool) -> None:
-        """Write the line, over the one before on a terminal."""
-        self._shown = time.monotonic()
-        line = self.line(self._shown)
-        if not self._terminal:
-            note(line)
-            return
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write(f"\r{line[:width].ljust(width)}" + "\n" * end)
-        sys.stderr.flush()
-
-
 def collect(
     source: str, data: Path, out: Path, options: CollectOptions, meter: Meter | None = None
 ) -> Collected | None:
@@ -201,9 +111,9 @@ def collect(
         OutputError: The disk did not take it.
         BackendError: The device cannot be had.
     """
-    state = _processes(options.device)
+    state = join_processes(options.device)
     if meter is None or not state.is_main_process:
-        meter = Meter(quiet=True)
+        meter = Meter(OUTCOMES, quiet=True)
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
             with meter.stage("checking"):
@@ -247,7 +157,8 @@ def _study_all(
             meter.step(outcome)
     except KeyboardInterrupt:
         writer.flush()
-        meter.stop(len(Store.open(writer.folder, complete=False).ids), writer.folder)
+        stored = plural(len(Store.open(writer.folder, complete=False).ids), "record")
+        meter.stop(f"{writer.folder} holds {stored}; the same command goes on from there")
         if writer.rank:
             raise SystemExit(130) from None
         raise
@@ -314,35 +225,13 @@ def describe_collected(collected: Collected) -> str:
     )
 
 
-def _processes(device: str) -> PartialState:
-    """The processes of this run, on the device asked for.
-
-    Raises:
-        BackendError: It cannot be had, or the processes do not find each other.
-    """
-    there = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    if device == "cuda" and not there:
-        raise BackendError(
-            "device 'cuda': torch finds no CUDA GPU that it may use; take --device cpu, or install "
-            "torch for this machine's CUDA"
-        )
-    state = PartialState(cpu=device == "cpu" or not there, timeout=datetime.timedelta(days=30))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if state.num_processes != world:
-        raise BackendError(
-            f"{world} processes were launched and {state.num_processes} found each other; launch with "
-            "`accelerate launch`, which sets them up"
-        )
-    return state
-
-
 def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
     """How this run makes samples; reads the data set to refuse a bad one early."""
     read_records(data)
     checkpoint = Checkpoint.open(source)
     return Manifest(
         checkpoint=checkpoint.name,
-        checkpoint_sha256=_checkpoint_digest(checkpoint.root),
+        checkpoint_sha256=checkpoint_digest(checkpoint.root),
         family=checkpoint.family,
         mode=options.mode,
         dtype=options.dtype,
@@ -351,15 +240,8 @@ def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
         max_new_tokens=options.max_new_tokens,
         data=str(data),
         data_sha256=file_digest(data),
-        tools={"foveate": __version__, **{name: version(name) for name in TOOLS}},
+        tools=tool_versions(),
     )
-
-
-def _checkpoint_digest(root: Path) -> str:
-    """One SHA-256 for all files that make a checkpoint what it is."""
-    paths = {path for pattern in CHECKPOINT_FILES for path in root.glob(pattern)}
-    lines = [f"{file_digest(path)}  {path.name}\n" for path in sorted(paths)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @contextlib.contextmanager

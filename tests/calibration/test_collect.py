@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.calibration.collect import Collected, CollectOptions, Meter, collect
-from foveate.calibration.store import MANIFEST, Store
+from foveate.calibration.collect import Collected, CollectOptions, collect
+from foveate.calibration.meter import Meter
+from foveate.calibration.store import MANIFEST, OUTCOMES, Store
 from foveate.calibration.subject import Subject
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
 from tests.command import command, invoke, refused
@@ -359,10 +360,10 @@ class TestVerb:
 
 
 def test_meter_counts_down() -> None:
-    meter = Meter(quiet=True)
+    meter = Meter(OUTCOMES, quiet=True)
     meter.start(10, 2)
     for outcome in ("kept", "kept", "wrong"):
-        meter.step(outcome)  # type: ignore[arg-type]
+        meter.step(outcome)
     assert meter.line(meter._began + 6) == (
         "3/10, 0.5 samples/s, 0:00:14 left, 2 kept, 1 wrong, 0 unreadable (of each of 2 processes)"
     )

@@ -1,0 +1,44 @@
+"""The processes that share a run, which `accelerate launch` may start; without it there is one."""
+
+import datetime
+import os
+
+from foveate.errors import BackendError, MissingDependencyError
+
+try:
+    import torch
+    import transformers
+    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
+except ImportError as error:
+    raise MissingDependencyError(
+        f"calibration needs {error.name}, which is not installed: pip install 'foveate[calibrate]'"
+    ) from error
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def join_processes(device: str) -> PartialState:
+    """The processes of this run, on the device asked for.
+
+    Args:
+        device: "auto", "cpu" or "cuda"; each process gets its own of that kind.
+
+    Raises:
+        BackendError: It cannot be had, or the processes do not find each other.
+    """
+    there = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    if device == "cuda" and not there:
+        raise BackendError(
+            "device 'cuda': torch finds no CUDA GPU that it may use; take --device cpu, or install "
+            "torch for this machine's CUDA"
+        )
+    state = PartialState(cpu=device == "cpu" or not there, timeout=datetime.timedelta(days=30))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != world:
+        raise BackendError(
+            f"{world} processes were launched and {state.num_processes} found each other; launch with "
+            "`accelerate launch`, which sets them up"
+        )
+    return state
