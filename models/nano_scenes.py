@@ -151,12 +151,14 @@ def scene_questions(
     for first, second in zip(lone[::2], lone[1::2], strict=False):
         text = f"What letters are in the {first[0]} {first[1]} and the {second[0]} {second[1]}?"
         found.append(Question(text, f"{first[2]} and {second[2]}", "two letters", "local"))
-    for shape in {shape for _, shape, _ in sprites} | {str(rng.choice(SHAPES))}:
+    for shape in dict.fromkeys([*(shape for _, shape, _ in sprites), str(rng.choice(SHAPES))]):
         count = sum(sprite[1] == shape for sprite in sprites)
         found.append(
             Question(f"How many {plural(shape)} are there?", str(count), "count", "global")
         )
-    for color in {color for color, _, _ in sprites} | {str(rng.choice(list(COLORS)))}:
+    for color in dict.fromkeys(
+        [*(color for color, _, _ in sprites), str(rng.choice(list(COLORS)))]
+    ):
         count = sum(sprite[0] == color for sprite in sprites)
         found.append(Question(f"How many {color} shapes are there?", str(count), "count", "global"))
     found.append(Question("How many shapes are there?", str(len(sprites)), "count", "global"))
@@ -386,14 +388,19 @@ def draw(
     return inner.permute(0, 2, 3, 1).round().to(torch.uint8)
 
 
-def write_data(out: Path, count: int, seed: int, questions: int = 3) -> None:
-    """Write `count` held-out questions, `questions` a picture, as PNG files and data.jsonl."""
+def write_data(
+    out: Path, count: int, seed: int, questions: int = 3, sides: tuple[int, int] = (252, 345)
+) -> None:
+    """Write `count` held-out questions, `questions` a picture, as PNG files and data.jsonl.
+
+    Heights and widths are drawn from `sides` in pixels, the second not included.
+    """
     rng = np.random.default_rng((HELD_OUT_SEED, seed))
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "data.jsonl", "w", encoding="utf-8") as file:
         written = 0
         while written < count:
-            size = (int(rng.integers(252, 345)), int(rng.integers(252, 345)))
+            size = (int(rng.integers(*sides)), int(rng.integers(*sides)))
             chart = rng.random() < 0.3
             picture = sample_chart(rng, size) if chart else sample_scene(rng, size)
             name = f"{'chart' if chart else 'scene'}-{seed}-{written:05d}.png"
@@ -418,8 +425,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--questions", type=int, default=3, help="questions a picture, at most")
+    parser.add_argument(
+        "--sides", type=int, nargs=2, default=(252, 345), help="least, and most + 1"
+    )
     options = parser.parse_args()
-    write_data(options.out, options.count, options.seed, options.questions)
+    write_data(options.out, options.count, options.seed, options.questions, options.sides)
 
 
 if __name__ == "__main__":
