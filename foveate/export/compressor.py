@@ -82,12 +82,12 @@ class Compressor(nn.Module):
             position_ids.index_select(1, index),
             index[None, :] <= query_index[:, None],
         )
-        visual_attention = attention.mean(dim=(0, 1))[text_index.shape[0] :]
+        text = text_index.shape[0]
         if self.network is None:
-            scores = visual_attention
-            relevance = visual_attention / visual_attention.sum()
+            scores = attention.mean(dim=(0, 1))[text:]
+            relevance = scores / scores.sum()
         else:
-            scores = self.network(visual_attention[None])[0]
+            scores = self.network(self.network.pool(attention)[None, ..., text:])[0]
             relevance = torch.softmax(scores, dim=-1)
 
         count: Any = keep.item()

@@ -51,11 +51,12 @@ def compressor_case(
     """A_v⁰ read off the first layer's own attention weights, ranked by f_θ or by itself."""
     attention = first_layer_attention(model, embeds, prompt)
     rows = attention[:, torch.from_numpy(prompt.instruction_index)]
-    visual_attention = rows.mean(dim=(0, 1))[torch.from_numpy(prompt.visual_index)]
+    visual = torch.from_numpy(prompt.visual_index)
     if network is None:
-        scores, relevance = visual_attention, visual_attention / visual_attention.sum()
+        scores = rows.mean(dim=(0, 1))[visual]
+        relevance = scores / scores.sum()
     else:
-        scores = network(visual_attention[None])[0]
+        scores = network(network.pool(rows)[None, ..., visual])[0]
         relevance = torch.softmax(scores, dim=-1)
     feeds: dict[str, NDArray[Any]] = {
         "text_embeds": host(embeds[text_index]),
