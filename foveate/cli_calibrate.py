@@ -145,3 +145,67 @@ def show(
         looks = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
     facts = showing.show_facts(samples, looks, out)
     tell_json(facts) if as_json else tell(showing.describe_show(looks, out))
+
+
+@verb(
+    calibrate,
+    "foveate calibrate evaluate Qwen/Qwen2-VL-2B-Instruct data.jsonl --keep 0.5,0.25 --rank relevance "
+    "--rank f_theta.safetensors",
+)
+@click.argument("checkpoint")
+@click.argument("data", type=PATH, nargs=-1, required=True)
+@options(
+    click.option(
+        "--rank", multiple=True, metavar="NAME|FILE,…",
+        help="relevance, relevance-clamp, relevance-mean, attention, random, downsample, or the "
+        "weights of a trained f_θ; several times for several.  [default: all names]",
+    ),
+    click.option(
+        "--keep", default="0.5,0.25,0.1", show_default=True, metavar="RATIO|N,…",
+        help="Visual tokens to keep; a question of fewer than N keeps all.",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+        help="What the model computes in.",
+    ),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where to run; one that cannot be had is an error.",
+    ),
+    click.option(
+        "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
+        help="When an answer is right: it is one of the data's answers, or has one in it.",
+    ),
+    click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+        help="The longest answer.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N",
+        help="Take only the first N records of each file.  [default: all]",
+    ),
+    click.option(
+        "--out", type=PATH, metavar="FILE.json", help="Also write what --json prints here."
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any) -> None:
+    """See what share of CHECKPOINT's answers to DATA stays right on some of the visual tokens.
+
+    For each way to rank the tokens, and each share of them that is kept. By relevance, a question
+    is first answered with all tokens; downsample ranks nothing, and makes the pictures smaller
+    instead. DATA is JSON Lines, as for relevance. For several processes put `accelerate launch -m`
+    in front.
+    """
+    from foveate.calibration import evaluate as evaluating
+    from foveate.calibration.evaluation_result import evaluation_facts
+    from foveate.calibration.evaluation_table import describe_evaluation
+    from foveate.calibration.meter import Meter
+
+    meter = Meter(evaluating.OUTCOMES)
+    options = evaluating.EvaluateOptions(**how)
+    evaluation = evaluating.evaluate(checkpoint, data, options, meter)
+    if evaluation is None:
+        return
+    tell_json(evaluation_facts(evaluation)) if as_json else tell(describe_evaluation(evaluation))

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from typing import TypeVar
 
 from foveate.errors import BackendError, MissingDependencyError
 
@@ -9,7 +10,7 @@ try:
     import torch
     import transformers
     from accelerate import PartialState  # type: ignore[import-untyped]
-    from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
+    from accelerate.utils import gather_object, parse_flag_from_env  # type: ignore[import-untyped]
 except ImportError as error:
     raise MissingDependencyError(
         f"calibration needs {error.name}, which is not installed: pip install 'foveate[calibrate]'"
@@ -17,6 +18,8 @@ except ImportError as error:
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+ITEM = TypeVar("ITEM")
 
 
 def join_processes(device: str) -> PartialState:
@@ -42,3 +45,9 @@ def join_processes(device: str) -> PartialState:
             "`accelerate launch`, which sets them up"
         )
     return state
+
+
+def gather(items: list[ITEM]) -> list[ITEM]:
+    """Every process's items, one process's after the other's; all processes must call it."""
+    gathered: list[ITEM] = gather_object(items)
+    return gathered

@@ -1,6 +1,11 @@
 """Qwen2-VL, as calibration needs it in torch."""
 
+import copy
+from collections.abc import Sequence
+
 import torch
+from msgspec.structs import replace
+from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
@@ -9,6 +14,8 @@ from foveate.calibration.language import TRACED, Language
 from foveate.checkpoint import Checkpoint
 from foveate.errors import CheckpointError
 from foveate.families.base import Vision
+from foveate.families.pixels import resize_bicubic, to_rgb
+from foveate.families.qwen2_vl import Qwen2VL, fitted_size
 
 END_OF_TURN = "<|im_end|>"
 
@@ -83,3 +90,26 @@ def visual_tokens(model: Qwen2VLForConditionalGeneration, vision: Vision) -> Ten
         pixels, torch.tensor(grids, device=model.device)
     ).pooler_output
     return tokens
+
+
+def limited(family: Qwen2VL, pictures: Sequence[Image], most: Sequence[int]) -> Vision:
+    """Prepare pictures made smaller, each to give at most so many visual tokens, at least one.
+
+    They are fitted anew from the size that the checkpoint's own limits give them, so that a small
+    picture, which those enlarge, is not left with the few tokens of its own size.
+
+    Raises:
+        ImageError: A picture that the family cannot take.
+    """
+    settings = family.settings
+    unit = settings.patch_size * settings.merge_size
+    least = min(settings.min_pixels, unit**2)
+    smaller: list[Image] = []
+    for number, (picture, count) in enumerate(zip(pictures, most, strict=True), start=1):
+        limits = replace(settings, min_pixels=least, max_pixels=count * unit**2)
+        whole = fitted_size(picture.height, picture.width, settings, number)
+        height, width = (min(side, count * unit) for side in fitted_size(*whole, limits, number))
+        smaller.append(resize_bicubic(to_rgb(picture, number), height, width))
+    ready = copy.copy(family)
+    ready.settings = replace(settings, min_pixels=least)
+    return ready.preprocess(smaller)

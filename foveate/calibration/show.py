@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.calibration.f_theta import FTheta
+from foveate.calibration.rankings import predicted, top
 from foveate.calibration.relevance import Mode
 from foveate.calibration.sheet import Kept, Look, View, draw_sheet
 from foveate.calibration.subject import Subject
@@ -144,18 +145,6 @@ def look(
         sample.answers,
         tuple(views),
     )
-
-
-@torch.no_grad()
-def predicted(network: FTheta, attention: Tensor) -> Tensor:
-    """f_θ's logits [N_v] for first-layer attention [heads, N_u, N_v]."""
-    logits: Tensor = network.to(attention.device)(network.pool(attention)[None])[0]
-    return logits
-
-
-def top(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Ordinals of the `count` highest scores, ascending; of equal ones the first: int64 [count]."""
-    return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
 def pick_device(wanted: str) -> str:

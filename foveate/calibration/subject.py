@@ -42,6 +42,10 @@ class FamilyStudy(Protocol):
         """Visual tokens E_v [N_v, H] of prepared pictures."""
         ...
 
+    def limited(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> Vision:
+        """Prepare pictures made smaller, each to give at most so many visual tokens, at least one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -110,7 +114,6 @@ class Subject:
             model,
         )
 
-    @torch.no_grad()
     def ask(self, question: str, pictures: Sequence[Image]) -> Question:
         """Prepare a question about pictures.
 
@@ -118,7 +121,27 @@ class Subject:
             ImageError: A picture that the family cannot take.
             PromptError: A question that cannot be asked.
         """
-        vision = self.family.preprocess(pictures)
+        return self._place(question, self.family.preprocess(pictures))
+
+    def ask_smaller(
+        self, question: str, pictures: Sequence[Image], most: Sequence[int]
+    ) -> Question:
+        """Prepare a question about pictures made smaller, aspects kept.
+
+        Args:
+            question: What is asked.
+            pictures: As for `ask`.
+            most: The most visual tokens that each picture is to give, at least one.
+
+        Raises:
+            ImageError: A picture that the family cannot take.
+            PromptError: A question that cannot be asked.
+        """
+        return self._place(question, self._study.limited(self.family, pictures, most))
+
+    @torch.no_grad()
+    def _place(self, question: str, vision: Vision) -> Question:
+        """A question and prepared pictures as rows, each in its place."""
         prompt = self.family.layout(question, vision)
         embeds = self.language.embedding(torch.from_numpy(prompt.token_ids).to(self.device))
         visual = torch.from_numpy(prompt.visual_index).to(self.device)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.calibration.f_theta import FTheta
+from foveate.calibration.rankings import predicted, top
 from foveate.calibration.sheet import (
     GAP,
     GUTTER,
@@ -27,7 +28,7 @@ from foveate.calibration.sheet import (
     typeface,
     wrapped,
 )
-from foveate.calibration.show import Sample, gather_samples, look, predicted, top
+from foveate.calibration.show import Sample, gather_samples, look
 from foveate.calibration.subject import Subject
 from foveate.errors import DataError, ImageError, PromptError
 from tests.command import invoke, refused
