@@ -1,6 +1,6 @@
 """f_θ: the paper's form, its options, and many sequences in one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,15 @@ from foveate.errors import CheckpointError, OutputExistsError
 
 LENGTHS = (64, 1, 150, 2, 97)
 FORMS = [(channels, scaling) for channels in (1, 6) for scaling in SCALINGS]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Two threads on so little only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def network(channels: int = 1, scaling: str = "none") -> FTheta:

@@ -1,5 +1,6 @@
 """Export: every graph agrees with transformers, at every precision, and what cannot be done is said."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from foveate import Pipeline
 from foveate.bundle import Bundle
-from foveate.calibration.f_theta import FTheta
+from foveate.calibration.f_theta import SCALINGS, FTheta
 from foveate.checkpoint import Checkpoint
 from foveate.errors import (
     BackendError,
@@ -25,8 +26,12 @@ from foveate.errors import (
     UnsupportedFamilyError,
 )
 from foveate.export import STAGES, ExportOptions, export, verify
+from foveate.export.exporter import family_export
+from foveate.export.graph import write_graph
 from foveate.export.parity import TOLERANCE
 from foveate.export.recast import recast
+from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+from foveate.runtime.pipeline import read_family, read_tokenizer
 from tests.checkpoints import write_checkpoint
 
 
@@ -77,11 +82,46 @@ def test_a_trained_network_ranks(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert (visual.kept, visual.total) == (32, 64)
 
 
-def test_f_theta_has_the_papers_size_and_takes_any_length() -> None:
-    """177,541 parameters: five depthwise-separable layers of 32…512 channels and a pointwise head."""
-    network = FTheta()
-    assert sum(weight.numel() for weight in network.parameters()) == 177_541
-    assert network(torch.rand(2, 1000)).shape == (2, 1000)
+def test_every_form_of_f_theta_gives_in_its_graph_what_it_gives_in_torch(
+    tiny_checkpoint: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Scores and relevance to 1e-6."""
+    torch_half = family_export(tiny_bundle.manifest.family)
+    family = read_family(tiny_bundle, read_tokenizer(tiny_bundle))
+    for channels, scaling in itertools.product((1, tiny_bundle.manifest.model.heads), SCALINGS):
+        torch.manual_seed(1)
+        network = FTheta(channels, scaling).eval()
+        model = torch_half.load(Checkpoint.open(tiny_checkpoint), torch.float32)
+        cases = torch_half.reference(model, network, family)
+        (case,) = (case for case in cases if case.role == "compressor")
+        plans = torch_half.plans(model, network)
+        (plan,) = (plan for plan in plans if plan.role == "compressor")
+        files, _ = write_graph(plan, tmp_path)
+        engine = OnnxEngine(tmp_path / files["compressor"], OnnxOptions())
+        outputs = engine.run(case.feeds)
+        for name in ("scores", "relevance"):
+            assert np.abs(outputs[name].numpy() - case.expected[name]).max() <= 1e-6
+        engine.close()
+
+
+def test_an_f_theta_of_heads_apart_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    heads = json.loads((tiny_checkpoint / "config.json").read_text())["text_config"]
+    weights = tmp_path / "f_theta.safetensors"
+    FTheta(heads["num_attention_heads"], "log").save(weights, {"trained_on": "nothing"})
+    bundle = export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(compressor=weights))
+    assert bundle.manifest.parity["compressor"] <= 1e-5
+    assert verify(bundle, tiny_checkpoint)["compressor"] <= 1e-5
+    assert FTheta.load(bundle.file("f_theta"))[0].scaling == "log"
+
+
+def test_an_f_theta_that_reads_another_models_heads_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "f_theta.safetensors"
+    FTheta(7).save(weights, {})
+    with pytest.raises(CheckpointError, match="reads 7 heads"):
+        export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(compressor=weights))
+    assert [path.name for path in tmp_path.iterdir()] == ["f_theta.safetensors"]
 
 
 def test_verify_tells_another_checkpoint_apart(
