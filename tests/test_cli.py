@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate import __version__, cli
+from foveate import __version__
 from foveate.bundle import Bundle
 from foveate.cli import main
+from foveate.cli_calibrate import calibrate
+from foveate.terminal import one_line
 from tests.command import command, invoke, refused
 
 SLIM = """
@@ -38,11 +40,15 @@ class TestShell:
         assert invoke("--version").stdout == f"foveate {__version__}\n"
 
     def test_help_has_an_example_for_each_verb(self) -> None:
-        assert sorted(main.commands) == ["demo", "doctor", "export", "inspect", "run", "verify"]
-        for verb in main.commands:
-            result = invoke(verb, "-h")
+        verbs = ["calibrate", "demo", "doctor", "export", "inspect", "run", "verify"]
+        assert set(main.commands) >= set(verbs)
+        plain = [[verb] for verb in main.commands if verb != "calibrate"]
+        calibration = [["calibrate", verb] for verb in calibrate.commands]
+        assert ["calibrate", "train"] in calibration
+        for verb in [*plain, *calibration]:
+            result = invoke(*verb, "-h")
             assert result.exit_code == 0
-            assert f"foveate {verb}" in result.stdout.split("Example:")[1]
+            assert f"foveate {' '.join(verb)}" in result.stdout.split("Example:")[1]
 
     @pytest.mark.parametrize(
         "arguments",
@@ -310,6 +316,6 @@ class TestSlim:
 
 
 def test_one_line_is_one_line() -> None:
-    assert cli.one_line(" a\r\n b\n\nc\x07 ") == "a b c\\x07"
-    assert cli.one_line("x" * 5000).endswith("x…")
-    assert io.StringIO(cli.one_line("a\u2028b")).read() == r"a\u2028b"
+    assert one_line(" a\r\n b\n\nc\x07 ") == "a b c\\x07"
+    assert one_line("x" * 5000).endswith("x…")
+    assert io.StringIO(one_line("a\u2028b")).read() == r"a\u2028b"
