@@ -147,6 +147,66 @@ def show(
     tell_json(facts) if as_json else tell(showing.describe_show(looks, out))
 
 
+@verb(calibrate, "foveate calibrate train maps f_theta.safetensors --plot curves.png")
+@click.argument("relevance", type=PATH)
+@click.argument("out", type=PATH)
+@options(
+    click.option(
+        "--epochs", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+        help="How often every sample is seen.",
+    ),
+    click.option(
+        "--batch", type=click.IntRange(min=1), default=128, show_default=True, metavar="N",
+        help="Samples for each step of Adam.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Of the weights, the order and the split; makes training repeatable on a CPU.",
+    ),
+    click.option(
+        "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+        show_default=True, metavar="SHARE", help="Pictures to validate on, and not to train on.",
+    ),
+    click.option(
+        "--inputs", type=click.Choice(["mean", "heads"]), default="mean", show_default=True,
+        help="Read attention averaged over heads, as the paper does, or each head apart.",
+    ),
+    click.option(
+        "--scaling", type=click.Choice(["none", "count", "log"]), default="none",
+        show_default=True, help="Attention as it is, times the number of visual tokens, or the log of that.",
+    ),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where to run; one that cannot be had is an error.",
+    ),
+    click.option(
+        "--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"
+    ),
+    click.option(
+        "--log-dir", type=PATH, metavar="DIR",
+        help="The curves for TensorBoard.  [default: OUT with .tensorboard]",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
+    """Train f_θ on the maps in RELEVANCE, and write it to OUT, a safetensors file.
+
+    The weights of the epoch with the lowest validation loss are kept. A run that was stopped goes
+    on by the same command.
+    """
+    with Progress() as progress:
+        progress.begin("loading torch")
+        from foveate.calibration.train import train_store
+        from foveate.calibration.training_options import TrainingOptions
+        from foveate.calibration.training_progress import TrainingProgress
+        from foveate.calibration.training_result import describe_training, training_facts
+
+    with TrainingProgress() as shown:
+        result = train_store(relevance, out, TrainingOptions(**how), shown)
+    tell_json(training_facts(result)) if as_json else tell(describe_training(result))
+
+
 @verb(
     calibrate,
     "foveate calibrate evaluate Qwen/Qwen2-VL-2B-Instruct data.jsonl --keep 0.5,0.25 --rank relevance "

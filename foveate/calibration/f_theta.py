@@ -160,7 +160,7 @@ class FTheta(nn.Module):
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                facts = dict(file.metadata() or {})
+                facts = dict(sorted((file.metadata() or {}).items()))
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: no readable safetensors file ({error})") from error

@@ -1,0 +1,160 @@
+"""Training f_θ: Adam on KL(R_v* ‖ softmax(f_θ(A_v⁰))) (paper, Eq. 3 and appendix B)."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foveate.calibration.curves import Events, check_events, write_curves
+from foveate.calibration.examples import prepare, split
+from foveate.calibration.f_theta import FTheta
+from foveate.calibration.overlap import chance, overlap
+from foveate.calibration.training_options import TrainingOptions
+from foveate.calibration.training_result import TrainingResult
+from foveate.calibration.training_run import Progress, Run, mean
+from foveate.calibration.training_state import TrainingState
+from foveate.errors import DataError, OutputError, OutputExistsError
+from foveate.output import EXISTS, writing
+
+if TYPE_CHECKING:
+    from foveate.calibration.store import Sample
+
+
+def train_store(
+    folder: Path,
+    out: Path,
+    options: TrainingOptions,
+    progress: Progress = lambda standing: None,
+) -> TrainingResult:
+    """Train on the relevance maps in `folder`; see `train`.
+
+    Raises:
+        DataError: No relevance maps there, or damaged ones.
+    """
+    from foveate.calibration.store import Store
+
+    store = Store.open(folder)
+    name = Path(store.facts["checkpoint"]).name
+    return train(store, out, options, progress, source=f"{name} ({store.facts['mode']})")
+
+
+def train(
+    samples: "Iterable[Sample]",
+    out: Path,
+    options: TrainingOptions,
+    progress: Progress = lambda standing: None,
+    *,
+    source: str = "samples",
+) -> TrainingResult:
+    """Train an f_θ, keep the weights of the epoch with the lowest validation KL, and write them.
+
+    An interrupted training goes on where its last whole epoch ended when it is called again with
+    the same arguments, and gives the same weights as one that was not interrupted.
+
+    Args:
+        samples: Attention and relevance of one checkpoint's samples.
+        out: The safetensors file; its header holds the figures.
+        options: See `TrainingOptions`.
+        progress: Told after every step.
+        source: What the samples are of, for the header.
+
+    Raises:
+        DataError: Too few samples, or options that cannot be.
+        BackendError: The device cannot be had.
+        OutputExistsError: An output is there, and `force` was not given.
+        OutputError: An output could not be written.
+    """
+    options.check()
+    device = options.torch_device()
+    plot = options.plot or out.with_suffix(".png")
+    log_dir = options.log_dir or out.with_suffix(".tensorboard")
+    aside = out.with_name(f"{out.name}.state")
+    check_outputs((out, plot), options.force)
+
+    data = prepare(samples, options.inputs, options.scaling)
+    training, validation = split(data.all, options.validation, options.seed)
+    run = Run(training, validation, options, device, data.channels_in)
+    key = hashlib.sha256(f"{data.digest} {options.decisive()}".encode()).hexdigest()
+    state = resumed(aside, key, options.force)
+    if state is None:
+        if not options.force:
+            check_events(log_dir)
+        state = TrainingState(key)
+        state.write(aside)
+    attention = mean(overlap(example.attention, example.relevance) for example in validation)
+    random = mean(chance(len(example.label)) for example in validation)
+
+    with Events(log_dir, attention, random, state.history) as events:
+        for epoch in run.epochs(state, progress):
+            state.write(aside)
+            events.add(epoch)
+
+    result = TrainingResult(
+        out,
+        f"{source}, {len(training) + len(validation):,} samples",
+        state.history,
+        attention,
+        random,
+        len(training),
+        len(validation),
+        data.skipped,
+        state.seconds,
+        plot,
+        log_dir,
+    )
+    network = FTheta(data.channels_in, options.scaling)
+    network.load_state_dict(state.best)
+    network.save(out, header(result, options), force=options.force)
+    write_curves(plot, result, force=options.force)
+    with writing(aside):
+        aside.unlink()
+    return result
+
+
+def check_outputs(paths: tuple[Path, Path], force: bool) -> None:
+    """Say early what could not be written at the end.
+
+    Raises:
+        OutputExistsError: One is there, and `force` was not given.
+        OutputError: Both are the same file, or a folder is not there.
+    """
+    if paths[0].absolute() == paths[1].absolute():
+        raise OutputError(f"{paths[0]}: f_θ and its curves need two files; give another --plot")
+    for path in paths:
+        with writing(path):
+            if not path.parent.is_dir():
+                raise OutputError(
+                    f"{path.parent} is no folder. Make it first, or give another path."
+                )
+            if path.is_symlink() or path.exists():
+                if not force:
+                    raise OutputExistsError(f"{path} {EXISTS}")
+                if not path.is_file():
+                    raise OutputExistsError(f"{path} is not a plain file. Give another path.")
+
+
+def resumed(path: Path, key: str, force: bool) -> TrainingState | None:
+    """The state of an interrupted training, if there is one to go on with.
+
+    Raises:
+        DataError: It cannot be read.
+        OutputExistsError: It is of another training, and `force` was not given.
+    """
+    if not path.exists():
+        return None
+    try:
+        return TrainingState.read(path, key)
+    except (DataError, OutputExistsError):
+        if not force:
+            raise
+        return None
+
+
+def header(result: TrainingResult, options: TrainingOptions) -> dict[str, str]:
+    """What the file says of itself."""
+    return {
+        "trained_on": result.trained_on,
+        **{f"option.{name}": value for name, value in options.decisive().items()},
+        **{f"figure.{name}": str(value) for name, value in result.figures().items()},
+        **{name: str(value) for name, value in result.background().items()},
+    }

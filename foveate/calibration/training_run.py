@@ -1,0 +1,161 @@
+"""A training under way: epochs of Adam on KL(R_v* ‖ softmax(f_θ(A_v⁰))) (paper, Eq. 3)."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from foveate.calibration.examples import Example, Pack, packs
+from foveate.calibration.f_theta import FTheta
+from foveate.calibration.overlap import overlap
+from foveate.calibration.training_options import TrainingOptions
+from foveate.calibration.training_result import Epoch
+from foveate.calibration.training_state import TrainingState
+from foveate.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far training is.
+
+    Attributes:
+        epoch: The epoch under way, from 1.
+        epochs: How many there will be.
+        seen: Training samples seen in this epoch.
+        total: Training samples of an epoch.
+        rate: Samples a second.
+        left: Seconds left, about.
+        last: The last whole epoch.
+    """
+
+    epoch: int
+    epochs: int
+    seen: int
+    total: int
+    rate: float
+    left: float
+    last: Epoch | None
+
+
+Progress = Callable[[Standing], None]
+"""Called after every step."""
+
+
+class Run:
+    """A network, its optimizer and its examples."""
+
+    def __init__(
+        self,
+        training: list[Example],
+        validation: list[Example],
+        options: TrainingOptions,
+        device: torch.device,
+        channels_in: int,
+    ) -> None:
+        """Draw the first weights."""
+        self.training = training
+        self.validation = validation
+        self.options = options
+        self.device = device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            self.network = FTheta(channels_in, options.scaling).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters())
+
+    def epochs(self, state: TrainingState, progress: Progress) -> Iterator[Epoch]:
+        """Train the epochs that `state` lacks; it is up to date as each is yielded."""
+        if state.history:
+            self.network.load_state_dict(state.weights)
+            self.optimizer.load_state_dict(state.optimizer)
+        lowest = min((epoch.validation_kl for epoch in state.history), default=math.inf)
+        clock = Clock(self.options.epochs, len(state.history), len(self.training), progress)
+        for number in range(len(state.history) + 1, self.options.epochs + 1):
+            began = time.perf_counter()
+            last = state.history[-1] if state.history else None
+            train_kl = self.train(number, partial(clock.tell, last))
+            epoch = Epoch(number, train_kl, *self.validate())
+            if not math.isfinite(epoch.train_kl + epoch.validation_kl):
+                raise DataError(
+                    f"the loss is not finite in epoch {number}; make the relevance maps anew, or "
+                    "train with another --seed"
+                )
+            state.weights = copied(self.network.state_dict())
+            state.optimizer = self.optimizer.state_dict()
+            if epoch.validation_kl < lowest:
+                lowest, state.best = epoch.validation_kl, state.weights
+            state.history.append(epoch)
+            state.seconds += time.perf_counter() - began
+            yield epoch
+
+    def train(self, number: int, tell: Callable[[int], None]) -> float:
+        """One epoch in its own order; the mean KL of its samples as they were seen."""
+        self.network.train()
+        order = np.random.default_rng([self.options.seed, number]).permutation(len(self.training))
+        total = 0.0
+        for start in range(0, len(order), self.options.batch):
+            batch = [self.training[index] for index in order[start : start + self.options.batch]]
+            self.optimizer.zero_grad()
+            for pack in packs(batch):
+                loss, _ = self.divergence(pack)
+                (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            self.optimizer.step()
+            tell(start + len(batch))
+        return total / len(order)
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, tuple[float, ...]]:
+        """Mean KL and mean overlaps of the validation samples."""
+        self.network.eval()
+        total = 0.0
+        predicted: list[Tensor] = []
+        for pack in packs(self.validation):
+            loss, logs = self.divergence(pack)
+            total += loss.item()
+            predicted += [row[inside] for row, inside in zip(logs.cpu(), pack.inside, strict=True)]
+        overlaps = mean(
+            overlap(row.numpy(), example.relevance)
+            for row, example in zip(predicted, self.validation, strict=True)
+        )
+        return total / len(self.validation), overlaps
+
+    def divergence(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """KL(R_v* ‖ softmax(f_θ)) summed over a pack's samples, and the log-probabilities [B, N]."""
+        pack = pack.to(self.device)
+        logs = pack.log_softmax(self.network.convolve_masked(pack.features, pack.mask))
+        return kl_div(logs, pack.labels, reduction="sum"), logs
+
+
+class Clock:
+    """Samples a second, and seconds left."""
+
+    def __init__(self, epochs: int, done: int, total: int, progress: Progress) -> None:
+        """Begin to count, with `done` epochs of `total` samples behind."""
+        self._epochs, self._total, self._progress = epochs, total, progress
+        self._before = done * total
+        self._began = time.perf_counter()
+
+    def tell(self, last: Epoch | None, seen: int) -> None:
+        """Tell how far training is, `seen` samples into the epoch after `last`."""
+        number = 1 + (last.number if last else 0)
+        done = (number - 1) * self._total + seen
+        rate = (done - self._before) / max(time.perf_counter() - self._began, 1e-9)
+        left = (self._epochs * self._total - done) / rate
+        self._progress(Standing(number, self._epochs, seen, self._total, rate, left, last))
+
+
+def mean(rows: Iterable[NDArray[np.float64]]) -> tuple[float, ...]:
+    """Rows of figures averaged."""
+    return tuple(float(value) for value in np.mean(list(rows), axis=0))
+
+
+def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights on the CPU that later steps do not change."""
+    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}

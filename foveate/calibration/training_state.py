@@ -1,0 +1,64 @@
+"""Training's state between two epochs, kept aside so that an interrupted run goes on."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.calibration.training_result import Epoch
+from foveate.errors import DataError, OutputExistsError
+from foveate.output import replace_file
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Where training stands.
+
+    Attributes:
+        key: What it trains on and how; another key is another run.
+        weights: f_θ's, as they are.
+        optimizer: Adam's state.
+        best: f_θ's weights at the lowest validation KL so far.
+        history: The epochs so far.
+        seconds: How long they took.
+    """
+
+    key: str
+    weights: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    history: list[Epoch] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def write(self, path: Path) -> None:
+        """Replace the state at `path`, whole or not at all."""
+        content = {
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        replace_file(path, lambda file: torch.save(content, file), force=True)
+
+    @classmethod
+    def read(cls, path: Path, key: str) -> "TrainingState":
+        """Read what `write` wrote.
+
+        Raises:
+            DataError: It cannot be read.
+            OutputExistsError: It is of another run.
+        """
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            content["history"] = [Epoch(**epoch) for epoch in content["history"]]
+            state = cls(**content)
+        except Exception as error:
+            raise DataError(
+                f"{path}, the state of an interrupted training, cannot be read; "
+                f"delete it to begin anew ({error})"
+            ) from error
+        if state.key != key:
+            raise OutputExistsError(
+                f"{path} is the state of an interrupted training with other options or samples; give "
+                "those again to go on with it, or begin anew with force (--force)"
+            )
+        return state
