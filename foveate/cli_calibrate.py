@@ -197,10 +197,10 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
     """
     with Progress() as progress:
         progress.begin("loading torch")
-        from foveate.calibration.train import train_store
-        from foveate.calibration.training_options import TrainingOptions
-        from foveate.calibration.training_progress import TrainingProgress
-        from foveate.calibration.training_result import describe_training, training_facts
+        from foveate.calibration.training.options import TrainingOptions
+        from foveate.calibration.training.progress import TrainingProgress
+        from foveate.calibration.training.result import describe_training, training_facts
+        from foveate.calibration.training.train import train_store
 
     with TrainingProgress() as shown:
         result = train_store(relevance, out, TrainingOptions(**how), shown)
@@ -258,9 +258,9 @@ def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any)
     instead. DATA is JSON Lines, as for relevance. For several processes put `accelerate launch -m`
     in front.
     """
-    from foveate.calibration import evaluate as evaluating
-    from foveate.calibration.evaluation_result import evaluation_facts
-    from foveate.calibration.evaluation_table import describe_evaluation
+    from foveate.calibration.evaluation import evaluate as evaluating
+    from foveate.calibration.evaluation.result import evaluation_facts
+    from foveate.calibration.evaluation.table import describe_evaluation
     from foveate.calibration.meter import Meter
 
     meter = Meter(evaluating.OUTCOMES)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from foveate.calibration.rankings import Ranking, Seen, split, top
+from foveate.calibration.evaluation.rankings import Ranking, Seen, split, top
 from foveate.calibration.records import Record
 from foveate.calibration.subject import Subject
 from foveate.errors import ImageError

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.calibration.evaluation.rankings import predicted, top
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.rankings import predicted, top
 from foveate.calibration.relevance import Mode
 from foveate.calibration.sheet import Kept, Look, View, draw_sheet
 from foveate.calibration.subject import Subject

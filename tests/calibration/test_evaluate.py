@@ -14,14 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.calibration.evaluate import (
+from foveate.calibration.evaluation.evaluate import (
     EvaluateOptions,
     capped_count,
     evaluate,
     judge,
     parse_keeps,
 )
-from foveate.calibration.evaluation_result import (
+from foveate.calibration.evaluation.rankings import (
+    RANKINGS,
+    Seen,
+    find_rankings,
+    predicted,
+    split,
+    top,
+)
+from foveate.calibration.evaluation.result import (
     Evaluation,
     Judged,
     Trial,
@@ -29,9 +37,8 @@ from foveate.calibration.evaluation_result import (
     group,
     wilson,
 )
-from foveate.calibration.evaluation_table import describe_evaluation
+from foveate.calibration.evaluation.table import describe_evaluation
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.rankings import RANKINGS, Seen, find_rankings, predicted, split, top
 from foveate.calibration.records import Record, read_records
 from foveate.calibration.subject import Subject
 from foveate.errors import CheckpointError, DataError, KeepError

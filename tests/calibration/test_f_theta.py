@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from foveate.calibration.examples import Example, pack, packs
 from foveate.calibration.f_theta import CHANNELS, SCALINGS, FTheta
+from foveate.calibration.training.examples import Example, pack, packs
 from foveate.errors import CheckpointError, OutputExistsError
 
 LENGTHS = (64, 1, 150, 2, 97)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from foveate.calibration.labels import label
-from foveate.calibration.overlap import chance, overlap
+from foveate.calibration.training.labels import label
+from foveate.calibration.training.overlap import chance, overlap
 
 
 def made(*values: float) -> list[float] | None:

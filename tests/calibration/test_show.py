@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from foveate.calibration.evaluation.rankings import predicted, top
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.rankings import predicted, top
 from foveate.calibration.sheet import (
     GAP,
     GUTTER,

@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from foveate.calibration.examples import prepare, split
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.overlap import RATIOS, overlap
 from foveate.calibration.store import MANIFEST, Manifest, Sample, Writer, encode, finish
-from foveate.calibration.train import train
-from foveate.calibration.training_options import TrainingOptions
-from foveate.calibration.training_progress import TrainingProgress
-from foveate.calibration.training_run import Standing
+from foveate.calibration.training.examples import prepare, split
+from foveate.calibration.training.options import TrainingOptions
+from foveate.calibration.training.overlap import RATIOS, overlap
+from foveate.calibration.training.progress import TrainingProgress
+from foveate.calibration.training.run import Standing
+from foveate.calibration.training.train import train
 from foveate.errors import BackendError, DataError, OutputError, OutputExistsError
 from tests.command import invoke, refused
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.calibration.f_theta import FTheta, Inputs, Scaling
-from foveate.calibration.labels import label
+from foveate.calibration.training.labels import label
 from foveate.errors import DataError
 
 if TYPE_CHECKING:

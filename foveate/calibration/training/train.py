@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate.calibration.curves import Events, check_events, write_curves
-from foveate.calibration.examples import prepare, split
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.overlap import chance, overlap
-from foveate.calibration.training_options import TrainingOptions
-from foveate.calibration.training_result import TrainingResult
-from foveate.calibration.training_run import Progress, Run, mean
-from foveate.calibration.training_state import TrainingState
+from foveate.calibration.training.curves import Events, check_events, write_curves
+from foveate.calibration.training.examples import prepare, split
+from foveate.calibration.training.options import TrainingOptions
+from foveate.calibration.training.overlap import chance, overlap
+from foveate.calibration.training.result import TrainingResult
+from foveate.calibration.training.run import Progress, Run, mean
+from foveate.calibration.training.state import TrainingState
 from foveate.errors import DataError, OutputError, OutputExistsError
 from foveate.output import EXISTS, writing
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from foveate.calibration.examples import Example, Pack, packs
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.overlap import overlap
-from foveate.calibration.training_options import TrainingOptions
-from foveate.calibration.training_result import Epoch
-from foveate.calibration.training_state import TrainingState
+from foveate.calibration.training.examples import Example, Pack, packs
+from foveate.calibration.training.options import TrainingOptions
+from foveate.calibration.training.overlap import overlap
+from foveate.calibration.training.result import Epoch
+from foveate.calibration.training.state import TrainingState
 from foveate.errors import DataError
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.calibration.answers import Rule, is_right
-from foveate.calibration.evaluation_result import (
+from foveate.calibration.evaluation.rankings import Ranking, find_rankings
+from foveate.calibration.evaluation.result import (
     Evaluation,
     Judged,
     Trial,
@@ -23,7 +24,6 @@ from foveate.calibration.inquiry import Inquiry
 from foveate.calibration.meter import Meter
 from foveate.calibration.processes import gather, join_processes
 from foveate.calibration.provenance import checkpoint_digest, tool_versions
-from foveate.calibration.rankings import Ranking, find_rankings
 from foveate.calibration.records import Record, read_records
 from foveate.calibration.store import file_digest
 from foveate.calibration.subject import NEW_TOKENS, Subject

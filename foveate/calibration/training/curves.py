@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from foveate.calibration.overlap import RATIOS
-from foveate.calibration.training_result import Epoch, TrainingResult
+from foveate.calibration.training.overlap import RATIOS
+from foveate.calibration.training.result import Epoch, TrainingResult
 from foveate.errors import MissingDependencyError, OutputExistsError
 from foveate.output import EXISTS, replace_file, writing
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from foveate.calibration.training_result import Epoch
+from foveate.calibration.training.result import Epoch
 from foveate.errors import DataError, OutputExistsError
 from foveate.output import replace_file
 

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import click
 
-from foveate.calibration.training_run import Standing
+from foveate.calibration.training.run import Standing
 
 TERMINAL_SECONDS = 0.1
 LOG_SECONDS = 10.0

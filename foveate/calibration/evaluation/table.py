@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from foveate.calibration.evaluation_result import Evaluation, Group, Row, Score
+from foveate.calibration.evaluation.result import Evaluation, Group, Row, Score
 from foveate.terminal import one_line, plural, table
 
 ROUNDING = 0.005

@@ -1,0 +1,1 @@
+"""What answers are worth when only some visual tokens are kept."""

@@ -1,0 +1,1 @@
+"""Training f_θ on relevance maps."""
