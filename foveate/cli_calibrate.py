@@ -172,8 +172,8 @@ def show(
         help="Read attention averaged over heads, as the paper does, or each head apart.",
     ),
     click.option(
-        "--scaling", type=click.Choice(["none", "count", "log"]), default="none",
-        show_default=True, help="Attention as it is, times the number of visual tokens, or the log of that.",
+        "--scaling", type=click.Choice(["none", "log"]), default="none",
+        show_default=True, help="Attention as it is, or the log of it times the number of visual tokens.",
     ),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,

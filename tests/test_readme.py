@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate.bundle import Bundle
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -22,9 +24,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the commands were run in order."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "models").symlink_to(ROOT / "models")
-    (console,) = blocks("console")
-    lines = console.strip().splitlines()
-    assert len(lines) == 5
+    lines = "".join(blocks("console")).strip().splitlines()
+    assert len(lines) == 10
     for line in lines:
         prompt, program, *arguments = shlex.split(line)
         assert (prompt, program) == ("$", "foveate")
@@ -34,7 +35,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_run(desk: Path) -> None:
     assert (desk / "bundle" / "manifest.json").is_file()
-    assert (desk / "look.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("look.png", "sheet.png", "f_theta.png"):
+        assert (desk / picture).read_bytes().startswith(b"\x89PNG")
+    trained = Bundle.open(desk / "compressed").manifest.compressor
+    assert trained.kind == "f_theta"
+    assert "10,020 samples" in str(trained.trained_on)
 
 
 def test_the_python_runs_and_answers(desk: Path) -> None:

@@ -20,15 +20,14 @@ MOST_CHANNELS = 1024
 EPSILON = 1e-4
 
 Inputs = Literal["mean", "heads"]
-Scaling = Literal["none", "count", "log"]
+Scaling = Literal["none", "log"]
 
 SCALINGS: dict[str, Callable[[Tensor, int | Tensor], Tensor]] = {
     "none": lambda attention, count: attention,
-    "count": lambda attention, count: attention * count,
     "log": lambda attention, count: torch.log(attention * count + EPSILON),
 }
 """What attention becomes before the first convolution, by its name and the count N_v of tokens.
-"none" is the paper's; the others take out how attention thins as N_v grows."""
+"none" is the paper's; "log" takes out how attention thins as N_v grows, and learns faster."""
 
 
 class FTheta(nn.Module):

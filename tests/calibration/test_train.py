@@ -79,7 +79,7 @@ def cut_in(number: int) -> Callable[[Standing], None]:
 
 def test_it_learns_and_takes_longer_sequences(tmp_path: Path) -> None:
     """Trained at sides 4 to 8, it beats attention itself by far, there and at twice the side."""
-    options = TrainingOptions(epochs=25, batch=16, scaling="count")
+    options = TrainingOptions(epochs=25, batch=16, scaling="log")
     result = train(scenes(160), tmp_path / "f.safetensors", options)
     assert result.best.validation_kl < 0.5 * result.history[0].validation_kl
     assert min(result.best.overlaps) > 0.8
@@ -105,12 +105,12 @@ def test_the_file_holds_the_best_epoch_and_its_figures(tmp_path: Path) -> None:
         replace(one, relevance=random.random(len(one.relevance)).astype(np.float32))
         for one in scenes(24)
     ]
-    options = TrainingOptions(epochs=20, batch=2, scaling="count")
+    options = TrainingOptions(epochs=20, batch=2, scaling="log")
     result = train(noise, tmp_path / "f.safetensors", options, source="nano (grad)")
     assert result.best.number < result.last.number == 20
     network, facts = FTheta.load(result.path)
     assert facts["trained_on"] == result.trained_on == "nano (grad), 24 samples"
-    assert facts["option.scaling"] == "count"
+    assert facts["option.scaling"] == "log"
     figures = {name: float(facts[f"figure.{name}"]) for name in result.figures()}
     assert figures["validation_kl"] == result.best.validation_kl
     assert float(facts["last.validation_kl"]) == result.last.validation_kl
@@ -119,7 +119,7 @@ def test_the_file_holds_the_best_epoch_and_its_figures(tmp_path: Path) -> None:
     assert (figures["epochs"], figures["best_epoch"]) == (20, result.best.number)
     assert figures["samples"] + figures["validation_samples"] == 24
 
-    _, validation = split(prepare(noise, "mean", "count").all, 0.1, 0)
+    _, validation = split(prepare(noise, "mean", "log").all, 0.1, 0)
     divergence, overlaps = [], []
     for example in validation:
         scores = network.convolve(example.features[None])[0].detach().double()
