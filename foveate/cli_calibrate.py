@@ -21,6 +21,27 @@ def calibrate() -> None:
 
 calibrate.params.append(debug)
 
+mode = click.option(
+    "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
+    show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
+)  # fmt: skip
+dtype = click.option(
+    "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+    help="What the model computes in.",
+)  # fmt: skip
+device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to run; one that cannot be had is an error.",
+)  # fmt: skip
+rule = click.option(
+    "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
+    help="When an answer is right: it is one of the data's answers, or has one in it.",
+)  # fmt: skip
+longest = click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+    help="The longest answer.",
+)  # fmt: skip
+
 
 @verb(
     calibrate, "foveate calibrate relevance Qwen/Qwen2-VL-2B-Instruct data.jsonl maps --dtype bf16"
@@ -29,27 +50,12 @@ calibrate.params.append(debug)
 @click.argument("data", type=PATH)
 @click.argument("out", type=PATH)
 @options(
-    click.option(
-        "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
-        show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
-    ),
-    click.option(
-        "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-        help="What the model computes in.",
-    ),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-        help="Where to run; one that cannot be had is an error.",
-    ),
-    click.option(
-        "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
-        help="When an answer is right: it is one of the data's answers, or has one in it.",
-    ),
+    mode,
+    dtype,
+    device,
+    rule,
     click.option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
-    click.option(
-        "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
-        help="The longest answer.",
-    ),
+    longest,
     click.option(
         "--limit", type=click.IntRange(min=1), metavar="N",
         help="Take only the first N records.  [default: all]",
@@ -107,18 +113,9 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
         "--keep", default="0.5,0.25", show_default=True, metavar="RATIO|N,…",
         help="Visual tokens to keep.",
     ),
-    click.option(
-        "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
-        show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
-    ),
-    click.option(
-        "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-        help="What the model computes in.",
-    ),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-        help="Where to run; one that cannot be had is an error.",
-    ),
+    mode,
+    dtype,
+    device,
     force,
     as_json,
 )  # fmt: skip
@@ -175,10 +172,7 @@ def show(
         "--scaling", type=click.Choice(["none", "log"]), default="none",
         show_default=True, help="Attention as it is, or the log of it times the number of visual tokens.",
     ),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-        help="Where to run; one that cannot be had is an error.",
-    ),
+    device,
     click.option(
         "--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"
     ),
@@ -224,22 +218,10 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
         "--keep", default="0.5,0.25,0.1", show_default=True, metavar="RATIO|N,…",
         help="Visual tokens to keep; a question of fewer than N keeps all.",
     ),
-    click.option(
-        "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-        help="What the model computes in.",
-    ),
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-        help="Where to run; one that cannot be had is an error.",
-    ),
-    click.option(
-        "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
-        help="When an answer is right: it is one of the data's answers, or has one in it.",
-    ),
-    click.option(
-        "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
-        help="The longest answer.",
-    ),
+    dtype,
+    device,
+    rule,
+    longest,
     click.option(
         "--limit", type=click.IntRange(min=1), metavar="N",
         help="Take only the first N records of each file.  [default: all]",
