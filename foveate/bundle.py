@@ -228,6 +228,11 @@ def _check_file(root: Path, entry: FileEntry, *, checksums: bool) -> None:
             raise BundleError(f"{path} does not match its checksum: it was changed. {AGAIN}")
 
 
+def file_entry(root: Path, path: str) -> FileEntry:
+    """Measure and hash a file of a folder; BundleError where it is missing or no plain file."""
+    return FileEntry(path=path, bytes=_status(root, path).st_size, sha256=_sha256(root / path))
+
+
 def _sha256(path: Path) -> str:
     """A file's SHA-256 in hex, read block by block."""
     digest, block = hashlib.sha256(), memoryview(bytearray(1024 * 1024))
@@ -315,14 +320,7 @@ class BundleWriter:
         Raises:
             BundleError: A path is missing, or is a link or no plain file.
         """
-        return {
-            role: FileEntry(
-                path=path,
-                bytes=_status(self.root, path).st_size,
-                sha256=_sha256(self.root / path),
-            )
-            for role, path in paths.items()
-        }
+        return {role: file_entry(self.root, path) for role, path in paths.items()}
 
     def finish(self, manifest: Manifest) -> Bundle:
         """Write the manifest, check the whole and move it into place.

@@ -12,7 +12,7 @@ from foveate import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
@@ -28,8 +28,12 @@ Ratio = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Role = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Capability = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?\.\d\Z")]
+Release = Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\d{1,9}){0,5}\Z")]
+Library = Literal["tensorrt", "tensorrt_rtx"]
 Scalar = bool | int | float | str
 Shape = list[Natural]
+Span = tuple[Shape, Shape, Shape]
 
 _PART = r"\w([\w.-]*[\w-])?"
 _PATH = re.compile(rf"{_PART}(/{_PART})*", re.ASCII)
@@ -84,16 +88,32 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     outputs: list[TensorSpec]
 
 
-class EngineVariant(Record, frozen=True, kw_only=True):
-    """A TensorRT engine for one target; `profiles` holds (min, opt, max) shapes by input."""
+class Profile(Record, frozen=True, kw_only=True):
+    """What an engine was tuned for: (smallest, best, largest) by input.
 
-    target: Text
+    `shapes` holds the sizes of every input, `values` what the inputs that are sizes themselves hold.
+    """
+
+    shapes: dict[Text, Span]
+    values: dict[Text, Span]
+
+
+class EngineVariant(Record, frozen=True, kw_only=True):
+    """A TensorRT engine of one graph for one target.
+
+    `version` is the library's own, exactly; `built_from` holds the SHA-256 of the graph and of its
+    weights by role, `profiles` the profiles by name in the engine's order.
+    """
+
+    target: Role
     role: Role
     file: Role
-    compute_capability: Text
-    tensorrt: Text
+    library: Library
+    version: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\w{1,12}){0,6}\Z")]
+    compute_capabilities: Annotated[list[Capability], msgspec.Meta(min_length=1)]
     precision: Precision
-    profiles: dict[str, dict[str, tuple[Shape, Shape, Shape]]]
+    profiles: dict[Role, Profile]
+    built_from: dict[Role, Digest]
 
 
 class ImageBackend(Record, frozen=True, kw_only=True):
@@ -131,7 +151,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """manifest.json, field by field and in its order."""
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     family: Text
     precision: Precision
     model: ModelFacts
@@ -236,6 +256,32 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         for tensors in (graph.inputs, graph.outputs):
             if len({tensor.name for tensor in tensors}) < len(tensors):
                 yield f"the graph {role!r} names a tensor twice"
+    yield from _engine_problems(manifest)
+
+
+def outdated(manifest: Manifest, engine: EngineVariant) -> str | None:
+    """The role of a file that an engine was not built from; None where it is this bundle's own."""
+    for role in {engine.role: None, **engine.built_from}:
+        entry = manifest.files.get(role)
+        if entry is None or engine.built_from.get(role) != entry.sha256:
+            return role
+    return None
+
+
+def _engine_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the engines, as sentences."""
+    made = set()
     for engine in manifest.engines:
+        name = f"the engine {engine.file!r}"
         if engine.file not in manifest.files:
-            yield f"the engine {engine.file!r} is not among the files"
+            yield f"{name} is not among the files"
+        if engine.role not in manifest.graphs:
+            yield f"{name} plays {engine.role!r}, which is no graph"
+        if (engine.target, engine.role) in made:
+            yield f"{name} is not the only one of {engine.role!r} for {engine.target!r}"
+        made.add((engine.target, engine.role))
+        for profile, ranges in engine.profiles.items():
+            for tensor, span in (*ranges.shapes.items(), *ranges.values.items()):
+                rising = all(a <= b <= c for a, b, c in zip(*span, strict=False))
+                if not rising or len({len(part) for part in span}) > 1:
+                    yield f"{name} has an impossible range for {short(tensor)!r} in {profile!r}"

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from foveate.bundle import Bundle
-from foveate.manifest import GraphSpec, TensorSpec
+from foveate.manifest import EngineVariant, GraphSpec, Manifest, TensorSpec, outdated
 from foveate.runtime.answer import Answer, Timing
+from foveate.runtime.engines.fit import NAMES
 from foveate.terminal import duration, plain, plural, size, table
 
 STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
@@ -64,10 +65,7 @@ def describe_bundle(bundle: Bundle) -> str:
         (role, entry.path, size(entry.bytes), f"sha256 {entry.sha256[:12]}…")
         for role, entry in manifest.files.items()
     ]
-    engines = [
-        (engine.target, engine.role, engine.precision, f"TensorRT {engine.tensorrt}")
-        for engine in manifest.engines
-    ]
+    engines = [row for engine in manifest.engines for row in _engine_rows(manifest, engine)]
     graphs = [
         f"\ngraph {role} (ONNX opset {graph.opset}{_parity(manifest.parity.get(role))})\n"
         + table(_graph_rows(graph))
@@ -80,7 +78,7 @@ def describe_bundle(bundle: Bundle) -> str:
             "\nfiles",
             table(files),
             *graphs,
-            "\nTensorRT engines",
+            "\nTensorRT engines (smallest, best, largest)",
             table(engines) if engines else "  none",
         ]
     )
@@ -177,6 +175,30 @@ def _graph_rows(graph: GraphSpec) -> Iterable[tuple[str, str, str]]:
             if len(group) > 1:
                 name = f"{name} … {group[-1].name}"
             yield kind, name, f"{group[0].dtype} [{axes}]"
+
+
+def _engine_rows(manifest: Manifest, engine: EngineVariant) -> Iterable[tuple[str, ...]]:
+    """A row for an engine, and one for each of its profiles."""
+    yield (
+        f"{engine.target} {engine.role}",
+        f"{NAMES[engine.library]} {engine.version}, {engine.precision}, compute capability "
+        f"{', '.join(engine.compute_capabilities)}",
+        size(manifest.files[engine.file].bytes),
+        *(["OUTDATED: build it again"] if outdated(manifest, engine) else []),
+    )
+    axes = {tensor.name: tensor.shape for tensor in manifest.graphs[engine.role].inputs}
+    for name, profile in engine.profiles.items():
+        ranges = {
+            axis: " ".join(str(shape[place]) for shape in span)
+            for tensor, span in profile.shapes.items()
+            for place, axis in enumerate(axes.get(tensor, []))
+            if isinstance(axis, str)
+        }
+        ranges |= {
+            tensor: " ".join(str(value[0]) for value in span)
+            for tensor, span in profile.values.items()
+        }
+        yield f"  {name}", ", ".join(f"{axis} {span}" for axis, span in ranges.items())
 
 
 def _parity(value: float | None) -> str:

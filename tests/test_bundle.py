@@ -33,6 +33,7 @@ from foveate.manifest import (
     Limits,
     Manifest,
     ModelFacts,
+    Profile,
     Rope,
     TensorSpec,
     decode,
@@ -46,6 +47,7 @@ FILES = {
     "vision": "vision.onnx",
     "vision.weights": "vision.onnx.data",
     "tokenizer": "text/tokenizer.json",
+    "engine.jetson-orin.vision": "engines/jetson-orin/vision.engine",
 }
 WRITER = """
 import os, sys, time
@@ -58,7 +60,7 @@ while True:
     with BundleWriter(target, force=True) as writer:
         for entry in manifest.files.values():
             path = writer.root / entry.path
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes((golden / entry.path).read_bytes())
             while mode == "stuck":
                 print("writing", flush=True)
@@ -119,11 +121,17 @@ def example(files: dict[str, FileEntry]) -> Manifest:
             EngineVariant(
                 target="jetson-orin",
                 role="vision",
-                file="vision",
-                compute_capability="8.7",
-                tensorrt="10.3",
-                precision="fp16",
-                profiles={"default": {"pixels": ([1, 4], [64, 4], [256, 4])}},
+                file="engine.jetson-orin.vision",
+                library="tensorrt",
+                version="10.3.0",
+                compute_capabilities=["8.7"],
+                precision="fp32",
+                profiles={
+                    "default": Profile(shapes={"pixels": ([1, 4], [64, 4], [256, 4])}, values={})
+                },
+                built_from={
+                    role: files[role].sha256 for role in files if role.startswith("vision")
+                },
             )
         ],
         preprocessing={"patch": 14, "mean": [0.48, 0.46, 0.41], "resample": "bicubic", "pad": True},
@@ -145,6 +153,8 @@ def fill(root: Path) -> None:
     (root / "vision.onnx").write_bytes(vision_graph())
     (root / "vision.onnx.data").write_bytes(bytes(range(16)))
     (root / "text" / "tokenizer.json").write_bytes(b'{"version": "1.0"}\n')
+    (root / "engines" / "jetson-orin").mkdir(parents=True)
+    (root / "engines" / "jetson-orin" / "vision.engine").write_bytes(b"engine")
 
 
 def write(path: Path, *, force: bool = False) -> Bundle:
@@ -377,7 +387,8 @@ def test_finish_refuses_weights_that_nobody_listed(tmp_path: Path) -> None:
         BundleWriter(tmp_path / "bundle") as writer,
     ):
         fill(writer.root)
-        writer.finish(example(writer.entries({"vision": "vision.onnx"})))
+        manifest = example(writer.entries({"vision": "vision.onnx"}))
+        writer.finish(msgspec.structs.replace(manifest, engines=[]))
     assert os.listdir(tmp_path) == []
 
 
@@ -712,10 +723,10 @@ def test_a_checkpoint_and_any_other_folder(tmp_path: Path) -> None:
 
 
 def test_another_version_is_told_by_version_alone(tmp_path: Path) -> None:
-    data = b'{"format": "foveate-bundle", "version": 2, "colour": "blue"}'
+    data = b'{"format": "foveate-bundle", "version": 3, "colour": "blue"}'
     with pytest.raises(BundleError) as caught:
         decode(data, HERE)
     assert str(caught.value) == (
-        f"manifest.json has version 2 of the format; Foveate {__version__} reads version 1. "
+        f"manifest.json has version 3 of the format; Foveate {__version__} reads version 2. "
         "Export the checkpoint again, or upgrade foveate."
     )

@@ -234,8 +234,14 @@ OUT_OF_RANGE = {
     "graphs/vision/inputs/0/shape/0": -1,
     "graphs/vision/inputs/0/shape/1": "",
     "engines": [{}],
-    "engines/0/profiles/default/pixels": [[1, 4], [2, 4]],
-    "engines/0/profiles/default/pixels/0": ["patches", 4],
+    "engines/0/target": "../vision",
+    "engines/0/library": "openvino",
+    "engines/0/version": "10.3; rm",
+    "engines/0/compute_capabilities": [],
+    "engines/0/compute_capabilities/0": "sm_87",
+    "engines/0/built_from/vision": "6c556e",
+    "engines/0/profiles/default/shapes/pixels": [[1, 4], [2, 4]],
+    "engines/0/profiles/default/shapes/pixels/0": ["patches", 4],
     "preprocessing/size": {"height": 224},
     "preprocessing/mean": [[0.5]],
     "preprocessing/std": None,
@@ -254,7 +260,7 @@ OUT_OF_RANGE = {
     "tools/torch": 2,
 }
 
-VERSIONS: tuple[object, ...] = (0, 2, "1", None, [], 1.5, "\x1b" * 999)
+VERSIONS: tuple[object, ...] = (0, 1, 3, True, "2", None, [], 1.5, "\x1b" * 999)
 
 ATTACKS: dict[str, tuple[Attack, str, str]] = {
     **{
@@ -321,7 +327,6 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
         for version in VERSIONS
     },
     "version: missing": (drop("version"), "manifest.json", "upgrade foveate"),
-    "version: true": (put("version", True), "manifest.json", AGAIN),
     "format: another": (put("format", "onnx"), 'does not say "format": "foveate-bundle"', AGAIN),
     "format: missing": (drop("format"), "manifest.json", AGAIN),
     # Fields
@@ -341,6 +346,26 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
     "engine without a file": (
         put("engines/0/file", "vision.trt"),
         "the engine 'vision.trt' is not among the files",
+        AGAIN,
+    ),
+    "engine of no graph": (
+        put("engines/0/role", "tokenizer"),
+        "plays 'tokenizer', which is no graph",
+        AGAIN,
+    ),
+    "two engines of a graph for a target": (
+        edit(lambda document: document["engines"].append(document["engines"][0])),
+        "is not the only one of 'vision' for 'jetson-orin'",
+        AGAIN,
+    ),
+    "engine with a range that falls": (
+        put("engines/0/profiles/default/shapes/pixels/0", [999, 4]),
+        "an impossible range for 'pixels' in 'default'",
+        AGAIN,
+    ),
+    "engine with a range of several ranks": (
+        put("engines/0/profiles/default/shapes/pixels/0", [1]),
+        "an impossible range for 'pixels' in 'default'",
         AGAIN,
     ),
     "tensor twice": (
@@ -606,6 +631,7 @@ def test_a_graph_that_the_manifest_does_not_describe_is_checked_too(bundle: Path
     initializer(model, "/etc/passwd")
     vouch(bundle, model.SerializeToString())
     drop("graphs/vision")(bundle)
+    drop("engines")(bundle)
     named = "vision.onnx takes weights from '/etc/passwd'"
     refused(lambda: Bundle.open(bundle), BundleError, named, AGAIN)
 
