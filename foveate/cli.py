@@ -98,6 +98,36 @@ def export(
     tell_json(export_facts(written)) if as_json else tell(describe_export(written))
 
 
+@verb(main, "foveate build qwen2-vl --target rtx")
+@click.argument("bundle", type=PATH)
+@options(
+    click.option(
+        "--target", "names", multiple=True, required=True, metavar="NAME",
+        help="What to build for, several times for several: a100, h100, jetson-orin, jetson-thor, rtx.",
+    ),
+    click.option(
+        "--targets", "targets_file", type=PATH, metavar="FILE.toml",
+        help="Changes to these targets, and more of them.",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def build(
+    bundle: Path, names: tuple[str, ...], targets_file: Path | None, force: bool, as_json: bool
+) -> None:
+    """Build TensorRT engines of BUNDLE's graphs, and keep them in it.
+
+    TensorRT for RTX builds for GPUs that are not there; plain TensorRT builds for the one it runs on.
+    """
+    from foveate.tensorrt.build import build_engines, build_facts, describe_build
+
+    with Progress() as progress:
+        result = build_engines(
+            bundle, names, targets_file, force=force, progress=progress.begin, say=progress.detail
+        )
+    tell_json(build_facts(result)) if as_json else tell(describe_build(result))
+
+
 @verb(main, "foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
 @click.argument("bundle", type=PATH)
 @click.option(

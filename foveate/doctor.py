@@ -20,15 +20,19 @@ PACKAGES = {
     "export": (
         "huggingface_hub", "onnx", "onnx-ir", "onnxscript", "safetensors", "torch", "transformers",
     ),
+    "calibrate": ("accelerate", "matplotlib", "pyarrow", "tensorboard"),
     "gpu": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt",),
+    "rtx": ("tensorrt-rtx",),
     "video": ("av",),
 }  # fmt: skip
 ADDS = {
     "": "everything else",
     "export": "export, demo and verify --checkpoint",
+    "calibrate": "calibrate",
     "gpu": "CUDA",
-    "tensorrt": "TensorRT engines",
+    "tensorrt": "TensorRT engines of this machine's GPU",
+    "rtx": "TensorRT engines of RTX GPUs, wherever they are",
     "video": "video",
 }
 USED = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
@@ -232,8 +236,22 @@ def find_abilities(
             f"torch {packages['export']['torch']}" if exports
             else _missing(missing, "export") if missing else "onnxruntime does not run",
         ),
-        Ability("TensorRT engines", False, "come with a later version of Foveate"),
+        _builds(packages, gpu),
+        Ability("run TensorRT engines", False, "comes with a later version of Foveate"),
     ]  # fmt: skip
+
+
+def _builds(packages: dict[str, dict[str, str | None]], gpu: bool) -> Ability:
+    """Whether TensorRT engines can be built."""
+    what = "build TensorRT engines"
+    plain, rtx = packages["tensorrt"]["tensorrt"], packages["rtx"]["tensorrt-rtx"]
+    able = [f"tensorrt {plain}, for this GPU"] if plain and gpu else []
+    able += [f"tensorrt-rtx {rtx}, for RTX GPUs"] if rtx else []
+    if able:
+        return Ability(what, True, "; ".join(able))
+    if plain:
+        return Ability(what, False, "tensorrt builds for the GPU it runs on, and none was found")
+    return Ability(what, False, _missing(["tensorrt-rtx"], "rtx"))
 
 
 def _cuda(providers: dict[str, str], lacking: list[str], gpu: bool) -> Ability:

@@ -25,6 +25,10 @@ class ExportError(FoveateError, RuntimeError):
     """An export step that failed."""
 
 
+class TargetError(FoveateError, ValueError):
+    """A target that is unknown, or not described as a target must be."""
+
+
 class ParityError(ExportError):
     """An exported graph that does not agree with the checkpoint."""
 

@@ -24,18 +24,18 @@ def external_data(graph: Path) -> set[str]:
         todo = [("model", 0, len(data))]
         while todo:
             message, start, end = todo.pop()
-            fields = _fields(data, start, end)
+            parts = fields(data, start, end)
             if message == "external":
-                pair = {number: data[start:end] for number, start, end in fields}
+                pair = {number: data[start:end] for number, start, end in parts}
                 if pair.get(1) == b"location":
                     locations.add(pair.get(2, b"").decode())
                 continue
             inner = _ONNX[message]
-            todo += [(inner[field], start, end) for field, start, end in fields if field in inner]
+            todo += [(inner[field], start, end) for field, start, end in parts if field in inner]
     return locations
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The fields of a protobuf message that have a length, as (number, start, end)."""
     while at < end:
         tag, at = _varint(data, at)

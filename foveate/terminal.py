@@ -15,6 +15,8 @@ import click
 from foveate.errors import OutputError
 
 TICK = 0.1
+CLEAR = "\x1b[K"
+DETAIL = 40
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -25,6 +27,7 @@ class Progress(AbstractContextManager["Progress"]):
         """Show nothing until the first stage begins."""
         self._terminal = sys.stderr.isatty()
         self._label = ""
+        self._detail = ""
         self._began = 0.0
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -41,8 +44,13 @@ class Progress(AbstractContextManager["Progress"]):
         self._end()
         with self._lock:
             self._label = f"[{number}/{total}] {stage}" if total else stage
+            self._detail = ""
             self._began = time.perf_counter()
             click.echo(f"{self._label} …", nl=False, err=True)
+
+    def detail(self, text: str) -> None:
+        """Show on a terminal what the stage under way is at; from any thread."""
+        self._detail = text
 
     def __exit__(
         self,
@@ -58,7 +66,7 @@ class Progress(AbstractContextManager["Progress"]):
         """End the stage under way, if there is one."""
         with self._lock:
             if self._label:
-                again = f"\r{self._label} …" if self._terminal else ""
+                again = f"\r{CLEAR}{self._label} …" if self._terminal else ""
                 click.echo(f"{again} {note}{self._seconds()}", err=True)
             self._label = ""
 
@@ -67,7 +75,9 @@ class Progress(AbstractContextManager["Progress"]):
         while not self._done.wait(TICK):
             with self._lock:
                 if self._label:
-                    click.echo(f"\r{self._label} … {self._seconds()}", nl=False, err=True)
+                    detail = f"  {self._detail[:DETAIL]}" if self._detail else ""
+                    line = f"\r{CLEAR}{self._label} … {self._seconds()}{detail}"
+                    click.echo(line, nl=False, err=True)
 
     def _seconds(self) -> str:
         """How long the stage has taken so far."""

@@ -61,8 +61,13 @@ def test_packages_are_those_of_the_project() -> None:
     project = tomllib.loads(PROJECT.read_text())["project"]
     wanted = {"": project["dependencies"], **project["optional-dependencies"]}
     del wanted["dev"]
+    elsewhere = ("foveate[", "python_version <")
     names = {
-        extra: tuple(re.split(r"[<>=~!\[]", one)[0] for one in lines)
+        extra: tuple(
+            re.split(r"[<>=~!\[]", one)[0]
+            for one in lines
+            if not any(word in one for word in elsewhere)
+        )
         for extra, lines in wanted.items()
     }
     assert names == doctor.PACKAGES
@@ -78,7 +83,17 @@ def test_cpu_only() -> None:
     assert found["run on the CPU"][0]
     assert found["export, demo, verify --checkpoint"][0]
     assert found["run on CUDA"] == (False, "no NVIDIA GPU was found (nvidia-smi lists none)")
-    assert not found["TensorRT engines"][0]
+    assert not found["run TensorRT engines"][0]
+    assert found["build TensorRT engines"] == (True, "tensorrt-rtx 1.0, for RTX GPUs")
+
+
+def test_building_engines() -> None:
+    both = abilities(packages(), CUDA, True)["build TensorRT engines"]
+    assert both == (True, "tensorrt 1.0, for this GPU; tensorrt-rtx 1.0, for RTX GPUs")
+    plain = abilities(packages(tensorrt_rtx=None), CPU, False)["build TensorRT engines"]
+    assert plain == (False, "tensorrt builds for the GPU it runs on, and none was found")
+    neither = abilities(packages(tensorrt=None, tensorrt_rtx=None), CUDA, True)
+    assert neither["build TensorRT engines"][1].endswith("pip install 'foveate[rtx]'")
 
 
 def test_gpu_with_and_without_the_package_for_it() -> None:
@@ -169,7 +184,10 @@ def test_a_machine_with_all_of_it_is_described(monkeypatch: pytest.MonkeyPatch) 
     assert "H100, 1 MiB, compute capability 9.0, driver 1" in text
     assert "Jetson Orin, L4T 36.4.3" in text
     assert "onnxruntime-gpu stands in for it" in text
-    assert "not installed: adds TensorRT engines; pip install 'foveate[tensorrt]'" in text
+    assert (
+        "not installed: adds TensorRT engines of this machine's GPU; pip install 'foveate[tensorrt]'"
+        in text
+    )
 
 
 def test_without_onnxruntime_it_still_answers() -> None:

@@ -45,7 +45,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         f"{wheel.name.split('-py3')[0]}.dist-info",
     }
     shipped = {name for name in names if name.startswith("foveate/")}
-    written = {path.relative_to(ROOT).as_posix() for path in (ROOT / "foveate").rglob("*.py")}
+    written = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*.py", "*.toml")
+        for path in (ROOT / "foveate").rglob(pattern)
+    }
     assert shipped == written
 
 

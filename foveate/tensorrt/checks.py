@@ -1,0 +1,131 @@
+"""What TensorRT's parser made of a graph, held against what the manifest promises."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from foveate.errors import ExportError
+from foveate.manifest import GraphSpec, TensorSpec
+from foveate.tensorrt.axes import axis_size
+
+TOPK_LIMIT = 3840
+AGAIN = (
+    "Export the checkpoint again with this version of foveate, and report it if that does not help."
+)
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
+    "INT8": "int8", "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def check_network(
+    trt: Any,
+    network: Any,
+    role: str,
+    spec: GraphSpec,
+    largest: Sequence[Mapping[str, int]],
+    topk: Mapping[str, Sequence[str | None]],
+) -> None:
+    """Refuse a parsed network that would not compute what its graph does.
+
+    Args:
+        trt: The library.
+        network: What its parser made.
+        role: The graph's role, for messages.
+        spec: What the manifest says that the graph takes and gives.
+        largest: For each profile the largest size of every named axis.
+        topk: The axes of what each TopK of the graph gives, by its node's name.
+
+    Raises:
+        ExportError: It names the layer or tensor, and the fix.
+    """
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    inputs = [network.get_input(place) for place in range(network.num_inputs)]
+    outputs = [network.get_output(place) for place in range(network.num_outputs)]
+    narrow = "INT64" not in trt.DataType.__members__
+    _check_tensors(role, "input", spec.inputs, inputs, narrow)
+    _check_tensors(role, "output", spec.outputs, outputs, narrow)
+    used = {name for layer in layers for name in _reads(layer)}
+    for tensor in spec.inputs:
+        if tensor.name not in used:
+            raise ExportError(f"{role}: TensorRT ignores the input {tensor.name!r}. {AGAIN}")
+    for layer in layers:
+        if layer.type == getattr(trt.LayerType, "ATTENTION_INPUT", None):
+            layer.__class__ = trt.IAttentionInputLayer
+            if layer.attention.causal:
+                raise ExportError(
+                    f"{role}: the layer {layer.name} is causal attention, which TensorRT aligns to "
+                    "the wrong keys once there is a cache. Export with an explicit mask, as foveate "
+                    f"does: {AGAIN}"
+                )
+        if layer.type == trt.LayerType.TOPK:
+            layer.__class__ = trt.ITopKLayer
+            _check_topk(role, layer, largest, topk)
+
+
+def _check_tensors(
+    role: str, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any], narrow: bool
+) -> None:
+    """Names, types and shapes; where TensorRT has no 64-bit integers (`narrow`) 32 bits will do."""
+    there = {tensor.name: tensor for tensor in found}
+    wanted = {tensor.name: tensor for tensor in promised}
+    for name in sorted(there.keys() ^ wanted.keys()):
+        lost = "lost" if name in wanted else "made up"
+        raise ExportError(f"{role}: TensorRT {lost} the {kind} {name!r}. {AGAIN}")
+    for name, promise in wanted.items():
+        tensor = there[name]
+        dtype = DTYPES.get(tensor.dtype.name, tensor.dtype.name)
+        right = {promise.dtype, "int32"} if narrow and promise.dtype == "int64" else {promise.dtype}
+        shape = list(tensor.shape)
+        same = len(shape) == len(promise.shape) and all(
+            size in (-1, axis) if isinstance(axis, int) else size == -1 or kind == "output"
+            for size, axis in zip(shape, promise.shape, strict=True)
+        )
+        if dtype not in right or not same:
+            raise ExportError(
+                f"{role}: the {kind} {name!r} is {promise.dtype} {promise.shape} in the manifest and "
+                f"{dtype} {shape} to TensorRT. {AGAIN}"
+            )
+
+
+def _check_topk(
+    role: str,
+    layer: Any,
+    largest: Sequence[Mapping[str, int]],
+    topk: Mapping[str, Sequence[str | None]],
+) -> None:
+    """ExportError for a TopK that can be asked for more elements than TensorRT sorts."""
+    dynamic = layer.num_inputs > 1 and layer.get_input(1) is not None
+    for sizes in largest:
+        try:
+            count = _topk_count(layer, topk, sizes) if dynamic else int(layer.k)
+        except ValueError as error:
+            raise ExportError(
+                f"{role}: how many elements the layer {layer.name} gives cannot be told: {error}. "
+                f"{AGAIN}"
+            ) from None
+        if count > TOPK_LIMIT:
+            raise ExportError(
+                f"{role}: the layer {layer.name} sorts out up to {count} elements, and TensorRT "
+                f"gives no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
+                f"{TOPK_LIMIT} together, in a file given with --targets."
+            )
+
+
+def _topk_count(
+    layer: Any, topk: Mapping[str, Sequence[str | None]], sizes: Mapping[str, int]
+) -> int:
+    """The most elements of a TopK whose number is computed."""
+    axes = topk.get(layer.name, ())
+    place = int(layer.axes).bit_length() - 1
+    axis = axes[place] if 0 <= place < len(axes) else None
+    if axis is None:
+        raise ValueError("the graph does not name the axis")
+    return axis_size(axis, sizes)
+
+
+def _reads(layer: Any) -> Iterator[str]:
+    """The names of the tensors that a layer takes."""
+    for place in range(layer.num_inputs):
+        tensor = layer.get_input(place)
+        if tensor is not None:
+            yield tensor.name
