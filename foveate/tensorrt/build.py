@@ -185,7 +185,7 @@ def describe_build(result: Result) -> str:
         first = engines[0].engine
         lines += [
             f"{name}: {NAMES[first.library]} {first.version}, {first.precision}, for compute "
-            f"capability {', '.join(first.compute_capabilities)}; layers used up to "
+            f"capability {', '.join(first.compute_capabilities)}; layers may use up to "
             f"{target.workspace_mib} MiB of workspace",
             table((one.engine.role, size(one.bytes), duration(one.seconds)) for one in engines),
         ]
