@@ -88,7 +88,7 @@ class Compressor(nn.Module):
             relevance = scores / scores.sum()
         else:
             scores = self.network(self.network.pool(attention)[None, ..., text:])[0]
-            relevance = torch.softmax(scores, dim=-1)
+            relevance = torch.softmax(scores[None], dim=-1)[0]
 
         count: Any = keep.item()
         torch._check(count >= 1)  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.bundle import Bundle
+from foveate.calibration.f_theta import FTheta
 from foveate.engine_writer import EngineWriter
 from foveate.errors import ExportError, MissingDependencyError
 from foveate.export import ExportOptions, export
@@ -96,10 +97,13 @@ def test_nano_ahead_of_time(
     assert "Building engine" in said
 
 
-def test_fp16_ahead_of_time(
+def test_fp16_with_f_theta_ahead_of_time(
     tiny_checkpoint: Path, tmp_path: Path, targets_file: Callable[[str], Path]
 ) -> None:
-    exported = export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(precision="fp16"))
+    weights = tmp_path / "f_theta.safetensors"
+    FTheta(4, "log").save(weights, {"trained_on": "nothing"})
+    options = ExportOptions(weights, precision="fp16")
+    exported = export(tiny_checkpoint, tmp_path / "bundle", options)
     check_built(build_engines(exported.root, ["rtx"], targets_file(FOUR)), exported, "fp16")
 
 
