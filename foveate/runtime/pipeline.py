@@ -17,15 +17,12 @@ from foveate.bundle import Bundle
 from foveate.errors import BackendError, BundleError, ClosedError, ImageError, LimitError
 from foveate.families.base import Family, Prompt, Vision
 from foveate.runtime.answer import Answer, Timing, Visual
-from foveate.runtime.engines import Engine, Value
-from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
+from foveate.runtime.backends import Backend, check_name, open_backend
+from foveate.runtime.engines import Tensor, Value
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
-from foveate.runtime.language.decoder import Decoder
 from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.stream import Stream
-
-ROLES = ("vision", "embeddings", "compressor", "decoder")
 
 Picture = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
 
@@ -37,24 +34,24 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     Attributes:
         bundle: What was loaded.
+        backend: The library that runs it.
         device: Where it runs.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        engines: dict[str, Engine],
+        backend: Backend,
         family: Family,
         tokenizer: Tokenizer,
-        device: str,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
-        self.device = device
-        self._engines = engines
+        self.backend = backend.name
+        self.device = backend.device
+        self._backend = backend
         self._family = family
         self._tokenizer = tokenizer
-        self._decoder = Decoder(engines["decoder"], bundle.manifest.model)
         self._closed = False
 
     @classmethod
@@ -80,23 +77,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             BundleError: No bundle, or one that cannot be trusted.
             BackendError: The backend or device cannot be had, or cannot run the bundle's precision.
         """
-        if backend not in ("auto", "onnxruntime"):
-            raise BackendError(f"backend {backend!r} is unknown; choose auto or onnxruntime")
-        device = resolve_device(device)
+        check_name(backend)
         bundle = Bundle.open(path, checksums=checksums)
-        if bundle.manifest.precision == "bf16" and device == "cpu":
-            raise BackendError(
-                f"{bundle.root}: its graphs are bf16, which onnxruntime's CPU provider cannot run; "
-                "export with --precision fp32 or fp16, or use device='cuda'"
-            )
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
-        engines: dict[str, Engine] = {}
-        for role in ROLES:
-            engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, threads=threads))
-            bundle.check_graph(role, engine.inputs, engine.outputs)
-            engines[role] = engine
-        return cls(bundle, engines, family, tokenizer, device)
+        opened = open_backend(bundle, backend, device=device, threads=threads)
+        return cls(bundle, opened, family, tokenizer)
 
     def generate(self, prompt: str, **options: Any) -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
@@ -168,7 +154,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         timing.preprocess = time.perf_counter() - began
 
         mark = time.perf_counter()
-        visual_embeds = self._engines["vision"].run(vision.feeds)["visual_embeds"]
+        visual_embeds = self._backend.run("vision", vision.feeds)["visual_embeds"]
         timing.vision = time.perf_counter() - mark
 
         mark = time.perf_counter()
@@ -176,8 +162,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         timing.compress = time.perf_counter() - mark
 
         mark = time.perf_counter()
-        sequence = self._decoder.start()
         length = len(laid_out.token_ids) - vision.tokens + count
+        sequence = self._backend.start(length + most)
         logits = sequence.extend(embeds, positions, length)
         timing.prefill = time.perf_counter() - mark
         return Stream(
@@ -185,8 +171,6 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             logits=logits,
             sampler=Sampler(sampling, laid_out.token_ids),
             position=laid_out.next_position,
-            axes=len(laid_out.position_ids),
-            embed=self._embed,
             tokenizer=self._tokenizer,
             stops={*manifest.generation.eos, *stop_tokens},
             most=most,
@@ -198,8 +182,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def close(self) -> None:
         """Free every graph; requests under way finish, later ones raise ClosedError."""
         self._closed = True
-        for engine in self._engines.values():
-            engine.close()
+        self._backend.close()
 
     def __exit__(
         self,
@@ -212,18 +195,19 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _compress(
         self, prompt: Prompt, visual_embeds: Value, count: int, vision: Vision
-    ) -> tuple[NDArray[np.generic] | Value, NDArray[np.int64] | Value, Visual]:
+    ) -> tuple[Tensor, Tensor, Visual]:
         """The prompt's embeddings and positions, with `count` visual tokens left in it."""
         total = vision.tokens
         text_index = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.visual_index)
-        text_embeds = self._embed(prompt.token_ids[text_index])
+        text_embeds = self._backend.embed(prompt.token_ids[text_index])
         if count == total:
-            embeds = np.empty((1, len(prompt.token_ids), text_embeds.shape[1]), text_embeds.dtype)
-            embeds[0, text_index] = text_embeds
-            embeds[0, prompt.visual_index] = visual_embeds.numpy()
+            embeds = self._backend.merge(
+                text_embeds, visual_embeds, text_index, prompt.visual_index
+            )
             everything = Visual(total, total, np.arange(total), None, vision.grids)
             return embeds, prompt.position_ids[:, None], everything
-        outputs = self._engines["compressor"].run(
+        outputs = self._backend.run(
+            "compressor",
             {
                 "text_embeds": text_embeds,
                 "visual_embeds": visual_embeds,
@@ -232,7 +216,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
                 "position_ids": prompt.position_ids,
                 "keep": np.array([count], dtype=np.int64),
-            }
+            },
         )
         relevance = outputs["relevance"].numpy()
         if not np.isfinite(relevance).all():
@@ -242,10 +226,6 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             )
         visual = Visual(total, count, outputs["kept_indices"].numpy(), relevance, vision.grids)
         return outputs["inputs_embeds"], outputs["kept_position_ids"], visual
-
-    def _embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Embedding rows [N, H] of token ids int64 [N]."""
-        return self._engines["embeddings"].run({"token_ids": token_ids})["text_embeds"].numpy()
 
     def _check_visual(self, vision: Vision) -> None:
         """LimitError for more visual tokens than the bundle takes."""

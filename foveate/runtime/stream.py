@@ -1,7 +1,7 @@
 """An answer as it grows: text piece by piece, then the whole."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 
 from foveate.errors import FoveateError
 from foveate.runtime.answer import Answer, Timing, Visual
-from foveate.runtime.language.decoder import Sequence
+from foveate.runtime.language.base import Sequence
 from foveate.runtime.sampling import Sampler
 
 
@@ -27,8 +27,6 @@ class Stream:
         logits: NDArray[np.float32],
         sampler: Sampler,
         position: int,
-        axes: int,
-        embed: Callable[[NDArray[np.int64]], NDArray[np.generic]],
         tokenizer: Tokenizer,
         stops: Collection[int],
         most: int,
@@ -42,9 +40,7 @@ class Stream:
             sequence: The language model's state after the prompt.
             logits: float32 [V], what follows the prompt.
             sampler: Chooses tokens.
-            position: The rotary position of the first generated token, on all of `axes` axes.
-            axes: Rotary axes.
-            embed: Token ids int64 [N] to rows [N, H].
+            position: The rotary position of the first generated token, on every axis.
             tokenizer: Turns tokens into text.
             stops: Token ids that end the answer.
             most: The most tokens to generate.
@@ -52,8 +48,7 @@ class Stream:
             timing: Stages so far; decode, first_token and total are added here.
             began: `time.perf_counter()` when the request began.
         """
-        self._sequence, self._sampler, self._embed = sequence, sampler, embed
-        self._position, self._axes = position, axes
+        self._sequence, self._sampler, self._position = sequence, sampler, position
         self._tokenizer, self._stops, self._most = tokenizer, stops, most
         self._visual, self._timing, self._began = visual, timing, began
         self._prompt_tokens = sequence.length
@@ -98,9 +93,7 @@ class Stream:
         if len(self._tokens) == self._most:
             return piece + self._finish("length", len(piece))
         began = time.perf_counter()
-        row = self._embed(np.array([token], dtype=np.int64))[None]
-        place = np.full((self._axes, 1, 1), self._position, dtype=np.int64)
-        self._next = self._sampler.choose(self._sequence.extend(row, place, 1))
+        self._next = self._sampler.choose(self._sequence.step(token, self._position))
         self._position += 1
         self._timing.decode += time.perf_counter() - began
         return piece
@@ -118,4 +111,5 @@ class Stream:
             visual=self._visual,
             timing=self._timing,
         )
+        self._sequence.close()
         return text[len(self._emitted) + ahead :]

@@ -307,16 +307,29 @@ def watch_logits(pipe: Pipeline, seen: list[np.ndarray[Any, Any]]) -> Pipeline:
     """A copy of the pipeline that notes the logits of each step."""
 
     class Watched:
-        def __init__(self, engine: Any) -> None:
-            self.engine, self.inputs, self.outputs = engine, engine.inputs, engine.outputs
+        """A sequence."""
 
-        def run(self, feeds: Any) -> Any:
-            outputs = self.engine.run(feeds)
-            seen.append(outputs["logits"].numpy()[0].copy())
-            return outputs
+        def __init__(self, sequence: Any) -> None:
+            self.sequence = sequence
 
-        def close(self) -> None:
-            """Leave the shared engine open."""
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sequence, name)
 
-    engines = {**pipe._engines, "decoder": Watched(pipe._engines["decoder"])}
-    return Pipeline(pipe.bundle, engines, pipe._family, pipe._tokenizer, pipe.device)
+        def extend(self, *inputs: Any) -> Any:
+            seen.append(self.sequence.extend(*inputs).copy())
+            return seen[-1]
+
+        def step(self, *inputs: Any) -> Any:
+            seen.append(self.sequence.step(*inputs).copy())
+            return seen[-1]
+
+    class Watching:
+        """A backend."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pipe._backend, name)
+
+        def start(self, capacity: int) -> Any:
+            return Watched(pipe._backend.start(capacity))
+
+    return Pipeline(pipe.bundle, Watching(), pipe._family, pipe._tokenizer)  # type: ignore[arg-type]

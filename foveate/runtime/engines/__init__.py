@@ -1,5 +1,5 @@
-"""Backends: one small class each."""
+"""Opened graphs: one small class a library."""
 
-from foveate.runtime.engines.base import Engine, Feeds, Value
+from foveate.runtime.engines.base import Engine, Feeds, Tensor, Value
 
-__all__ = ["Engine", "Feeds", "Value"]
+__all__ = ["Engine", "Feeds", "Tensor", "Value"]

@@ -20,7 +20,10 @@ class Value(Protocol):
         ...
 
 
-Feeds = Mapping[str, NDArray[Any] | Value]
+Tensor = NDArray[Any] | Value
+"""An array in host memory, or a tensor where a backend keeps it."""
+
+Feeds = Mapping[str, Tensor]
 
 
 class Engine(Protocol):

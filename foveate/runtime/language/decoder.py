@@ -1,18 +1,24 @@
 """Our own decoder graph: prefill, then a step a token, over a cache as long as what was kept."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.manifest import ModelFacts
-from foveate.runtime.engines import Engine, Feeds, Value
+from foveate.runtime.engines import Engine, Feeds, Tensor
+
+Embed = Callable[[NDArray[np.int64]], NDArray[np.generic]]
+"""Token ids int64 [N] to embedding rows [N, H]."""
 
 
 class Decoder:
     """The language model of a bundle; holds no state between requests."""
 
-    def __init__(self, engine: Engine, model: ModelFacts) -> None:
-        """Drive `engine`, a decoder graph of the sizes in `model`."""
+    def __init__(self, engine: Engine, model: ModelFacts, embed: Embed) -> None:
+        """Drive `engine`, a decoder graph of the sizes in `model`; `embed` looks tokens up."""
         self.engine = engine
+        self.embed = embed
         self.names = [
             f"{layer}.{kind}" for layer in range(model.layers) for kind in ("key", "value")
         ]
@@ -20,13 +26,13 @@ class Decoder:
         self.dtype = past.dtype
         self.empty = (1, model.kv_heads, 0, model.head_dim)
 
-    def start(self) -> "Sequence":
+    def start(self) -> "GrowingSequence":
         """Begin a sequence with an empty cache."""
-        return Sequence(self)
+        return GrowingSequence(self)
 
 
-class Sequence:
-    """One sequence and its cache of keys and values."""
+class GrowingSequence:
+    """A sequence whose cache grows with each token, by concatenation in the graph."""
 
     def __init__(self, decoder: Decoder) -> None:
         """Begin with nothing in the cache."""
@@ -34,21 +40,12 @@ class Sequence:
         nothing = np.empty(decoder.empty, dtype=decoder.dtype)
         self.cache: Feeds = {f"past.{name}": nothing for name in decoder.names}
         self.length = 0
+        self.axes = 1
 
-    def extend(
-        self, embeds: NDArray[np.generic] | Value, positions: NDArray[np.int64] | Value, count: int
-    ) -> NDArray[np.float32]:
-        """Take in `count` tokens and give the logits of what follows them.
-
-        Args:
-            embeds: [1, S, H], of the graph's dtype.
-            positions: int64 [A, 1, S], rotary positions; they need not be consecutive.
-            count: S.
-
-        Returns:
-            float32 [V].
-        """
+    def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
+        """Take in `count` embedded tokens; see `Sequence.extend`."""
         self.length += count
+        self.axes = _axes(positions)
         outputs = self.decoder.engine.run(
             {
                 "inputs_embeds": embeds,
@@ -61,9 +58,23 @@ class Sequence:
         logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
         return logits
 
+    def step(self, token: int, position: int) -> NDArray[np.float32]:
+        """Take in one token; see `Sequence.step`."""
+        row = self.decoder.embed(np.array([token], dtype=np.int64))[None]
+        return self.extend(row, np.full((self.axes, 1, 1), position, dtype=np.int64), 1)
+
     @property
     def cache_bytes(self) -> int:
         """Bytes that the cache holds now."""
         shape = self.decoder.empty
         size = np.dtype(self.decoder.dtype).itemsize
         return len(self.decoder.names) * shape[1] * self.length * shape[3] * size
+
+    def close(self) -> None:
+        """Give the cache back."""
+        self.cache = {}
+
+
+def _axes(positions: Tensor) -> int:
+    """How many rotary axes positions [A, 1, S] have."""
+    return len(positions) if isinstance(positions, np.ndarray) else positions.shape()[0]

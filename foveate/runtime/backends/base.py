@@ -1,0 +1,67 @@
+"""What a pipeline asks of a backend: encode, embed, compress, merge, and begin a sequence."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.runtime.engines import Feeds, Tensor, Value
+from foveate.runtime.language.base import Sequence
+
+
+class Backend(Protocol):
+    """A bundle's graphs, opened by one library on one device; calls may come from several threads.
+
+    Attributes:
+        name: The library's.
+        device: Where it runs.
+    """
+
+    name: str
+    device: str
+
+    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
+        """Run the graph of "vision" or "compressor"; outputs stay on the device.
+
+        Raises:
+            BackendError: The backend refused the inputs or failed.
+            ClosedError: The backend was closed.
+        """
+        ...
+
+    def embed(self, token_ids: NDArray[np.int64]) -> Tensor:
+        """Embedding rows [N, H] of token ids int64 [N]."""
+        ...
+
+    def merge(
+        self,
+        text_embeds: Tensor,
+        visual_embeds: Value,
+        text_index: NDArray[np.int64],
+        visual_index: NDArray[np.int64],
+    ) -> Tensor:
+        """The prompt with nothing dropped, [1, N_t + N_v, H].
+
+        Args:
+            text_embeds: [N_t, H], as `embed` gives them.
+            visual_embeds: [N_v, H], as the vision graph gives them.
+            text_index: int64 [N_t], where each text token stands.
+            visual_index: int64 [N_v], where each visual token stands.
+        """
+        ...
+
+    def start(self, capacity: int) -> Sequence:
+        """Begin a sequence with an empty cache.
+
+        Args:
+            capacity: The most tokens it will hold, prompt and answer together.
+
+        Raises:
+            LimitError: More than the backend was built for.
+            BackendError: No memory for it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything; closing twice is fine."""
+        ...

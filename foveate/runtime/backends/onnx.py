@@ -1,0 +1,83 @@
+"""onnxruntime: the backend that runs everywhere, with the cache growing by concatenation."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.bundle import Bundle
+from foveate.errors import BackendError
+from foveate.manifest import ModelFacts
+from foveate.runtime.engines import Engine, Feeds, Tensor, Value
+from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
+from foveate.runtime.language.base import Sequence
+from foveate.runtime.language.decoder import Decoder
+
+ROLES = ("vision", "embeddings", "compressor", "decoder")
+
+
+class OnnxBackend:
+    """A bundle's four graphs in onnxruntime; see `Backend`."""
+
+    name = "onnxruntime"
+
+    def __init__(self, engines: dict[str, Engine], model: ModelFacts, device: str) -> None:
+        """Put opened graphs together; use `OnnxBackend.open`."""
+        self.device = device
+        self._engines = engines
+        self._decoder = Decoder(engines["decoder"], model, self.embed)
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OnnxBackend":
+        """Open a bundle's graphs.
+
+        Args:
+            bundle: An open bundle.
+            device: "auto", "cpu" or "cuda".
+            threads: Threads within an operator; 0 leaves it to onnxruntime.
+
+        Raises:
+            BackendError: The device cannot be had, or cannot run the bundle's precision.
+            BundleError: A graph that is not what the manifest says.
+        """
+        device = resolve_device(device)
+        if bundle.manifest.precision == "bf16" and device == "cpu":
+            raise BackendError(
+                f"{bundle.root}: its graphs are bf16, which onnxruntime's CPU provider cannot run; "
+                "export with --precision fp32 or fp16, or use device='cuda'"
+            )
+        engines: dict[str, Engine] = {}
+        for role in ROLES:
+            engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, threads=threads))
+            bundle.check_graph(role, engine.inputs, engine.outputs)
+            engines[role] = engine
+        return cls(engines, bundle.manifest.model, device)
+
+    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
+        """Run a graph; see `Backend.run`."""
+        return self._engines[role].run(feeds)
+
+    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Embedding rows, on the host; see `Backend.embed`."""
+        return self.run("embeddings", {"token_ids": token_ids})["text_embeds"].numpy()
+
+    def merge(
+        self,
+        text_embeds: Tensor,
+        visual_embeds: Value,
+        text_index: NDArray[np.int64],
+        visual_index: NDArray[np.int64],
+    ) -> NDArray[np.generic]:
+        """The whole prompt, on the host; see `Backend.merge`."""
+        rows = text_embeds if isinstance(text_embeds, np.ndarray) else text_embeds.numpy()
+        embeds = np.empty((1, len(text_index) + len(visual_index), rows.shape[1]), rows.dtype)
+        embeds[0, text_index] = rows
+        embeds[0, visual_index] = visual_embeds.numpy()
+        return embeds
+
+    def start(self, capacity: int) -> Sequence:
+        """Begin a sequence; its cache grows, so `capacity` is not asked for."""
+        return self._decoder.start()
+
+    def close(self) -> None:
+        """Free every graph."""
+        for engine in self._engines.values():
+            engine.close()
