@@ -12,11 +12,13 @@ from foveate import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Weights = Literal["trained", "random"]
+Operators = Literal["standard", "onnxruntime"]
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
     "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
@@ -148,12 +150,18 @@ class CompressorFacts(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """manifest.json, field by field and in its order."""
+    """manifest.json, field by field and in its order.
+
+    `weights` are a checkpoint's or drawn at random for measuring; `operators` are those of ONNX, which
+    any engine can take, or onnxruntime's own beside them.
+    """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     family: Text
     precision: Precision
+    weights: Weights
+    operators: Operators
     model: ModelFacts
     files: dict[Role, FileEntry]
     graphs: dict[Role, GraphSpec]

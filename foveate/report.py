@@ -9,11 +9,15 @@ from typing import Any
 import msgspec
 
 from foveate.bundle import Bundle
-from foveate.manifest import EngineVariant, GraphSpec, Manifest, TensorSpec, outdated
+from foveate.manifest import EngineVariant, GraphSpec, Manifest, Operators, TensorSpec, outdated
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.engines.fit import NAMES
 from foveate.terminal import duration, plain, plural, size, table
 
+OPERATORS: dict[Operators, str] = {
+    "standard": "those of ONNX, for any engine",
+    "onnxruntime": "fused ones of onnxruntime's own (com.microsoft), for onnxruntime alone",
+}
 STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
 
 
@@ -37,6 +41,8 @@ def describe_bundle(bundle: Bundle) -> str:
     general = [
         ("family", manifest.family),
         ("precision", manifest.precision),
+        ("weights", describe_weights(manifest)),
+        ("operators", OPERATORS[manifest.operators]),
         ("size", f"{size(bundle_bytes(bundle))} in {plural(len(manifest.files), 'file')}"),
         (
             "model",
@@ -92,6 +98,13 @@ def describe_compressor(bundle: Bundle) -> str:
     return f"{facts.kind}{trained}{figures}; keeps {facts.keep:.0%} where a request does not say"
 
 
+def describe_weights(manifest: Manifest) -> str:
+    """Whether the weights are a checkpoint's."""
+    if manifest.weights == "random":
+        return "random: for measuring speed, and no answer means anything"
+    return "trained"
+
+
 def describe_parity(parity: dict[str, float]) -> str:
     """How far each graph is from the checkpoint run by transformers."""
     return table((role, f"{value:.1e}") for role, value in parity.items())
@@ -105,6 +118,8 @@ def export_facts(bundle: Bundle) -> dict[str, Any]:
         "bytes": bundle_bytes(bundle),
         "family": manifest.family,
         "precision": manifest.precision,
+        "weights": manifest.weights,
+        "operators": manifest.operators,
         "compressor": manifest.compressor.kind,
         "keep": manifest.compressor.keep,
         "visual_tokens": manifest.limits.visual_tokens,

@@ -99,6 +99,8 @@ def example(files: dict[str, FileEntry]) -> Manifest:
     return Manifest(
         family="qwen2_vl",
         precision="fp32",
+        weights="trained",
+        operators="standard",
         model=ModelFacts(
             hidden_size=64,
             layers=2,
@@ -723,10 +725,10 @@ def test_a_checkpoint_and_any_other_folder(tmp_path: Path) -> None:
 
 
 def test_another_version_is_told_by_version_alone(tmp_path: Path) -> None:
-    data = b'{"format": "foveate-bundle", "version": 3, "colour": "blue"}'
+    data = b'{"format": "foveate-bundle", "version": 4, "colour": "blue"}'
     with pytest.raises(BundleError) as caught:
         decode(data, HERE)
     assert str(caught.value) == (
-        f"manifest.json has version 3 of the format; Foveate {__version__} reads version 2. "
+        f"manifest.json has version 4 of the format; Foveate {__version__} reads version 3. "
         "Export the checkpoint again, or upgrade foveate."
     )

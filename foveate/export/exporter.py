@@ -170,6 +170,8 @@ def export(
         manifest = Manifest(
             family=checkpoint.family,
             precision=options.precision,
+            weights="trained",
+            operators="standard",
             model=facts,
             files=writer.entries(files),
             graphs=graphs,

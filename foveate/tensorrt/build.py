@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.bundle import Bundle
 from foveate.engine_writer import EngineWriter
-from foveate.errors import TargetError
+from foveate.errors import ExportError, TargetError
 from foveate.external_data import external_data
 from foveate.manifest import Digest, EngineVariant, GraphSpec
 from foveate.output import writing
@@ -86,7 +86,7 @@ def build_engines(
         TargetError: A target that is unknown or badly described.
         BundleError: No bundle, or one that cannot be trusted.
         MissingDependencyError: The library that a target asks for is not installed.
-        ExportError: An engine cannot be built, or would not compute what its graph does.
+        ExportError: The graphs are fused for onnxruntime, an engine cannot be built, or would not compute what its graph does.
         OutputExistsError: The bundle has engines for a target, and `force` was not given.
         OutputError: They could not be written.
     """
@@ -96,6 +96,7 @@ def build_engines(
     chosen = {name: choose_target(targets, name) for name in names}
     progress("checksums", 0, 0)
     bundle = Bundle.open(path)
+    _check_operators(bundle)
     jobs = [_prepare(bundle, name, target, force) for name, target in chosen.items()]
     total, number, built = sum(len(job.plans) for job in jobs), 0, []
     for job in jobs:
@@ -135,6 +136,15 @@ def build_engines(
             bundle = writer.finish([one.engine for one in made], files)
         built += made
     return Result(bundle, chosen, built)
+
+
+def _check_operators(bundle: Bundle) -> None:
+    """ExportError for graphs of operators that TensorRT does not have."""
+    if bundle.manifest.operators != "standard":
+        raise ExportError(
+            f"{bundle.root}: its graphs are fused for {bundle.manifest.operators}, with operators that "
+            "TensorRT does not have. Export the checkpoint again with --operators standard."
+        )
 
 
 def _prepare(bundle: Bundle, name: str, target: Target, force: bool) -> Job:

@@ -215,6 +215,8 @@ BAD_PATHS = {
 OUT_OF_RANGE = {
     "family": "",
     "precision": "fp64",
+    "weights": "pruned",
+    "operators": "com.microsoft",
     "model/layers": 0,
     "model/heads": 2.5,
     "model/hidden_size": "64",
@@ -260,7 +262,7 @@ OUT_OF_RANGE = {
     "tools/torch": 2,
 }
 
-VERSIONS: tuple[object, ...] = (0, 1, 3, True, "2", None, [], 1.5, "\x1b" * 999)
+VERSIONS: tuple[object, ...] = (0, 1, 2, 4, True, "2", None, [], 1.5, "\x1b" * 999)
 
 ATTACKS: dict[str, tuple[Attack, str, str]] = {
     **{
@@ -335,7 +337,15 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
     "unknown field, unprintable": (put("\x1b[31m\n" * 999, 1), "manifest.json", AGAIN),
     **{
         f"missing field: {keys}": (drop(keys), "manifest.json", AGAIN)
-        for keys in ("family", "limits", "model/rope", "files/vision/bytes", "compressor/keep")
+        for keys in (
+            "family",
+            "weights",
+            "operators",
+            "limits",
+            "model/rope",
+            "files/vision/bytes",
+            "compressor/keep",
+        )
     },
     "graph without a file": (drop("files/vision"), "the graph 'vision' is not among", AGAIN),
     "graph of another kind": (

@@ -107,6 +107,17 @@ def test_fp16_with_f_theta_ahead_of_time(
     check_built(build_engines(exported.root, ["rtx"], targets_file(FOUR)), exported, "fp16")
 
 
+def test_graphs_fused_for_onnxruntime_are_refused(copy: Path) -> None:
+    manifest = copy / "manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"operators": "standard"', '"operators": "onnxruntime"')
+    )
+    refused(
+        invoke("build", copy, "--target", "rtx"), "fused for onnxruntime", "--operators standard"
+    )
+    assert "com.microsoft" in invoke("inspect", copy).stdout
+
+
 def test_the_verb_inspect_and_verify(copy: Path, targets_file: Callable[[str], Path]) -> None:
     other = targets_file(FOUR.replace("[rtx]", "[rtx]\ndecoder_profiles = 2"))
     arguments = ("build", copy, "--target", "rtx", "--targets", other)
