@@ -132,6 +132,17 @@ class FTheta(nn.Module):
         logits = linear(hidden.transpose(1, 2), self.head.weight.squeeze(2), self.head.bias)
         return logits.squeeze(2).masked_fill(mask.logical_not(), float("-inf"))
 
+    def merged(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's two convolutions as the one that they equal: weight [out, in, 3] and bias [out]."""
+        layers = []
+        for depthwise, pointwise in self._layers():
+            assert depthwise.bias is not None and pointwise.bias is not None
+            point = pointwise.weight.detach().double()[..., 0]
+            weight = point[:, :, None] * depthwise.weight.detach().double()[None, :, 0]
+            bias = point @ depthwise.bias.detach().double() + pointwise.bias.detach().double()
+            layers.append((weight.float(), bias.float()))
+        return layers
+
     def _layers(self) -> Iterable[tuple[nn.Conv1d, nn.Conv1d]]:
         """Each layer's depthwise and pointwise convolution."""
         return cast(

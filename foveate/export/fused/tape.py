@@ -1,0 +1,124 @@
+"""A graph written operator by operator, its weights left where torch has them."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from onnx_ir.tape import Tape
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, nn
+
+OPSET = 18
+IR_VERSION = 10
+FUSED = "com.microsoft"
+DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
+
+
+class GraphTape:
+    """Records a graph; `dtype` is what it computes in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Begin with nothing."""
+        self.dtype = DTYPES[dtype]
+        self.tape = Tape()
+        self.inputs: list[ir.Value] = []
+        self.constants: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        """A graph input; an axis that is free has a name."""
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.inputs.append(value)
+        return value
+
+    def weight(self, name: str, tensor: Tensor) -> ir.Value:
+        """A weight, as the module has it."""
+        return self.tape.initializer(TorchTensor(tensor.detach().contiguous(), name), name)
+
+    def constant(self, value: NDArray[Any] | np.generic) -> ir.Value:
+        """A small constant; the same one twice is stored once."""
+        array = np.asarray(value)
+        key = f"constant_{array.dtype}_{array.shape}_{array.tobytes().hex()}"
+        if key not in self.constants:
+            name = f"constant_{len(self.constants)}"
+            self.constants[key] = self.tape.initializer(ir.tensor(array, name=name), name)
+        return self.constants[key]
+
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """One standard operator with one output."""
+        return self.tape.op(kind, inputs, attributes)
+
+    def fused(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """One of onnxruntime's operators with one output."""
+        return self.tape.op(kind, inputs, attributes, domain=FUSED)
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`value` as `dtype`."""
+        return self.op("Cast", value, to=dtype)
+
+    def linear(self, value: ir.Value, name: str, weight: Tensor, bias: Tensor | None) -> ir.Value:
+        """value · weightᵀ + bias, the weight [out, in] stored as torch has it."""
+        out = self.fused("FusedMatMul", value, self.weight(f"{name}.weight", weight), transB=1)
+        return out if bias is None else self.op("Add", out, self.weight(f"{name}.bias", bias))
+
+    def rms_norm(self, value: ir.Value, name: str, norm: Any, weight: Tensor) -> ir.Value:
+        """Root-mean-square normalisation by `weight`, of the value's own type."""
+        return self.op(
+            "SimplifiedLayerNormalization", value, self.weight(name, weight),
+            epsilon=float(norm.variance_epsilon), axis=-1, stash_type=1,
+        )  # fmt: skip
+
+    def skip_rms_norm(
+        self, value: ir.Value, skip: ir.Value, name: str, norm: Any
+    ) -> tuple[ir.Value, ir.Value]:
+        """Root-mean-square normalisation of value + skip; also the sum itself."""
+        return self._skip(
+            "SkipSimplifiedLayerNormalization",
+            [value, skip, self.weight(name, norm.weight)],
+            float(norm.variance_epsilon),
+        )
+
+    def skip_layer_norm(
+        self, value: ir.Value, skip: ir.Value, name: str, norm: nn.LayerNorm, bias: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """Layer normalisation of value + skip + bias; also the sum itself."""
+        return self._skip(
+            "SkipLayerNormalization",
+            [
+                value,
+                skip,
+                self.weight(f"{name}.weight", norm.weight),
+                self.weight(f"{name}.bias", norm.bias),
+                bias,
+            ],
+            norm.eps,
+        )
+
+    def _skip(self, kind: str, inputs: list[ir.Value], epsilon: float) -> tuple[ir.Value, ir.Value]:
+        """A skip normalisation's first and last output; the two between are left out."""
+        outputs = [ir.Value(), ir.Value(name=""), ir.Value(name=""), ir.Value()]
+        self.tape.op_multi_out(kind, inputs, {"epsilon": epsilon}, outputs=outputs, domain=FUSED)
+        return outputs[0], outputs[3]
+
+    def model(
+        self, name: str, outputs: dict[str, tuple[ir.Value, ir.DataType, list[int | str]]]
+    ) -> ir.Model:
+        """The finished graph; outputs by name with their types and shapes."""
+        for output, (value, dtype, shape) in outputs.items():
+            value.name = output
+            value.dtype = dtype
+            value.shape = ir.Shape(shape)
+        graph = ir.Graph(
+            self.inputs,
+            [value for value, _, _ in outputs.values()],
+            nodes=self.tape.nodes,
+            initializers=self.tape.initializers,
+            opset_imports={"": OPSET, FUSED: 1},
+            name=name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="foveate")
