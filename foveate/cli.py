@@ -203,6 +203,14 @@ def inspect(bundle: Path, as_json: bool) -> None:
     force,
     as_json,
     click.option(
+        "--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto",
+        show_default=True, help="What runs the graphs; auto is onnxruntime.",
+    ),
+    click.option(
+        "--target", metavar="NAME",
+        help="Whose TensorRT engines to run, where those of several targets run here.",
+    ),
+    click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
         help="Where to run; one that cannot be had is an error.",
     ),
@@ -219,6 +227,8 @@ def run(
     heatmap: Path | None,
     force: bool,
     as_json: bool,
+    backend: str,
+    target: str | None,
     device: str,
     threads: int,
     **sampling: Any,
@@ -237,6 +247,8 @@ def run(
         keep=keep,
         heatmap=heatmap,
         force=force,
+        backend=backend,
+        target=target,
         device=device,
         threads=threads,
         say=None if as_json else functools.partial(tell, newline=False),
