@@ -21,6 +21,8 @@ def ask(
     keep: str | None = None,
     heatmap: Path | None = None,
     force: bool = False,
+    backend: str = "auto",
+    target: str | None = None,
     device: str = "auto",
     threads: int = 0,
     say: Callable[[str], object] | None = None,
@@ -35,6 +37,8 @@ def ask(
         keep: As a person writes it; None takes the bundle's default.
         heatmap: A PNG file to draw; needs a `keep` that drops something.
         force: Replace the heatmap's file if it is there.
+        backend: As `Pipeline.load` takes it.
+        target: As `Pipeline.load` takes it.
         device: As `Pipeline.load` takes it.
         threads: As `Pipeline.load` takes it.
         say: Told each piece of the answer as it comes, and a line break at its end.
@@ -49,7 +53,9 @@ def ask(
     if heatmap is not None:
         check_target(heatmap, force=force)
         _check_ranks(bundle, wanted)
-    with Pipeline.load(bundle, device=device, threads=threads) as pipe:
+    with Pipeline.load(
+        bundle, backend=backend, target=target, device=device, threads=threads
+    ) as pipe:
         stream = pipe.stream(prompt, images=sources, keep=wanted, **sampling)
         answer = _listen(stream, say)
     if heatmap is not None:

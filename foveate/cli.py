@@ -109,11 +109,20 @@ def export(
         "--targets", "targets_file", type=PATH, metavar="FILE.toml",
         help="Changes to these targets, and more of them.",
     ),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16"]),
+        help="fp16 engines of fp32 graphs: TensorRT before version 10 alone.  [default: the bundle's]",
+    ),
     force,
     as_json,
 )  # fmt: skip
 def build(
-    bundle: Path, names: tuple[str, ...], targets_file: Path | None, force: bool, as_json: bool
+    bundle: Path,
+    names: tuple[str, ...],
+    targets_file: Path | None,
+    precision: Any,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Build TensorRT engines of BUNDLE's graphs, and keep them in it.
 
@@ -123,7 +132,13 @@ def build(
 
     with Progress() as progress:
         result = build_engines(
-            bundle, names, targets_file, force=force, progress=progress.begin, say=progress.detail
+            bundle,
+            names,
+            targets_file,
+            precision=precision,
+            force=force,
+            progress=progress.begin,
+            say=progress.detail,
         )
     tell_json(build_facts(result)) if as_json else tell(describe_build(result))
 
@@ -188,6 +203,14 @@ def inspect(bundle: Path, as_json: bool) -> None:
     force,
     as_json,
     click.option(
+        "--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto",
+        show_default=True, help="What runs the graphs; auto is onnxruntime.",
+    ),
+    click.option(
+        "--target", metavar="NAME",
+        help="Whose TensorRT engines to run, where those of several targets run here.",
+    ),
+    click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
         help="Where to run; one that cannot be had is an error.",
     ),
@@ -204,6 +227,8 @@ def run(
     heatmap: Path | None,
     force: bool,
     as_json: bool,
+    backend: str,
+    target: str | None,
     device: str,
     threads: int,
     **sampling: Any,
@@ -222,6 +247,8 @@ def run(
         keep=keep,
         heatmap=heatmap,
         force=force,
+        backend=backend,
+        target=target,
         device=device,
         threads=threads,
         say=None if as_json else functools.partial(tell, newline=False),

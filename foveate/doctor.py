@@ -22,8 +22,8 @@ PACKAGES = {
     ),
     "calibrate": ("accelerate", "matplotlib", "pyarrow", "tensorboard"),
     "gpu": ("onnxruntime-gpu",),
-    "tensorrt": ("tensorrt",),
-    "rtx": ("tensorrt-rtx",),
+    "tensorrt": ("cuda-bindings", "tensorrt"),
+    "rtx": ("cuda-bindings", "tensorrt-rtx"),
     "video": ("av",),
 }  # fmt: skip
 ADDS = {
@@ -237,7 +237,7 @@ def find_abilities(
             else _missing(missing, "export") if missing else "onnxruntime does not run",
         ),
         _builds(packages, gpu),
-        Ability("run TensorRT engines", False, "comes with a later version of Foveate"),
+        _runs(packages, gpu),
     ]  # fmt: skip
 
 
@@ -252,6 +252,22 @@ def _builds(packages: dict[str, dict[str, str | None]], gpu: bool) -> Ability:
     if plain:
         return Ability(what, False, "tensorrt builds for the GPU it runs on, and none was found")
     return Ability(what, False, _missing(["tensorrt-rtx"], "rtx"))
+
+
+def _runs(packages: dict[str, dict[str, str | None]], gpu: bool) -> Ability:
+    """Whether TensorRT engines run."""
+    what = "run TensorRT engines"
+    plain, rtx = packages["tensorrt"]["tensorrt"], packages["rtx"]["tensorrt-rtx"]
+    if not gpu:
+        return Ability(what, False, "no NVIDIA GPU was found (nvidia-smi lists none)")
+    if not plain and not rtx:
+        return Ability(what, False, _missing(["tensorrt"], "tensorrt"))
+    extra = "tensorrt" if plain else "rtx"
+    if not packages[extra]["cuda-bindings"]:
+        return Ability(what, False, _missing(["cuda-bindings"], extra))
+    found = [f"tensorrt {plain}"] if plain else []
+    found += [f"tensorrt-rtx {rtx}"] if rtx else []
+    return Ability(what, True, " and ".join(found))
 
 
 def _cuda(providers: dict[str, str], lacking: list[str], gpu: bool) -> Ability:

@@ -19,20 +19,38 @@ _ONNX = {
 
 def external_data(graph: Path) -> set[str]:
     """Where an ONNX graph keeps weights outside itself; ValueError when it cannot be parsed."""
-    locations: set[str] = set()
+    return {entry["location"] for entry in external_tensors(graph) if "location" in entry}
+
+
+def external_tensors(graph: Path) -> list[dict[str, str]]:
+    """For each tensor that is kept outside its ONNX graph, what the graph says of it.
+
+    That is its "location", and often its "offset" and "length" there; ValueError when the graph
+    cannot be parsed.
+    """
+    found: list[dict[str, str]] = []
     with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         todo = [("model", 0, len(data))]
         while todo:
             message, start, end = todo.pop()
-            parts = fields(data, start, end)
-            if message == "external":
-                pair = {number: data[start:end] for number, start, end in parts}
-                if pair.get(1) == b"location":
-                    locations.add(pair.get(2, b"").decode())
-                continue
+            parts = list(fields(data, start, end))
             inner = _ONNX[message]
-            todo += [(inner[field], start, end) for field, start, end in parts if field in inner]
-    return locations
+            if message == "tensor":
+                entry = dict(
+                    _pair(data, first, last) for number, first, last in parts if number in inner
+                )
+                found += [entry] if entry else []
+                continue
+            todo += [
+                (inner[number], first, last) for number, first, last in parts if number in inner
+            ]
+    return found
+
+
+def _pair(data: mmap.mmap, start: int, end: int) -> tuple[str, str]:
+    """A key and its value."""
+    pair = {number: data[first:last] for number, first, last in fields(data, start, end)}
+    return pair.get(1, b"").decode(), pair.get(2, b"").decode()
 
 
 def fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bundle import Bundle
-from foveate.errors import BackendError, BundleError
+from foveate.errors import BackendError, BundleError, FoveateError, ParityError
 from foveate.manifest import EngineVariant, outdated
 from foveate.report import bundle_bytes, describe_parity
+from foveate.runtime.backends import open_backend
+from foveate.runtime.engines.choose import fitting_engines
 from foveate.runtime.engines.fit import NAMES
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
+from foveate.runtime.engines.tensorrt import installed_version
+from foveate.runtime.gpu import capability
 from foveate.runtime.pipeline import read_tokenizer
+from foveate.stages import BOUNDS, differences, run_stages, small_request
 from foveate.terminal import plural, size, table
 
 
@@ -47,7 +52,8 @@ def verify_bundle(
     Raises:
         BundleError: No bundle, or one whose files, graphs or engines are not what the manifest says.
         BackendError: A graph that onnxruntime cannot open.
-        ParityError: A graph that does not compute what the checkpoint does.
+        ParityError: A graph that does not compute what the checkpoint does, or an engine that does
+            not compute what its graph does.
     """
     progress("checksums")
     bundle = Bundle.open(path)
@@ -57,10 +63,9 @@ def verify_bundle(
     for role in bundle.manifest.graphs:
         progress(role)
         graphs[role] = open_graph(bundle, role)
-    engines = {
-        f"{engine.target} {engine.role}": check_engine(bundle, engine)
-        for engine in bundle.manifest.engines
-    }
+    for engine in bundle.manifest.engines:
+        check_engine(bundle, engine)
+    engines = run_engines(bundle, progress)
     parity = None
     if checkpoint is not None:
         progress("loading torch and transformers")
@@ -89,8 +94,8 @@ def open_graph(bundle: Bundle, role: str) -> str:
     return f"opens on {device}, inputs and outputs as promised"
 
 
-def check_engine(bundle: Bundle, engine: EngineVariant) -> str:
-    """See that an engine was built from this bundle's graph; it is not opened, and not run.
+def check_engine(bundle: Bundle, engine: EngineVariant) -> None:
+    """See that an engine was built from this bundle's graph; it is not opened.
 
     Raises:
         BundleError: It was built from another.
@@ -102,7 +107,69 @@ def check_engine(bundle: Bundle, engine: EngineVariant) -> str:
             f"bundle's {role}. Build it again: foveate build {bundle.root} --target {engine.target} "
             "--force"
         )
-    return f"built from this graph by {NAMES[engine.library]} {engine.version}; not run"
+
+
+def run_engines(bundle: Bundle, progress: Callable[[str], None]) -> dict[str, str]:
+    """Run the engines that fit this machine beside their graphs; for each what came of it.
+
+    Raises:
+        ParityError: An engine does not compute what its graph does.
+        BackendError: An engine that fits cannot be run.
+    """
+    fitting, reasons = fitting_engines(bundle, capability(), installed_version)
+    told = {}
+    for engine in bundle.manifest.engines:
+        if engine.target in fitting and f"{engine.target} {engine.role}" not in told:
+            progress(f"engines for {engine.target}")
+            told.update(compare_engines(bundle, fitting[engine.target]))
+        elif engine.target in reasons:
+            why = first_sentence(reasons[engine.target])
+            told[f"{engine.target} {engine.role}"] = f"{origin(engine)}; not run: {why}"
+    return told
+
+
+def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[str, str]:
+    """Run the engines of a target and their graphs on a small request, stage by stage."""
+    if bundle.manifest.precision == "bf16":
+        return {
+            f"{engine.target} {role}": f"{origin(engine)}; not run: onnxruntime's CPU provider cannot "
+            "run the bf16 graph beside it"
+            for role, engine in engines.items()
+        }
+    target = engines["vision"].target
+    vision, prompt = small_request(bundle)
+    count = max(1, vision.tokens // 4)
+    found: list[dict[str, Any]] = []
+    for backend in (
+        open_backend(bundle, "onnxruntime", device="cpu"),
+        open_backend(bundle, "tensorrt", target=target),
+    ):
+        try:
+            found.append(run_stages(backend, vision, prompt, count, found[0] if found else {}))
+        finally:
+            backend.close()
+    worst, told = differences(found[1], found[0]), {}
+    for role, engine in engines.items():
+        bound = BOUNDS[engine.precision]
+        if not worst[role] <= bound:
+            raise ParityError(
+                f"{bundle.root}: the engine of {role} for {target} differs from its graph by "
+                f"{worst[role]:.2g} of the largest value, over the {bound:g} allowed in "
+                f"{engine.precision}. Build it again: foveate build {bundle.root} --target {target} "
+                "--force"
+            )
+        told[f"{target} {role}"] = f"{origin(engine)}; run, within {worst[role]:.1e} of the graph"
+    return told
+
+
+def origin(engine: EngineVariant) -> str:
+    """What an engine was built from and by."""
+    return f"built from this graph by {NAMES[engine.library]} {engine.version}"
+
+
+def first_sentence(error: FoveateError) -> str:
+    """Why an engine was not run, without the advice."""
+    return str(error).split(". ")[0].split(": ", 1)[-1]
 
 
 def verification_facts(result: Verification) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         path: str | os.PathLike[str],
         *,
         backend: str = "auto",
+        target: str | None = None,
         device: str = "auto",
         threads: int = 0,
         checksums: bool = True,
@@ -68,20 +69,22 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         Args:
             path: The bundle's folder.
-            backend: "auto" or "onnxruntime".
+            backend: "auto", which is onnxruntime, or "onnxruntime" or "tensorrt".
+            target: Whose TensorRT engines to run; None where only one target's run here.
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
             checksums: Compare every file's SHA-256 with the manifest; without it, sizes only.
 
         Raises:
             BundleError: No bundle, or one that cannot be trusted.
-            BackendError: The backend or device cannot be had, or cannot run the bundle's precision.
+            BackendError: The backend or device cannot be had, or cannot run the bundle.
+            MissingDependencyError: The backend's library is not installed.
         """
         check_name(backend)
         bundle = Bundle.open(path, checksums=checksums)
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
-        opened = open_backend(bundle, backend, device=device, threads=threads)
+        opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
         return cls(bundle, opened, family, tokenizer)
 
     def generate(self, prompt: str, **options: Any) -> Answer:
@@ -229,24 +232,26 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _check_visual(self, vision: Vision) -> None:
         """LimitError for more visual tokens than the bundle takes."""
-        limit = self.bundle.manifest.limits.visual_tokens
+        limit = self._backend.visual_tokens
         if vision.tokens > limit:
             raise LimitError(
-                f"the pictures make {vision.tokens} visual tokens and the bundle takes {limit}; "
-                "use fewer or smaller pictures, or export with a higher --visual-tokens"
+                f"the pictures make {vision.tokens} visual tokens and {limit} are taken; use fewer "
+                f"or smaller pictures, or {self._backend.remedy}"
             )
 
     def _new_tokens(self, wanted: int | None, prompt: Prompt, dropped: int) -> int:
         """How many tokens may be generated; LimitError for more than the context has room for."""
         limit = self.bundle.manifest.limits.prompt_tokens
-        room = limit - max(len(prompt.token_ids) - dropped, prompt.next_position)
+        kept = len(prompt.token_ids) - dropped
+        room = min(limit - max(kept, prompt.next_position), self._backend.capacity - kept)
         most = (
             min(self.bundle.manifest.generation.max_new_tokens, room) if wanted is None else wanted
         )
         if room < 1 or most > room:
             raise LimitError(
-                f"the kept prompt takes {limit - room} of the model's {limit} tokens and leaves "
-                f"{max(room, 0)} for the answer; ask for less, or keep fewer visual tokens"
+                f"the kept prompt takes {kept} tokens and leaves {max(room, 0)} for the answer, of "
+                f"the model's {limit} and the {self._backend.capacity} that {self.backend} takes; ask "
+                "for less, or keep fewer visual tokens"
             )
         if most < 1:
             raise LimitError(f"max_new_tokens is {most}; give at least 1")

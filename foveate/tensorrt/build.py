@@ -10,11 +10,11 @@ from foveate.bundle import Bundle
 from foveate.engine_writer import EngineWriter
 from foveate.errors import ExportError, TargetError
 from foveate.external_data import external_data
-from foveate.manifest import Digest, EngineVariant, GraphSpec
+from foveate.manifest import Digest, EngineVariant, GraphSpec, Precision
 from foveate.output import writing
 from foveate.runtime.engines.fit import NAMES
 from foveate.tensorrt.builder import build_engine
-from foveate.tensorrt.library import Builder, check_precision, open_library
+from foveate.tensorrt.library import Builder, engine_precision, open_library
 from foveate.tensorrt.profiles import LOOKUPS, Plan, plan_profiles
 from foveate.tensorrt.targets import Target, choose_target, read_targets
 from foveate.terminal import duration, size, table
@@ -45,6 +45,7 @@ class Job:
     name: str
     target: Target
     builder: Builder
+    precision: Precision
     plans: dict[str, list[Plan]]
 
 
@@ -68,6 +69,7 @@ def build_engines(
     names: Sequence[str],
     targets_file: Path | None = None,
     *,
+    precision: Precision | None = None,
     force: bool = False,
     progress: Progress = lambda stage, number, total: None,
     say: Callable[[str], None] = lambda detail: None,
@@ -78,6 +80,8 @@ def build_engines(
         path: The bundle's folder.
         names: The targets.
         targets_file: TOML that changes or adds targets.
+        precision: "fp16" for fp16 engines of fp32 graphs, with TensorRT before version 10; None takes
+            the bundle's.
         force: Replace engines that the bundle already has for these targets.
         progress: Told as each engine is begun.
         say: Told what TensorRT is at.
@@ -97,7 +101,7 @@ def build_engines(
     progress("checksums", 0, 0)
     bundle = Bundle.open(path)
     _check_operators(bundle)
-    jobs = [_prepare(bundle, name, target, force) for name, target in chosen.items()]
+    jobs = [_prepare(bundle, name, target, precision, force) for name, target in chosen.items()]
     total, number, built = sum(len(job.plans) for job in jobs), 0, []
     for job in jobs:
         with EngineWriter(bundle, job.name, force=force) as writer, writing(bundle.root):
@@ -111,8 +115,9 @@ def build_engines(
                 began = time.perf_counter()
                 spec = bundle.graph(role)
                 engine, profiles, timing = build_engine(
-                    job.builder, job.target, bundle.file(role), role, spec, plans, say, timing
-                )
+                    job.builder, job.target, bundle.file(role), role, spec, plans, say, timing,
+                    job.precision,
+                )  # fmt: skip
                 entry = f"engine.{job.name}.{role}"
                 files[entry] = writer.root / f"{role}.engine"
                 with open(files[entry], "xb") as file:
@@ -125,7 +130,7 @@ def build_engines(
                     library=job.builder.library,
                     version=job.builder.version,
                     compute_capabilities=job.target.compute_capabilities,
-                    precision=bundle.manifest.precision,
+                    precision=job.precision,
                     profiles=profiles,
                     built_from=_sources(bundle, role),
                 )
@@ -147,12 +152,14 @@ def _check_operators(bundle: Bundle) -> None:
         )
 
 
-def _prepare(bundle: Bundle, name: str, target: Target, force: bool) -> Job:
+def _prepare(
+    bundle: Bundle, name: str, target: Target, wanted: Precision | None, force: bool
+) -> Job:
     """Find out all that can be before anything is built."""
     EngineWriter(bundle, name, force=force).check_existing()
     builder = open_library(name, target)
-    check_precision(name, target, builder, bundle.manifest.precision)
-    return Job(name, target, builder, plan_profiles(bundle.manifest, target))
+    precision = engine_precision(name, target, builder, bundle.manifest.precision, wanted)
+    return Job(name, target, builder, precision, plan_profiles(bundle.manifest, target))
 
 
 def _sources(bundle: Bundle, role: str) -> dict[str, Digest]:

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import ExportError
-from foveate.manifest import GraphSpec, Profile
+from foveate.manifest import GraphSpec, Precision, Profile
 from foveate.runtime.engines.fit import NAMES
 from foveate.tensorrt.checks import check_network
-from foveate.tensorrt.library import Builder
+from foveate.tensorrt.conservative import conservative_graph
+from foveate.tensorrt.library import Builder, is_old
+from foveate.tensorrt.mixed import keep_exact
 from foveate.tensorrt.profiles import Plan
 from foveate.tensorrt.targets import Target
 from foveate.tensorrt.topk import topk_axes
 
 MIB = 1024 * 1024
 ERROR = 1
+OUTSIDE = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+FLOAT_ROLES = ("compressor",)
+"""Graphs that compute in float32 whatever a bundle's precision."""
 IMPOSSIBLE = "not self-consistent"
 """What TensorRT says, as a mere warning, of a profile whose shapes the network cannot have."""
 
@@ -52,6 +57,7 @@ def build_engine(
     plans: Sequence[Plan],
     say: Callable[[str], None],
     timing: bytes = b"",
+    precision: Precision = "fp32",
 ) -> tuple[Any, dict[str, Profile], bytes]:
     """Build the engine of one graph.
 
@@ -64,6 +70,7 @@ def build_engine(
         plans: Its profiles, in order.
         say: Told what TensorRT is at, from any thread.
         timing: A timing cache of plain TensorRT; empty for none.
+        precision: What a float32 graph is computed in where TensorRT chooses types itself.
 
     Returns:
         The serialized engine, as a buffer; the profiles; the timing cache, empty where there is none.
@@ -83,7 +90,7 @@ def build_engine(
         ) from error
     network = maker.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
+    if not _parse(parser, graph, is_old(builder)):
         faults = [parser.get_error(place) for place in range(parser.num_errors)]
         said = "; ".join(str(fault.desc()) for fault in faults) or journal.last()
         raise ExportError(
@@ -98,6 +105,14 @@ def build_engine(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib * MIB)
     if "TF32" in trt.BuilderFlag.__members__:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if target.optimization_level is not None:
+        config.builder_optimization_level = target.optimization_level
+    if is_old(builder):
+        config.set_tactic_sources(config.get_tactic_sources() & ~_outside(trt))
+        if precision == "fp16" and role not in FLOAT_ROLES:
+            config.set_flag(trt.BuilderFlag.FP16)
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            keep_exact(trt, network)
     for profile in profiles.values():
         _add_profile(maker, config, network, role, profile)
     if builder.library == "tensorrt_rtx":
@@ -126,6 +141,19 @@ def build_engine(
         )
     timing = bytes(memoryview(config.get_timing_cache().serialize())) if timed else b""
     return engine, profiles, timing
+
+
+def _parse(parser: Any, graph: Path, old: bool) -> bool:
+    """Have a graph parsed, in older words where the parser would misread newer ones."""
+    if old:
+        return bool(parser.parse(conservative_graph(graph), str(graph)))
+    return bool(parser.parse_from_file(str(graph)))
+
+
+def _outside(trt: Any) -> int:
+    """The kernels of libraries that the slim runtime does not bring, as bits."""
+    sources = trt.TacticSource.__members__
+    return sum(1 << int(sources[name]) for name in OUTSIDE if name in sources)
 
 
 def _network_flags(trt: Any) -> int:

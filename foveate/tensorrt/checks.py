@@ -5,16 +5,13 @@ from typing import Any
 
 from foveate.errors import ExportError
 from foveate.manifest import GraphSpec, TensorSpec
+from foveate.runtime.engines.bindings import DTYPES, agrees
 from foveate.tensorrt.axes import axis_size
 
 TOPK_LIMIT = 3840
 AGAIN = (
     "Export the checkpoint again with this version of foveate, and report it if that does not help."
 )
-DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
-    "INT8": "int8", "UINT8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 
 
 def check_network(
@@ -74,13 +71,8 @@ def _check_tensors(
     for name, promise in wanted.items():
         tensor = there[name]
         dtype = DTYPES.get(tensor.dtype.name, tensor.dtype.name)
-        right = {promise.dtype, "int32"} if narrow and promise.dtype == "int64" else {promise.dtype}
         shape = list(tensor.shape)
-        same = len(shape) == len(promise.shape) and all(
-            size in (-1, axis) if isinstance(axis, int) else size == -1 or kind == "output"
-            for size, axis in zip(shape, promise.shape, strict=True)
-        )
-        if dtype not in right or not same:
+        if not agrees(promise, dtype, shape, output=kind == "output", narrow=narrow):
             raise ExportError(
                 f"{role}: the {kind} {name!r} is {promise.dtype} {promise.shape} in the manifest and "
                 f"{dtype} {shape} to TensorRT. {AGAIN}"

@@ -63,6 +63,44 @@ def open_library(name: str, target: Target) -> Builder:
     return Builder(module, target.library, version)
 
 
+def engine_precision(
+    name: str, target: Target, builder: Builder, precision: Precision, wanted: Precision | None
+) -> Precision:
+    """What engines compute in: the bundle's precision, or the one asked for where it can be chosen.
+
+    Args:
+        name: The target's, for messages.
+        target: The target.
+        builder: The library.
+        precision: The bundle's.
+        wanted: What was asked for; None takes the bundle's.
+
+    Raises:
+        ExportError: The target or the library does not have it.
+    """
+    check_precision(name, target, builder, precision)
+    if wanted is None or wanted == precision:
+        return precision
+    if chooses_types(builder) and (precision, wanted) == ("fp32", "fp16"):
+        return wanted
+    raise ExportError(
+        f"{NAMES[builder.library]} {builder.version} computes in the types of the graphs, which are "
+        f"{precision}. Export the checkpoint again with --precision {wanted}; --precision fp16 turns "
+        "fp32 graphs into fp16 engines with TensorRT before version 10 alone."
+    )
+
+
+def chooses_types(builder: Builder) -> bool:
+    """Whether a library may compute in other types than a graph says."""
+    typed = "STRONGLY_TYPED" in builder.module.NetworkDefinitionCreationFlag.__members__
+    return not typed and numbers(builder.version) < (11,)
+
+
+def is_old(builder: Builder) -> bool:
+    """Whether it is TensorRT before version 10, whose parser misreads newer graphs."""
+    return builder.library == "tensorrt" and numbers(builder.version) < (10,)
+
+
 def check_precision(name: str, target: Target, builder: Builder, precision: Precision) -> None:
     """ExportError for a bundle whose precision the target or the library does not have."""
     if precision not in target.precisions:
@@ -70,8 +108,7 @@ def check_precision(name: str, target: Target, builder: Builder, precision: Prec
             f"the target {name} takes bundles in {', '.join(target.precisions)}, not in {precision}. "
             f"Export the checkpoint again with --precision {target.precisions[-1]}."
         )
-    typed = "STRONGLY_TYPED" in builder.module.NetworkDefinitionCreationFlag.__members__
-    if precision != "fp32" and not typed and numbers(builder.version) < (11,):
+    if precision != "fp32" and chooses_types(builder):
         raise ExportError(
             f"{NAMES[builder.library]} {builder.version} may compute in other types than the graph "
             f"says, so it takes fp32 alone. Export with --precision fp32, or install version 10."

@@ -58,6 +58,7 @@ class Target(Record, frozen=True, kw_only=True):
         decoder: The decoder graph it takes; "concat" is the one of plain operators.
         decoder_profiles: 2 tunes it for prompts and for single tokens apart; 1 for both at once.
         workspace_mib: Memory that a layer may use, while an engine is built and when it runs.
+        optimization_level: How long TensorRT searches for kernels, 0 to 5; None leaves it to TensorRT.
         ranges: The sizes that engines are built for.
     """
 
@@ -69,6 +70,7 @@ class Target(Record, frozen=True, kw_only=True):
     decoder: Literal["concat"]
     decoder_profiles: Literal[1, 2]
     workspace_mib: Count
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
     ranges: Ranges
 
 

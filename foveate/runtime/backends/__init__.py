@@ -4,26 +4,48 @@ from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.runtime.backends.base import Backend
 
-__all__ = ["BACKENDS", "Backend", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "check_name", "open_backend"]
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "tensorrt")
 
 
 def open_backend(
-    bundle: Bundle, name: str = "auto", *, device: str = "auto", threads: int = 0
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    target: str | None = None,
+    device: str = "auto",
+    threads: int = 0,
 ) -> Backend:
     """Open a bundle's graphs in a backend; its library is imported here and nowhere before.
 
     Args:
         bundle: An open bundle.
-        name: "auto" or "onnxruntime".
+        name: "auto", which is onnxruntime, or "onnxruntime" or "tensorrt".
+        target: Whose TensorRT engines to run; None where only one target's run here.
         device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
-        threads: Threads within an operator; 0 leaves it to the backend.
+        threads: Threads within an operator of onnxruntime; 0 leaves it to the backend.
 
     Raises:
-        BackendError: The backend or device cannot be had, or cannot run the bundle's precision.
+        BackendError: The backend or device cannot be had, or cannot run the bundle.
+        MissingDependencyError: The backend's library is not installed.
     """
     check_name(name)
+    if name == "tensorrt":
+        if device not in ("auto", "cuda"):
+            raise BackendError(
+                f"device {device!r} cannot run TensorRT engines; choose auto or cuda"
+            )
+        if threads:
+            raise BackendError("threads are onnxruntime's; leave them out with TensorRT")
+        from foveate.runtime.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend.open(bundle, target)
+    if target is not None:
+        raise BackendError(
+            f"the target {target!r} names TensorRT engines, and {name} runs none; choose the backend "
+            "tensorrt (--backend tensorrt)"
+        )
     from foveate.runtime.backends.onnx import OnnxBackend
 
     return OnnxBackend.open(bundle, device=device, threads=threads)

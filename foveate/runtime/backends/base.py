@@ -15,10 +15,16 @@ class Backend(Protocol):
     Attributes:
         name: The library's.
         device: Where it runs.
+        visual_tokens: The most visual tokens of one request.
+        capacity: The most tokens of one sequence, prompt and answer together.
+        remedy: How to raise these limits.
     """
 
     name: str
     device: str
+    visual_tokens: int
+    capacity: int
+    remedy: str
 
     def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
         """Run the graph of "vision" or "compressor"; outputs stay on the device.

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
-from foveate.manifest import ModelFacts
+from foveate.manifest import Limits, ModelFacts
 from foveate.runtime.engines import Engine, Feeds, Tensor, Value
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.language.base import Sequence
@@ -18,10 +18,14 @@ class OnnxBackend:
     """A bundle's four graphs in onnxruntime; see `Backend`."""
 
     name = "onnxruntime"
+    remedy = "export with a higher --visual-tokens"
 
-    def __init__(self, engines: dict[str, Engine], model: ModelFacts, device: str) -> None:
+    def __init__(
+        self, engines: dict[str, Engine], model: ModelFacts, limits: Limits, device: str
+    ) -> None:
         """Put opened graphs together; use `OnnxBackend.open`."""
         self.device = device
+        self.visual_tokens, self.capacity = limits.visual_tokens, limits.prompt_tokens
         self._engines = engines
         self._decoder = Decoder(engines["decoder"], model, self.embed)
 
@@ -49,7 +53,7 @@ class OnnxBackend:
             engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, threads=threads))
             bundle.check_graph(role, engine.inputs, engine.outputs)
             engines[role] = engine
-        return cls(engines, bundle.manifest.model, device)
+        return cls(engines, bundle.manifest.model, bundle.manifest.limits, device)
 
     def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
         """Run a graph; see `Backend.run`."""

@@ -45,7 +45,7 @@ class GrowingSequence:
     def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
         """Take in `count` embedded tokens; see `Sequence.extend`."""
         self.length += count
-        self.axes = _axes(positions)
+        self.axes = count_axes(positions)
         outputs = self.decoder.engine.run(
             {
                 "inputs_embeds": embeds,
@@ -75,6 +75,6 @@ class GrowingSequence:
         self.cache = {}
 
 
-def _axes(positions: Tensor) -> int:
+def count_axes(positions: Tensor) -> int:
     """How many rotary axes positions [A, 1, S] have."""
     return len(positions) if isinstance(positions, np.ndarray) else positions.shape()[0]
