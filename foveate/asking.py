@@ -11,6 +11,7 @@ from foveate.runtime import Answer, Pipeline, Stream
 from foveate.runtime.heatmap import check_target, write_heatmap
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import parse_keep
+from foveate.terminal import note
 
 
 def ask(
@@ -50,6 +51,8 @@ def ask(
         check_target(heatmap, force=force)
         _check_ranks(bundle, wanted)
     with Pipeline.load(bundle, device=device, threads=threads) as pipe:
+        if pipe.bundle.manifest.weights == "random":
+            note(f"{bundle}: its weights are random, so that the answer means nothing")
         stream = pipe.stream(prompt, images=sources, keep=wanted, **sampling)
         answer = _listen(stream, say)
     if heatmap is not None:
