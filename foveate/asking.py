@@ -11,6 +11,7 @@ from foveate.runtime import Answer, Pipeline, Stream
 from foveate.runtime.heatmap import check_target, write_heatmap
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import parse_keep
+from foveate.terminal import note
 
 
 def ask(
@@ -56,6 +57,8 @@ def ask(
     with Pipeline.load(
         bundle, backend=backend, target=target, device=device, threads=threads
     ) as pipe:
+        if pipe.bundle.manifest.weights == "random":
+            note(f"{bundle}: its weights are random, so that the answer means nothing")
         stream = pipe.stream(prompt, images=sources, keep=wanted, **sampling)
         answer = _listen(stream, say)
     if heatmap is not None:

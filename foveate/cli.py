@@ -66,6 +66,10 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
         "--visual-tokens", type=int, metavar="N",
         help="The most visual tokens of one request.  [default: what the context allows]",
     ),
+    click.option(
+        "--random-weights", is_flag=True,
+        help="Draw the weights at random and read only CHECKPOINT's configuration: for measuring.",
+    ),
     force,
     as_json,
 )  # fmt: skip
@@ -76,12 +80,14 @@ def export(
     precision: Any,
     keep: float,
     visual_tokens: int | None,
+    random_weights: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT, a folder or a hub id, to the folder BUNDLE.
 
-    Every graph is compared with transformers before the bundle is moved into place.
+    Every graph is compared with transformers before the bundle is moved into place, unless its
+    weights are random and large.
     """
     with Progress() as progress:
         progress.begin("loading torch and transformers")
@@ -92,7 +98,7 @@ def export(
         written = export_bundle(
             checkpoint,
             bundle,
-            ExportOptions(compressor, precision, keep, visual_tokens, force),
+            ExportOptions(compressor, precision, keep, visual_tokens, force, random_weights),
             progress.begin,
         )
     tell_json(export_facts(written)) if as_json else tell(describe_export(written))

@@ -135,8 +135,9 @@ def describe_export(bundle: Bundle) -> str:
             f"{bundle.root}: {manifest.family} in {manifest.precision}, "
             f"{size(bundle_bytes(bundle))} in {plural(len(manifest.files), 'file')}",
             f"compressor: {describe_compressor(bundle)}",
+            *([f"weights: {describe_weights(manifest)}"] if manifest.weights == "random" else []),
             "largest difference from transformers, over the largest value:",
-            describe_parity(manifest.parity),
+            describe_parity(manifest.parity) if manifest.parity else "  not compared",
         ]
     )
 

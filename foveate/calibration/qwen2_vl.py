@@ -49,11 +49,20 @@ def weights(
             f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, {wrong[0]} first; "
             "download the checkpoint again"
         )
+    check_attention(checkpoint, model)
+    return model.eval()
+
+
+def check_attention(checkpoint: Checkpoint, model: Qwen2VLForConditionalGeneration) -> None:
+    """Refuse a model that does not see all tokens before.
+
+    Raises:
+        CheckpointError: Sliding-window attention.
+    """
     if set(model.config.text_config.layer_types) != {"full_attention"}:
         raise CheckpointError(
             f"{checkpoint.name}: sliding-window attention is not supported; set use_sliding_window to false"
         )
-    return model.eval()
 
 
 def tokens(

@@ -21,6 +21,7 @@ from foveate.checkpoint import DTYPES, Checkpoint, release
 from foveate.errors import KeepError, LimitError
 from foveate.export.graph import GraphPlan, write_graph
 from foveate.export.parity import Case, compare
+from foveate.export.random_weights import count_parameters
 from foveate.export.recast import recast
 from foveate.families.base import Family
 from foveate.manifest import (
@@ -39,6 +40,8 @@ STAGES = ("weights", "reference", "vision", "embeddings", "compressor", "decoder
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 VISUAL_TOKENS = 16384
 NEW_TOKENS = 256
+COMPARED = 1_000_000_000
+"""Random weights are compared with transformers up to this many."""
 
 Progress = Callable[[str, int, int], None]
 """Called as each stage begins: its name, its number from 1, how many there are."""
@@ -49,6 +52,10 @@ class FamilyExport(Protocol):
 
     def load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         """Load the weights as `dtype`."""
+        ...
+
+    def blank(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+        """Build the model as `dtype` with random weights; only config.json is read."""
         ...
 
     def facts(self, model: Any) -> ModelFacts:
@@ -82,6 +89,8 @@ class ExportOptions:
         keep: The ratio of visual tokens kept where a request does not say, in (0, 1].
         visual_tokens: The most visual tokens of one request; None takes what the model's context allows.
         force: Replace a bundle that is already there.
+        random_weights: Draw the weights at random and read only the checkpoint's configuration, to
+            measure speed and memory; above `COMPARED` weights nothing is compared with transformers.
     """
 
     compressor: str | Path = "attention"
@@ -89,6 +98,7 @@ class ExportOptions:
     keep: float = 0.25
     visual_tokens: int | None = None
     force: bool = False
+    random_weights: bool = False
 
 
 def export(
@@ -98,6 +108,8 @@ def export(
     progress: Progress = lambda stage, number, total: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle, and compare every graph with transformers before it is done.
+
+    Large random weights are not compared: a bundle of them answers nothing, and it would take long.
 
     Args:
         source: A checkpoint folder, or a hub id where there is a network.
@@ -129,8 +141,12 @@ def export(
         template = checkpoint.chat_template()
         tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
         dtype = DTYPES[options.precision]
-        with scratch() as recasted:
-            model = torch_half.load(recast(checkpoint, dtype, Path(recasted)), dtype)
+        if options.random_weights:
+            model = torch_half.blank(checkpoint, dtype)
+        else:
+            with scratch() as recasted:
+                model = torch_half.load(recast(checkpoint, dtype, Path(recasted)), dtype)
+        compared = not options.random_weights or count_parameters(model) <= COMPARED
         facts = torch_half.facts(model)
         tokens = torch_half.tokens(checkpoint, model, tokenizer)
         limits = choose_limits(torch_half.context(model), options)
@@ -143,8 +159,10 @@ def export(
             tokens=tokens,
         )
 
-        stage("reference")
-        cases = torch_half.reference(model, network, family)
+        cases: list[Case] = []
+        if compared:
+            stage("reference")
+            cases = torch_half.reference(model, network, family)
 
         files = {"tokenizer": "tokenizer.json", "chat_template": "chat_template.jinja"}
         (writer.root / files["tokenizer"]).write_bytes(
@@ -161,16 +179,18 @@ def export(
             files |= written
         release(model)
 
-        stage("parity")
-        paths = {role: writer.root / files[role] for role in graphs}
-        with scratch() as twins:
-            parity = compare(paths, options.precision, cases, Path(twins))
+        parity: dict[str, float] = {}
+        if compared:
+            stage("parity")
+            paths = {role: writer.root / files[role] for role in graphs}
+            with scratch() as twins:
+                parity = compare(paths, options.precision, cases, Path(twins))
 
         stage("seal")
         manifest = Manifest(
             family=checkpoint.family,
             precision=options.precision,
-            weights="trained",
+            weights="random" if options.random_weights else "trained",
             operators="standard",
             model=facts,
             files=writer.entries(files),

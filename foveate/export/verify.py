@@ -29,8 +29,12 @@ def verify(
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
-        ParityError: The bundle is not of this checkpoint, or differs by more than its precision allows.
+        ParityError: The bundle is not of this checkpoint or of any, or differs by more than its precision allows.
     """
+    if bundle.manifest.weights == "random":
+        raise ParityError(
+            f"{bundle.root} has random weights, so no checkpoint has the same; verify it without one"
+        )
     checkpoint = Checkpoint.open(source)
     if checkpoint.family != bundle.manifest.family:
         raise ParityError(

@@ -1,7 +1,7 @@
 """Qwen2-VL's torch half."""
 
 from foveate.calibration.qwen2_vl import tokens
-from foveate.export.qwen2_vl.plans import context, facts, load, plans
+from foveate.export.qwen2_vl.plans import blank, context, facts, load, plans
 from foveate.export.qwen2_vl.reference import reference
 
-__all__ = ["context", "facts", "load", "plans", "reference", "tokens"]
+__all__ = ["blank", "context", "facts", "load", "plans", "reference", "tokens"]

@@ -4,7 +4,7 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.qwen2_vl import weights
+from foveate.calibration.qwen2_vl import check_attention, weights
 from foveate.checkpoint import Checkpoint
 from foveate.export.compressor import INPUTS, OUTPUTS, Compressor
 from foveate.export.graph import GraphPlan
@@ -16,6 +16,7 @@ from foveate.export.qwen2_vl.modules import (
     FirstLayerProbe,
     Vision,
 )
+from foveate.export.random_weights import draw
 from foveate.manifest import ModelFacts, Rope
 
 
@@ -26,6 +27,17 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VLForConditionalGen
         CheckpointError: Weights missing or unreadable, or a feature that the graphs do not have.
     """
     return weights(checkpoint, dtype, "eager")
+
+
+def blank(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:
+    """A model of the checkpoint's shape with random weights, with eager attention.
+
+    Raises:
+        CheckpointError: config.json does not describe one, or asks for a feature that the graphs lack.
+    """
+    model = draw(checkpoint, dtype, "eager")
+    check_attention(checkpoint, model)
+    return model
 
 
 def facts(model: Qwen2VLForConditionalGeneration) -> ModelFacts:
