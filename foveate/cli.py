@@ -70,6 +70,12 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
         "--random-weights", is_flag=True,
         help="Draw the weights at random and read only CHECKPOINT's configuration: for measuring.",
     ),
+    click.option(
+        "--operators", type=click.Choice(["standard", "onnxruntime"]), default="standard",
+        show_default=True,
+        help="ONNX's own, for any engine, or those that onnxruntime fuses: faster there (fp16 on CUDA, "
+        "fp32 on a CPU).",
+    ),
     force,
     as_json,
 )  # fmt: skip
@@ -81,6 +87,7 @@ def export(
     keep: float,
     visual_tokens: int | None,
     random_weights: bool,
+    operators: Any,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -98,7 +105,9 @@ def export(
         written = export_bundle(
             checkpoint,
             bundle,
-            ExportOptions(compressor, precision, keep, visual_tokens, force, random_weights),
+            ExportOptions(
+                compressor, precision, keep, visual_tokens, force, random_weights, operators
+            ),
             progress.begin,
         )
     tell_json(export_facts(written)) if as_json else tell(describe_export(written))

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
 
+import onnx_ir as ir
 import PIL
 import torch
 from tokenizers import Tokenizer
@@ -19,7 +20,7 @@ from foveate.bundle import Bundle, BundleWriter
 from foveate.calibration.f_theta import FTheta
 from foveate.checkpoint import DTYPES, Checkpoint, release
 from foveate.errors import KeepError, LimitError
-from foveate.export.graph import GraphPlan, write_graph
+from foveate.export.graph import GraphPlan, save_graph, write_graph
 from foveate.export.parity import Case, compare
 from foveate.export.random_weights import count_parameters
 from foveate.export.recast import recast
@@ -32,11 +33,14 @@ from foveate.manifest import (
     Limits,
     Manifest,
     ModelFacts,
+    Operators,
     Precision,
 )
 from foveate.output import writing
 
-STAGES = ("weights", "reference", "vision", "embeddings", "compressor", "decoder", "parity", "seal")
+STAGES = (
+    "weights", "reference", "vision", "embeddings", "compressor", "merge", "decoder", "parity", "seal",
+)  # fmt: skip
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 VISUAL_TOKENS = 16384
 NEW_TOKENS = 256
@@ -78,6 +82,16 @@ class FamilyExport(Protocol):
         """How each graph of a bundle is made."""
         ...
 
+    def fused(
+        self, model: Any, network: FTheta | None, preprocessing: dict[str, Any]
+    ) -> dict[str, Callable[[], ir.Model]]:
+        """How each graph is made of onnxruntime's own operators, by role."""
+        ...
+
+    def fused_cases(self, cases: list[Case], family: Family) -> list[Case]:
+        """What `reference` gave, put as the fused graphs take and give it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
@@ -91,6 +105,7 @@ class ExportOptions:
         force: Replace a bundle that is already there.
         random_weights: Draw the weights at random and read only the checkpoint's configuration, to
             measure speed and memory; above `COMPARED` weights nothing is compared with transformers.
+        operators: ONNX's own, which any engine takes, or those that onnxruntime fuses, faster there.
     """
 
     compressor: str | Path = "attention"
@@ -99,6 +114,7 @@ class ExportOptions:
     visual_tokens: int | None = None
     force: bool = False
     random_weights: bool = False
+    operators: Operators = "standard"
 
 
 def export(
@@ -129,8 +145,10 @@ def export(
     torch_half = family_export(checkpoint.family)
     network, compressor = choose_compressor(options)
 
+    stages = [name for name in STAGES if name != "merge" or options.operators == "onnxruntime"]
+
     def stage(name: str) -> None:
-        progress(name, STAGES.index(name) + 1, len(STAGES))
+        progress(name, stages.index(name) + 1, len(stages))
 
     with BundleWriter(target, force=options.force) as writer, writing(writer.root):
         scratch = partial(
@@ -163,6 +181,8 @@ def export(
         if compared:
             stage("reference")
             cases = torch_half.reference(model, network, family)
+            if options.operators == "onnxruntime":
+                cases = torch_half.fused_cases(cases, family)
 
         files = {"tokenizer": "tokenizer.json", "chat_template": "chat_template.jinja"}
         (writer.root / files["tokenizer"]).write_bytes(
@@ -173,9 +193,9 @@ def export(
             files["f_theta"] = "f_theta.safetensors"
             (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
         graphs: dict[str, GraphSpec] = {}
-        for plan in torch_half.plans(model, network):
-            stage(plan.role)
-            written, graphs[plan.role] = write_graph(plan, writer.root)
+        for role, write in writers(torch_half, model, network, preprocessing, options).items():
+            stage(role)
+            written, graphs[role] = write(writer.root)
             files |= written
         release(model)
 
@@ -184,14 +204,14 @@ def export(
             stage("parity")
             paths = {role: writer.root / files[role] for role in graphs}
             with scratch() as twins:
-                parity = compare(paths, options.precision, cases, Path(twins))
+                parity = compare(paths, options.precision, options.operators, cases, Path(twins))
 
         stage("seal")
         manifest = Manifest(
             family=checkpoint.family,
             precision=options.precision,
             weights="random" if options.random_weights else "trained",
-            operators="standard",
+            operators=options.operators,
             model=facts,
             files=writer.entries(files),
             graphs=graphs,
@@ -209,6 +229,30 @@ def export(
             },
         )
         return writer.finish(manifest)
+
+
+def writers(
+    torch_half: FamilyExport,
+    model: Any,
+    network: FTheta | None,
+    preprocessing: dict[str, Any],
+    options: ExportOptions,
+) -> dict[str, Callable[[Path], tuple[dict[str, str], GraphSpec]]]:
+    """What writes each graph into a folder, by role, in the order of the stages."""
+    found: dict[str, Callable[[Path], tuple[dict[str, str], GraphSpec]]] = {
+        plan.role: partial(write_graph, plan) for plan in torch_half.plans(model, network)
+    }
+    if options.operators == "onnxruntime":
+        made = torch_half.fused(model, network, preprocessing)
+        found |= {role: partial(_make_and_save, role, make) for role, make in made.items()}
+    return {role: found[role] for role in STAGES if role in found}
+
+
+def _make_and_save(
+    role: str, make: Callable[[], ir.Model], folder: Path
+) -> tuple[dict[str, str], GraphSpec]:
+    """Make a graph only when it is its turn: it holds copies of weights."""
+    return save_graph(role, make(), folder)
 
 
 def family_export(family: str) -> FamilyExport:

@@ -48,7 +48,6 @@ def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpe
     Raises:
         ExportError: The module cannot be traced, or the graph is not as planned.
     """
-    path = folder / f"{plan.role}.onnx"
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -69,13 +68,27 @@ def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpe
     names = tuple(value.name for value in program.model.graph.inputs)
     if names != plan.inputs:
         raise ExportError(f"{plan.role}: the graph takes {names}, planned were {plan.inputs}")
-    strip_metadata(program.model)
-    program.save(str(path), external_data=True)
-    spec = describe(program.model.graph)
-    for value in program.model.graph.initializers.values():
+    return save_graph(plan.role, program.model, folder)
+
+
+def save_graph(role: str, model: ir.Model, folder: Path) -> tuple[dict[str, str], GraphSpec]:
+    """Write a graph as `role.onnx` and `role.onnx.data` into `folder`; its weights are let go.
+
+    Returns:
+        Role to file name, and what the graph takes and gives, for the manifest.
+    """
+    path = folder / f"{role}.onnx"
+    strip_metadata(model)
+    ir.save(model, path, external_data=f"{path.name}.data")
+    spec = describe(model.graph)
+    for value in model.graph.initializers.values():
         # onnxscript's rewrite rules keep the last graph they saw, and with it every weight.
         value.const_value = None
-    files = {plan.role: path.name, f"{plan.role}.weights": f"{path.name}.data"}
+    files, data = {role: path.name}, path.with_name(f"{path.name}.data")
+    if data.exists() and data.stat().st_size:
+        files[f"{role}.weights"] = data.name
+    else:
+        data.unlink(missing_ok=True)
     return files, spec
 
 
@@ -95,7 +108,7 @@ def strip_metadata(model: ir.Model) -> None:
 def describe(graph: ir.Graph) -> GraphSpec:
     """What a graph takes and gives, in the manifest's words."""
     return GraphSpec(
-        opset=OPSET,
+        opset=graph.opset_imports[""],
         inputs=[tensor_spec(value) for value in graph.inputs],
         outputs=[tensor_spec(value) for value in graph.outputs],
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import ParityError
 from foveate.export.twin import write_twin
-from foveate.manifest import Precision
+from foveate.manifest import Operators, Precision
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1}
@@ -38,15 +38,21 @@ class Case:
 
 
 def compare(
-    graphs: Mapping[str, Path], precision: Precision, cases: list[Case], scratch: Path
+    graphs: Mapping[str, Path],
+    precision: Precision,
+    operators: Operators,
+    cases: list[Case],
+    scratch: Path,
 ) -> dict[str, float]:
     """Run every case through onnxruntime on the CPU.
 
-    bfloat16 graphs have no CPU kernels: their float32 twin runs instead (same graph, same weights).
+    bfloat16 graphs, and fused graphs of 16 bits, have no CPU kernels: their float32 twin runs instead
+    (same graph, same weights).
 
     Args:
         graphs: The file of each role that `cases` names.
         precision: What the graphs were exported in.
+        operators: What they are made of.
         cases: What the family's `reference` gave for the checkpoint.
         scratch: A folder for the twins.
 
@@ -59,14 +65,19 @@ def compare(
     worst: dict[str, float] = {}
     for role in dict.fromkeys(case.role for case in cases):
         path = graphs[role]
-        if precision == "bf16":
+        twin = precision == "bf16" or (precision == "fp16" and operators == "onnxruntime")
+        if twin:
             path = write_twin(path, scratch / path.name)
         engine = OnnxEngine(path, OnnxOptions(frugal=True))
         try:
             for case in (case for case in cases if case.role == role):
-                outputs = {name: value.numpy() for name, value in engine.run(case.feeds).items()}
+                feeds = {
+                    name: array.astype(np.float32) if twin and array.dtype == np.float16 else array
+                    for name, array in case.feeds.items()
+                }
+                outputs = {name: value.numpy() for name, value in engine.run(feeds).items()}
                 worst[role] = max(worst.get(role, 0.0), difference(role, outputs, case.expected))
-                fault = case.check(case.feeds, outputs) if case.check else None
+                fault = case.check(feeds, outputs) if case.check else None
                 if fault:
                     raise ParityError(f"{role}: {fault}; report this with the checkpoint's name")
         finally:

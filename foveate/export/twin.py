@@ -1,15 +1,16 @@
-"""The float32 twin of a bfloat16 graph: the same operators and weights, runnable where bfloat16 is not."""
+"""The float32 twin of a 16-bit graph: the same operators and weights, runnable where 16 bits are not."""
 
 import shutil
 from pathlib import Path
 
 import onnx_ir as ir
 
-FLOAT, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+FLOAT = ir.DataType.FLOAT
+HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
 
 def write_twin(source: Path, target: Path) -> Path:
-    """Write a copy of the graph whose bfloat16 values are float32; its weights are cast as they load.
+    """Write a copy of the graph whose 16-bit floats are float32; its weights are cast as they load.
 
     Weights stay in the source's data file, which the twin finds linked (or copied) beside it.
     """
@@ -17,7 +18,7 @@ def write_twin(source: Path, target: Path) -> Path:
     graph = model.graph
     order = list(graph)
     for value in list(graph.initializers.values()):
-        if value.dtype == BFLOAT16 and value.uses():
+        if value.dtype in HALVES and value.uses():
             cast = ir.node("Cast", [value], attributes={"to": FLOAT}, name=f"{value.name}_cast")
             users = [(use.node, use.idx) for use in value.uses() if use.node is not cast]
             for node, index in users:
@@ -25,15 +26,15 @@ def write_twin(source: Path, target: Path) -> Path:
             graph.insert_before(min((node for node, _ in users), key=order.index), cast)
     kept = set(graph.initializers.values())
     for node in ir.traversal.RecursiveGraphIterator(graph):
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == BFLOAT16:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
             node.attributes["to"] = ir.AttrInt64("to", FLOAT)
-        if node.op_type == "Constant" and node.attributes["value"].as_tensor().dtype == BFLOAT16:
+        if node.op_type == "Constant" and node.attributes["value"].as_tensor().dtype in HALVES:
             tensor = node.attributes["value"].as_tensor()
             node.attributes["value"] = ir.AttrTensor(
                 "value", ir.tensor(tensor.numpy().astype("float32"))
             )
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
-        if value.dtype == BFLOAT16 and value not in kept:
+        if value.dtype in HALVES and value not in kept:
             value.dtype = FLOAT
     target.parent.mkdir(parents=True, exist_ok=True)
     data = source.with_name(source.name + ".data")

@@ -57,8 +57,12 @@ def verify(
     family = read_family(bundle, read_tokenizer(bundle))
     progress("reference")
     cases = torch_half.reference(model, network, family)
+    if bundle.manifest.operators == "onnxruntime":
+        cases = torch_half.fused_cases(cases, family)
     release(model)
     progress("parity")
     graphs = {role: bundle.file(role) for role in bundle.manifest.graphs}
     with TemporaryDirectory() as twins:
-        return compare(graphs, bundle.manifest.precision, cases, Path(twins))
+        return compare(
+            graphs, bundle.manifest.precision, bundle.manifest.operators, cases, Path(twins)
+        )

@@ -17,11 +17,13 @@ class Vision:
         feeds: The vision graph's inputs by name.
         grids: For each picture (frames, rows, columns) of its visual tokens, in token order.
         sizes: For each picture (height, width) in pixels, after resizing.
+        runs: For a graph that takes a picture at a time, its inputs by picture; `feeds` is empty then.
     """
 
     feeds: dict[str, NDArray[np.generic]]
     grids: tuple[tuple[int, int, int], ...]
     sizes: tuple[tuple[int, int], ...]
+    runs: tuple[dict[str, NDArray[np.generic]], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -59,6 +61,14 @@ class Family(Protocol):
         Raises:
             ImageError: A picture that the family cannot take.
         """
+
+    def levels(self, pictures: Sequence[Image]) -> Vision:
+        """Resize pictures only, for vision graphs that normalise and cut them themselves.
+
+        Raises:
+            ImageError: A picture that the family cannot take.
+        """
+        ...
 
     def layout(self, prompt: str, vision: Vision) -> Prompt:
         """Render the chat template around `prompt`, tokenize it and place every token.

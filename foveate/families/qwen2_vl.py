@@ -119,12 +119,7 @@ class Qwen2VL:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
             PromptError: A chat template that cannot be compiled.
         """
-        try:
-            settings = msgspec.convert(dict(preprocessing), Settings)
-        except msgspec.ValidationError as error:
-            raise BundleError(
-                f"The bundle's preprocessing settings are wrong ({error}); export it again."
-            ) from error
+        settings = read_settings(preprocessing)
         for role in ("image", "vision_end", "eos"):
             if role not in tokens:
                 raise BundleError(f"The bundle names no {role!r} token; export it again.")
@@ -156,28 +151,65 @@ class Qwen2VL:
         Raises:
             ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
         """
-        patch, merge = self.settings.patch_size, self.settings.merge_size
-        pixels: list[NDArray[np.float32]] = []
-        places: list[NDArray[np.int64]] = []
-        sizes: list[tuple[int, int]] = []
-        for number, picture in enumerate(pictures, start=1):
-            size = fitted_size(picture.height, picture.width, self.settings, number)
-            resized = resize_bicubic(to_rgb(picture, number), *size)
-            pixels.append(self._patches(np.asarray(resized)))
-            places.append(_patch_places(size[0] // patch, size[1] // patch, merge))
-            sizes.append(size)
-        width = 3 * self.settings.temporal_patch_size * patch * patch
+        resized = self._resized(pictures)
+        width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
+        pixels = [self._patches(levels) for levels in resized]
         lengths = [len(part) for part in pixels]
-        token = patch * merge
-        return Vision(
+        return self._vision(
+            resized,
             feeds={
                 "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),
-                "position_ids": np.concatenate([np.empty((0, 2), np.int64), *places]),
+                "position_ids": np.concatenate(
+                    [np.empty((0, 2), np.int64), *map(self._places, resized)]
+                ),
                 "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
             },
-            grids=tuple((1, height // token, width // token) for height, width in sizes),
-            sizes=tuple(sizes),
         )
+
+    def levels(self, pictures: Sequence[Image.Image]) -> Vision:
+        """Resize pictures as `preprocess` does, and leave the rest to the vision graph.
+
+        Returns:
+            For each picture a run of levels uint8 [1, 1, rows, M, P, columns, M, P * 3], a view of its
+            pixels as tokens of M x M patches of P x P pixels; and position_ids int64 [patches, 2].
+
+        Raises:
+            ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
+        """
+        patch, merge = self.settings.patch_size, self.settings.merge_size
+        resized = self._resized(pictures)
+        runs: list[dict[str, NDArray[np.generic]]] = []
+        for levels in resized:
+            rows, columns = (side // (patch * merge) for side in levels.shape[:2])
+            shape = (1, 1, rows, merge, patch, columns, merge, patch * 3)
+            runs.append({"levels": levels.reshape(shape), "position_ids": self._places(levels)})
+        return self._vision(resized, feeds={}, runs=tuple(runs))
+
+    def _resized(self, pictures: Sequence[Image.Image]) -> list[NDArray[np.uint8]]:
+        """Each picture's levels uint8 [height, width, 3], its sides whole tokens."""
+        resized = []
+        for number, picture in enumerate(pictures, start=1):
+            size = fitted_size(picture.height, picture.width, self.settings, number)
+            resized.append(np.asarray(resize_bicubic(to_rgb(picture, number), *size)))
+        return resized
+
+    def _places(self, levels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(row, column) of each patch of a picture, in token order."""
+        patch = self.settings.patch_size
+        rows, columns = (side // patch for side in levels.shape[:2])
+        return _patch_places(rows, columns, self.settings.merge_size)
+
+    def _vision(
+        self,
+        resized: Sequence[NDArray[np.uint8]],
+        feeds: dict[str, NDArray[np.generic]],
+        runs: tuple[dict[str, NDArray[np.generic]], ...] = (),
+    ) -> Vision:
+        """What the vision graph takes, and the sizes of the pictures it comes from."""
+        token = self.settings.patch_size * self.settings.merge_size
+        sizes = tuple((levels.shape[0], levels.shape[1]) for levels in resized)
+        grids = tuple((1, height // token, width // token) for height, width in sizes)
+        return Vision(feeds=feeds, grids=grids, sizes=sizes, runs=runs)
 
     def layout(self, prompt: str, vision: Vision) -> Prompt:
         """Put the pictures and then `prompt` into one user turn, and place every token.
@@ -272,6 +304,20 @@ class Qwen2VL:
                 "user's turn; check the bundle's chat template."
             )
         return np.arange(begin, begin + int(closing[0]), dtype=np.int64)
+
+
+def read_settings(preprocessing: Mapping[str, Any]) -> Settings:
+    """Read a bundle's settings.
+
+    Raises:
+        BundleError: Settings that are wrong.
+    """
+    try:
+        return msgspec.convert(dict(preprocessing), Settings)
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"The bundle's preprocessing settings are wrong ({error}); export it again."
+        ) from error
 
 
 def settings_from_checkpoint(folder: Path) -> dict[str, Any]:

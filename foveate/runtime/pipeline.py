@@ -149,7 +149,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             raise ImageError(
                 "no picture was given; pass at least one, such as images=['scene.png']"
             )
-        vision = self._family.preprocess(pictures)
+        apart = manifest.operators == "onnxruntime"
+        vision = (self._family.levels if apart else self._family.preprocess)(pictures)
         self._check_visual(vision)
         laid_out = self._family.layout(prompt, vision)
         count = kept_count(manifest.compressor.keep if keep is None else keep, vision.tokens)
@@ -157,7 +158,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         timing.preprocess = time.perf_counter() - began
 
         mark = time.perf_counter()
-        visual_embeds = self._backend.run("vision", vision.feeds)["visual_embeds"]
+        visual_embeds = self._backend.encode(vision)
         timing.vision = time.perf_counter() - mark
 
         mark = time.perf_counter()

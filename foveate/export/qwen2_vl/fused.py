@@ -1,5 +1,6 @@
 """Qwen2-VL's graphs in onnxruntime's fused operators: one attention kernel a layer, a cache in place."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,30 @@ from foveate.calibration.f_theta import FTheta
 from foveate.errors import CheckpointError, ExportError
 from foveate.export.fused.selection import pool, prompt_inputs, rank, select
 from foveate.export.fused.tape import FUSED, GraphTape
-from foveate.families.qwen2_vl import Settings
+from foveate.families.qwen2_vl import Settings, read_settings
 
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 INT32, INT64, UINT8 = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8
 MOST_THREADS = 1024
+
+
+def fused(
+    model: Qwen2VLForConditionalGeneration,
+    network: FTheta | None,
+    preprocessing: Mapping[str, Any],
+) -> dict[str, Callable[[], ir.Model]]:
+    """How each graph is made of onnxruntime's own operators, by role.
+
+    Raises:
+        BundleError: Preprocessing settings that are wrong.
+    """
+    settings = read_settings(preprocessing)
+    return {
+        "vision": lambda: vision(model, settings),
+        "merge": lambda: merge(model),
+        "compressor": lambda: compressor(model, network),
+        "decoder": lambda: decoder(model),
+    }
 
 
 def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Model:
@@ -44,7 +64,7 @@ def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Mod
 
     hidden = tape.linear(
         _patches(tape, levels, settings, frames, patch), "patch_embed",
-        tower.patch_embed.proj.weight.permute(0, 2, 3, 4, 1).flatten(1), None,
+        _patch_weight(tower).permute(0, 2, 3, 4, 1).flatten(1), None,
     )  # fmt: skip
     depth = config.embed_dim // config.num_heads
     group = _heads_together(config.num_heads, depth)
@@ -253,6 +273,13 @@ def merge(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     rows = tape.op("Gather", tape.op("Concat", text, visual, axis=0), order, axis=0)
     whole = tape.op("Unsqueeze", rows, tape.constant(np.zeros(1, np.int64)))
     return tape.model("merge", {"inputs_embeds": (whole, tape.dtype, [1, "prompt", width])})
+
+
+def _patch_weight(tower: nn.Module) -> Tensor:
+    """The patch embedding's weight [C, 3, frames, P, P], whether it is still a convolution or not."""
+    embed: Any = tower.patch_embed
+    weight: Tensor = getattr(embed, "proj", embed).weight
+    return weight
 
 
 def _cache_names(layers: int) -> list[str]:

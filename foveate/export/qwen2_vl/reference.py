@@ -23,7 +23,7 @@ def reference(
 ) -> list[Case]:
     """Run two unequal pictures and a question through the model, and note what each graph must give."""
     model.set_attn_implementation("eager")
-    vision = family.preprocess([gradient(112, 168), gradient(140, 84)])
+    vision = family.preprocess(pictures())
     prompt = family.layout(QUESTION, vision)
     visual = visual_tokens(model, vision)
     cases = [Case("vision", vision.feeds, {"visual_embeds": host(visual)})]
@@ -133,6 +133,11 @@ def first_layer_attention(
     finally:
         hook.remove()
     return caught[0][0].float()
+
+
+def pictures() -> list[Image.Image]:
+    """Two unequal pictures."""
+    return [gradient(112, 168), gradient(140, 84)]
 
 
 def gradient(height: int, width: int) -> Image.Image:

@@ -46,6 +46,10 @@ def open_backend(
             f"the target {target!r} names TensorRT engines, and {name} runs none; choose the backend "
             "tensorrt (--backend tensorrt)"
         )
+    if bundle.manifest.operators == "onnxruntime":
+        from foveate.runtime.backends.fused import FusedBackend
+
+        return FusedBackend.open(bundle, device=device, threads=threads)
     from foveate.runtime.backends.onnx import OnnxBackend
 
     return OnnxBackend.open(bundle, device=device, threads=threads)

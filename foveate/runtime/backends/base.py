@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.families.base import Vision
 from foveate.runtime.engines import Feeds, Tensor, Value
 from foveate.runtime.language.base import Sequence
 
@@ -26,8 +27,17 @@ class Backend(Protocol):
     capacity: int
     remedy: str
 
+    def encode(self, vision: Vision) -> Value:
+        """Visual tokens [N_v, H] of preprocessed pictures; they stay on the device.
+
+        Raises:
+            BackendError: The backend refused the inputs or failed.
+            ClosedError: The backend was closed.
+        """
+        ...
+
     def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run the graph of "vision" or "compressor"; outputs stay on the device.
+        """Run the graph of "compressor"; outputs stay on the device.
 
         Raises:
             BackendError: The backend refused the inputs or failed.

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
+from foveate.families.base import Vision
 from foveate.manifest import Limits, ModelFacts
 from foveate.runtime.engines import Engine, Feeds, Tensor, Value
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
@@ -54,6 +55,10 @@ class OnnxBackend:
             bundle.check_graph(role, engine.inputs, engine.outputs)
             engines[role] = engine
         return cls(engines, bundle.manifest.model, bundle.manifest.limits, device)
+
+    def encode(self, vision: Vision) -> Value:
+        """Visual tokens; see `Backend.encode`."""
+        return self.run("vision", vision.feeds)["visual_embeds"]
 
     def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
         """Run a graph; see `Backend.run`."""

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
+from foveate.families.base import Vision
 from foveate.runtime.cuda import DeviceTensor, Gpu, load_cuda
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value
@@ -68,6 +69,10 @@ class TensorRTBackend:
         except BaseException:
             gpu.close()
             raise
+
+    def encode(self, vision: Vision) -> Value:
+        """Visual tokens; see `Backend.encode`."""
+        return self.run("vision", vision.feeds)["visual_embeds"]
 
     def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
         """Run an engine and wait for it; see `Backend.run`."""

@@ -1,23 +1,15 @@
 """onnxruntime: the backend that runs everywhere."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveate.errors import BackendError, ClosedError, MissingDependencyError
+from foveate.errors import BackendError, ClosedError
 from foveate.manifest import TensorSpec
 from foveate.runtime.engines.base import Feeds, Value
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise MissingDependencyError(
-        "onnxruntime is not installed: pip install foveate, or foveate[gpu] for CUDA"
-    ) from error
+from foveate.runtime.engines.library import ort
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {
@@ -26,6 +18,7 @@ DTYPES = {
     "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
 

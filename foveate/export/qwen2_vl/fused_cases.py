@@ -1,0 +1,65 @@
+"""The reference's cases put as Qwen2-VL's fused graphs take and give them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.export.parity import Case
+from foveate.export.qwen2_vl.reference import pictures
+from foveate.families.base import Family
+
+
+def fused_cases(cases: list[Case], family: Family) -> list[Case]:
+    """A case a picture for the vision graph, a cache without room to spare for the decoder, and the merge."""
+    fused: list[Case] = []
+    for case in cases:
+        if case.role == "vision":
+            fused.extend(vision_cases(case, family))
+        elif case.role == "decoder":
+            fused.append(decoder_case(case))
+        else:
+            fused.append(case)
+            if case.role == "compressor":
+                fused.append(merge_case(case))
+    return fused
+
+
+def vision_cases(case: Case, family: Family) -> list[Case]:
+    """Each picture alone, with the rows that are its own."""
+    vision, start = family.levels(pictures()), 0
+    cases = []
+    for feeds, grid in zip(vision.runs, vision.grids, strict=True):
+        end = start + int(np.prod(grid))
+        cases.append(
+            Case("vision", feeds, {"visual_embeds": case.expected["visual_embeds"][start:end]})
+        )
+        start = end
+    return cases
+
+
+def merge_case(case: Case) -> Case:
+    """The compressor's prompt with nothing dropped."""
+    text, visual = case.feeds["text_embeds"], case.feeds["visual_embeds"]
+    order = np.argsort(np.concatenate([case.feeds["text_index"], case.feeds["visual_index"]]))
+    feeds = {"text_embeds": text, "visual_embeds": visual, "order": order.astype(np.int64)}
+    return Case("merge", feeds, {"inputs_embeds": np.concatenate([text, visual])[order][None]})
+
+
+def decoder_case(case: Case) -> Case:
+    """The same step over a cache of just the length that it fills."""
+    count, past = case.feeds["inputs_embeds"].shape[1], case.feeds["past.0.key"].shape[2]
+    total = past + count
+    positions = np.zeros((len(case.feeds["position_ids"]), 1, total), np.int64)
+    positions[:, :, past:] = case.feeds["position_ids"]
+    feeds: dict[str, NDArray[Any]] = {
+        "inputs_embeds": case.feeds["inputs_embeds"],
+        "position_ids": positions,
+        "seqlens_k": np.array([total - 1], np.int32),
+        "total_sequence_length": np.array([total], np.int32),
+        "last": np.array([count - 1], np.int64),
+    }
+    for name, states in case.feeds.items():
+        if name.startswith("past."):
+            feeds[name] = np.pad(states, ((0, 0), (0, 0), (0, count), (0, 0)))
+    return Case("decoder", feeds, case.expected, case.check)

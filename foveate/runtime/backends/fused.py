@@ -1,0 +1,151 @@
+"""onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.bundle import Bundle
+from foveate.errors import BackendError
+from foveate.families.base import Vision
+from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.engines import Feeds, Tensor, Value
+from foveate.runtime.engines.bound import BoundEngine, BoundTensor
+from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
+from foveate.runtime.language.base import Sequence
+from foveate.runtime.language.shared import BUCKETED, SharedDecoder
+
+HOST = {
+    "vision": (),
+    "compressor": ("keep",),
+    "merge": (),
+    "decoder": ("total_sequence_length",),
+}
+"""Each graph's role, and its inputs that are read from host memory."""
+
+
+class FusedBackend:
+    """A fused bundle in onnxruntime, embedding rows from the host; see `Backend`."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, bundle: Bundle, engines: dict[str, BoundEngine], table: EmbeddingTable, device: str
+    ) -> None:
+        """Put opened graphs together; use `FusedBackend.open`."""
+        manifest = bundle.manifest
+        self.device = device
+        self.visual_tokens = manifest.limits.visual_tokens
+        self.capacity = manifest.limits.prompt_tokens
+        self.remedy = "export with a higher --visual-tokens"
+        self._engines, self._table, self._width = engines, table, manifest.model.hidden_size
+        self._own = threading.local()
+        self._decoder = SharedDecoder(engines["decoder"], manifest.model, table, self.capacity)
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, device: str, threads: int) -> "FusedBackend":
+        """Open a bundle's graphs.
+
+        Args:
+            bundle: An open bundle whose operators are onnxruntime's.
+            device: "auto", "cpu" or "cuda".
+            threads: Threads within an operator; 0 leaves it to onnxruntime.
+
+        Raises:
+            BackendError: The device cannot be had, or has no kernels for the bundle's precision.
+            BundleError: A graph that is not what the manifest says.
+        """
+        device, precision = resolve_device(device), bundle.manifest.precision
+        if (device == "cpu") != (precision == "fp32"):
+            fits = "fp16 or bf16 on cuda" if device == "cuda" else "fp32 on the CPU"
+            raise BackendError(
+                f"{bundle.root}: its graphs are {precision}, and onnxruntime's fused operators run "
+                f"{fits}; export with another --precision, or with --operators standard"
+            )
+        table = EmbeddingTable(bundle)
+        engines: dict[str, BoundEngine] = {}
+        for role, host in HOST.items():
+            options = OnnxOptions(device=device, threads=threads)
+            engine = BoundEngine(bundle.file(role), options, host)
+            bundle.check_graph(role, engine.inputs, engine.outputs)
+            engines[role] = engine
+        return cls(bundle, engines, table, device)
+
+    def encode(self, vision: Vision) -> BoundTensor:
+        """Visual tokens, picture by picture into one tensor; see `Backend.encode`."""
+        engine = self._engines["vision"]
+        counts = [int(np.prod(grid)) for grid in vision.grids]
+        if len(counts) == 1:
+            sizes = {"visual_embeds": (counts[0], self._width)}
+            return engine.run(vision.runs[0], sizes)["visual_embeds"]
+        dtype = engine.types["visual_embeds"]
+        whole = BoundTensor.empty((sum(counts), self._width), dtype, self.device)
+        start = 0
+        for feeds, count in zip(vision.runs, counts, strict=True):
+            part = whole.viewed((count, self._width), start * self._width)
+            engine.run(feeds, {}, {"visual_embeds": part})
+            start += count
+        return whole
+
+    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
+        """Run the compressor; see `Backend.run`."""
+        keep, axes, text, total = (
+            int(np.asarray(feeds["keep"])[0]),
+            *(
+                len(np.asarray(feeds[name]))
+                for name in ("position_ids", "text_index", "visual_index")
+            ),
+        )
+        count = text + keep
+        outputs = self._engines[role].run(
+            feeds,
+            {
+                "kept_position_ids": (axes, 1, count),
+                "kept_indices": (keep,),
+                "relevance": (total,),
+                "scores": (total,),
+            },
+            {"inputs_embeds": self._prompt(count)},
+        )
+        return dict(outputs)
+
+    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Embedding rows, on the host; see `Backend.embed`."""
+        return self._table.look_up(token_ids)
+
+    def merge(
+        self,
+        text_embeds: Tensor,
+        visual_embeds: Value,
+        text_index: NDArray[np.int64],
+        visual_index: NDArray[np.int64],
+    ) -> BoundTensor:
+        """The whole prompt, on the device; see `Backend.merge`."""
+        count = len(text_index) + len(visual_index)
+        order = np.argsort(np.concatenate([text_index, visual_index])).astype(np.int64)
+        return self._engines["merge"].run(
+            {"text_embeds": text_embeds, "visual_embeds": visual_embeds, "order": order},
+            {},
+            {"inputs_embeds": self._prompt(count)},
+        )["inputs_embeds"]
+
+    def start(self, capacity: int) -> Sequence:
+        """Begin a sequence; see `Backend.start`."""
+        return self._decoder.start(capacity)
+
+    def _prompt(self, count: int) -> BoundTensor:
+        """Memory [1, count, H] for a prompt: a short one's is the thread's own, with room for its bucket."""
+        dtype = self._engines["decoder"].types["inputs_embeds"]
+        if count > BUCKETED:
+            return BoundTensor.empty((1, count, self._width), dtype, self.device)
+        if not hasattr(self._own, "prompt"):
+            # Cleared, so that what pads a bucket is finite.
+            sizes = (1, BUCKETED, self._width)
+            self._own.prompt = BoundTensor.zeros(sizes, dtype, self.device)
+        prompt: BoundTensor = self._own.prompt
+        return prompt.viewed((1, count, self._width))
+
+    def close(self) -> None:
+        """Free every graph."""
+        for engine in self._engines.values():
+            engine.close()

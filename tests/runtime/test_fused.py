@@ -1,0 +1,185 @@
+"""Graphs of onnxruntime's own operators: the same answers, in memory that stays where it is."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from foveate import Pipeline
+from foveate.bundle import Bundle
+from foveate.errors import BackendError, ClosedError, LimitError
+from foveate.export import ExportOptions, export
+from foveate.runtime.backends.fused import FusedBackend
+from foveate.runtime.engines.bound import BoundEngine, BoundTensor
+from foveate.runtime.engines.onnx import OnnxOptions
+from foveate.runtime.language.shared import BUCKET, BUCKETED, STEP, bucket
+from tests.conftest import NANO, Sample
+
+RELEVANCE = 1e-4
+"""Relative: float32 sums in another order, through the vision tower and the probe."""
+
+LOGITS = 1e-4
+"""Absolute, on logits of magnitude 20: float32 sums in another order through ten layers."""
+
+cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="this onnxruntime has no CUDA",
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    options = ExportOptions(operators="onnxruntime")
+    return export(NANO, tmp_path_factory.mktemp("fused") / "bundle", options)
+
+
+@pytest.fixture(scope="module")
+def standard(nano_bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(nano_bundle.root, device="cpu") as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(bundle.root, device="cpu") as pipeline:
+        yield pipeline
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5, 0.25])
+def test_answers_are_those_of_the_standard_operators(
+    pipe: Pipeline, standard: Pipeline, samples: list[Sample], keep: float
+) -> None:
+    for sample in samples[::16]:
+        pictures = [Image.open(sample.image)]
+        given = pipe.generate(sample.question, images=pictures, keep=keep)
+        wanted = standard.generate(sample.question, images=pictures, keep=keep)
+        assert given.token_ids == wanted.token_ids
+        assert np.array_equal(given.visual.indices, wanted.visual.indices)
+        assert given.cache_bytes == wanted.cache_bytes
+        if keep < 1:
+            np.testing.assert_allclose(
+                given.visual.relevance, wanted.visual.relevance, rtol=RELEVANCE, atol=1e-7
+            )
+
+
+def test_several_unequal_pictures(
+    pipe: Pipeline, standard: Pipeline, samples: list[Sample]
+) -> None:
+    picture = Image.open(samples[0].image)
+    pictures = [picture, picture.resize((180, 300)), picture.crop((0, 0, 200, 120))]
+    for keep in (1.0, 0.3):
+        given = pipe.generate(samples[0].question, images=pictures, keep=keep)
+        wanted = standard.generate(samples[0].question, images=pictures, keep=keep)
+        assert given.token_ids == wanted.token_ids
+        assert np.array_equal(given.visual.indices, wanted.visual.indices)
+
+
+def test_threads_do_not_share_memory(pipe: Pipeline, samples: list[Sample]) -> None:
+    chosen = samples[:40:10]
+    alone = [pipe.generate(one.question, images=[one.image], keep=0.25).token_ids for one in chosen]
+    found: dict[int, list[list[int]]] = {}
+
+    def ask(number: int) -> None:
+        one = chosen[number]
+        found[number] = [
+            pipe.generate(one.question, images=[one.image], keep=0.25).token_ids for _ in range(3)
+        ]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(chosen))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [alone[number]] * 3 for number in range(len(chosen))}
+
+
+def test_a_padded_prompt_gives_the_logits_of_a_bare_one(pipe: Pipeline) -> None:
+    """What pads a bucket stands after the prompt, so nothing in the prompt sees it."""
+    backend = pipe._backend
+    assert isinstance(backend, FusedBackend)
+    count, width = BUCKET + 3, pipe.bundle.manifest.model.hidden_size
+    rows = np.random.default_rng(0).standard_normal((1, count, width)).astype(np.float32)
+    places = np.tile(np.arange(count), (3, 1, 1))
+    roomy = BoundTensor.zeros((1, BUCKETED, width), "float32", "cpu")
+    roomy.memory.numpy()[:] = 7.0
+    roomy.memory.numpy()[:, :count] = rows
+    logits = []
+    for embeds in (roomy.viewed((1, count, width)), rows):
+        sequence = backend.start(2 * STEP)
+        first = sequence.extend(embeds, places, count)
+        logits += [[first, sequence.step(5, count), sequence.step(9, count + 1)]]
+        assert sequence.length == count + 2
+        sequence.close()
+    assert bucket(count) == 2 * BUCKET
+    np.testing.assert_allclose(logits[0], logits[1], atol=LOGITS, rtol=0)
+
+
+def test_caches_are_used_again_and_no_longer_than_the_model(pipe: Pipeline) -> None:
+    backend = pipe._backend
+    first = backend.start(STEP)
+    memory = first.cache  # type: ignore[attr-defined]
+    first.close()
+    first.close()
+    second = backend.start(STEP - 5)
+    assert second.cache is memory  # type: ignore[attr-defined]
+    with pytest.raises(LimitError, match="closed"):
+        first.step(1, 1)
+    second.close()
+    with pytest.raises(LimitError, match="the model takes"):
+        backend.start(backend.capacity + 1)
+
+
+def test_a_closed_pipeline_is_refused(bundle: Bundle, samples: list[Sample]) -> None:
+    pipeline = Pipeline.load(bundle.root, device="cpu")
+    backend = pipeline._backend
+    vision = pipeline._family.levels([Image.open(samples[0].image)])
+    pipeline.close()
+    with pytest.raises(ClosedError):
+        backend.encode(vision)
+
+
+def test_precisions_that_the_device_has_no_kernels_for(tmp_path: Path) -> None:
+    f_theta = NANO / "f_theta.safetensors"
+    options = ExportOptions(compressor=f_theta, precision="fp16", operators="onnxruntime")
+    written = export(NANO, tmp_path / "bundle", options)
+    assert written.manifest.operators == "onnxruntime"
+    assert max(written.manifest.parity.values()) < 0.01
+    with pytest.raises(BackendError, match="fp32 on the CPU"):
+        Pipeline.load(written.root, device="cpu")
+
+
+def test_views_of_bound_memory() -> None:
+    whole = BoundTensor.copied(np.arange(12, dtype=np.int64), "int64", "cpu")
+    part = whole.viewed((2, 3), 6)
+    assert part.numpy().tolist() == [[6, 7, 8], [9, 10, 11]]
+    assert part.address == whole.address + 48
+    assert part.room == 6 and part.shape() == [2, 3]
+    whole.write(np.arange(12, dtype=np.int64)[::-1])
+    assert part.numpy().tolist() == [[5, 4, 3], [2, 1, 0]]
+
+
+def test_a_graph_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "decoder.onnx").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match="cannot open it"):
+        BoundEngine(tmp_path / "decoder.onnx", OnnxOptions())
+
+
+@pytest.mark.gpu
+@cuda
+def test_answers_on_a_gpu_stay_the_same_once_captured(
+    tmp_path: Path, standard: Pipeline, samples: list[Sample]
+) -> None:
+    """fp16 against fp32: nano's answers are one clear token each; the fifth call replays graphs alone."""
+    options = ExportOptions(precision="fp16", operators="onnxruntime")
+    written = export(NANO, tmp_path / "bundle", options)
+    with Pipeline.load(written.root, device="cuda") as pipeline:
+        for sample in samples[::10]:
+            for keep in (1.0, 0.5, 0.25):
+                wanted = standard.generate(sample.question, images=[sample.image], keep=keep)
+                for _ in range(5):
+                    given = pipeline.generate(sample.question, images=[sample.image], keep=keep)
+                    assert given.text == wanted.text
