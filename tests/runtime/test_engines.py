@@ -4,8 +4,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -221,6 +223,15 @@ def test_sizes_that_are_values_are_held_to_their_range(bundle: Bundle) -> None:
 def test_blocks_come_in_few_sizes(size: int, block: int) -> None:
     assert cuda.block_size(size) == block
     assert size <= block <= max(512, 1.5 * size + 512)
+
+
+def test_memory_that_nobody_uses_is_used_again_lowest_address_first() -> None:
+    device = SimpleNamespace(idle={}, lock=threading.RLock(), check_open=lambda: None)
+    blocks = [cuda.Block(device, address, 512) for address in (300, 100, 200)]  # type: ignore[arg-type]
+    assert device.idle == {}
+    del blocks
+    taken = [cuda.Gpu.block(device, 10) for _ in range(3)]  # type: ignore[arg-type]
+    assert [block.address for block in taken] == [100, 200, 300]
 
 
 def test_merging_by_runs_is_what_merging_by_index_is(tiny_bundle: Bundle) -> None:
