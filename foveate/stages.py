@@ -11,6 +11,7 @@ from foveate.bundle import Bundle
 from foveate.families.base import Prompt, Vision
 from foveate.manifest import Precision
 from foveate.runtime.backends import Backend
+from foveate.runtime.engines import on_host
 from foveate.runtime.pipeline import read_family, read_tokenizer
 
 BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 1e-1}
@@ -56,7 +57,7 @@ def run_stages(
     text_index = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.visual_index)
     text = backend.embed(prompt.token_ids[text_index])
     merged = backend.merge(text, visual, text_index, prompt.visual_index)
-    found["merge.inputs_embeds"] = merged if isinstance(merged, np.ndarray) else merged.numpy()
+    found["merge.inputs_embeds"] = on_host(merged)
     kept = note(
         "compressor",
         backend.run(

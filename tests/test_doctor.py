@@ -96,6 +96,21 @@ def test_building_engines() -> None:
     assert neither["build TensorRT engines"][1].endswith("pip install 'foveate[rtx]'")
 
 
+def test_running_engines() -> None:
+    what = "run TensorRT engines"
+    assert abilities(packages(), CUDA, True)[what] == (True, "tensorrt 1.0 and tensorrt-rtx 1.0")
+    assert abilities(packages(), CPU, False)[what][1].startswith("no NVIDIA GPU was found")
+    neither = packages(tensorrt=None, tensorrt_rtx=None)
+    assert abilities(neither, CUDA, True)[what][1].endswith("pip install 'foveate[tensorrt]'")
+    unbound = packages(tensorrt=None)
+    for extra in ("tensorrt", "rtx"):
+        unbound[extra]["cuda-bindings"] = None
+    assert abilities(unbound, CUDA, True)[what] == (
+        False,
+        "cuda-bindings not installed: pip install 'foveate[rtx]'",
+    )
+
+
 def test_gpu_with_and_without_the_package_for_it() -> None:
     able, why = abilities(packages(), CPU, True)["run on CUDA"]
     assert not able

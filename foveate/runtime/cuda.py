@@ -1,6 +1,7 @@
 """One GPU: a stream, memory that is used again, copies to and from the host, CUDA graphs."""
 
 import ctypes
+import heapq
 import importlib
 import math
 import threading
@@ -73,7 +74,7 @@ class Block:
 
     def __del__(self) -> None:
         """Give the memory back."""
-        self.gpu.idle.setdefault(self.size, []).append(self.address)
+        heapq.heappush(self.gpu.idle.setdefault(self.size, []), self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ class Staging:
 class Gpu:
     """The first GPU that CUDA sees, with one stream that all work goes through in order.
 
-    Memory is asked of CUDA once and used again. Whoever puts work on the stream holds `lock`.
+    Memory is asked of CUDA once and used again, the lowest address first: so the same request finds
+    the same addresses, as CUDA graphs need. Whoever puts work on the stream holds `lock`.
 
     Attributes:
         lock: Held by one thread at a time.
@@ -178,7 +180,7 @@ class Gpu:
             rounded = block_size(size)
             waiting = self.idle.get(rounded)
             if waiting:
-                return Block(self, waiting.pop(), rounded)
+                return Block(self, heapq.heappop(waiting), rounded)
             return self._allocated(rounded)
 
     def _allocated(self, rounded: int) -> Block:

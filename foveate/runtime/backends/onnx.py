@@ -7,7 +7,7 @@ from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
 from foveate.manifest import Limits, ModelFacts
-from foveate.runtime.engines import Engine, Feeds, Tensor, Value
+from foveate.runtime.engines import Engine, Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.language.base import Sequence
 from foveate.runtime.language.decoder import Decoder
@@ -71,15 +71,15 @@ class OnnxBackend:
     def merge(
         self,
         text_embeds: Tensor,
-        visual_embeds: Value,
+        visual_embeds: Tensor,
         text_index: NDArray[np.int64],
         visual_index: NDArray[np.int64],
     ) -> NDArray[np.generic]:
         """The whole prompt, on the host; see `Backend.merge`."""
-        rows = text_embeds if isinstance(text_embeds, np.ndarray) else text_embeds.numpy()
+        rows = on_host(text_embeds)
         embeds = np.empty((1, len(text_index) + len(visual_index), rows.shape[1]), rows.dtype)
         embeds[0, text_index] = rows
-        embeds[0, visual_index] = visual_embeds.numpy()
+        embeds[0, visual_index] = on_host(visual_embeds)
         return embeds
 
     def start(self, capacity: int) -> Sequence:

@@ -10,7 +10,7 @@ from foveate.errors import BackendError
 from foveate.families.base import Vision
 from foveate.runtime.cuda import DeviceTensor, Gpu, load_cuda
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.engines import Feeds, Tensor, Value
+from foveate.runtime.engines import Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.choose import choose_engines
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import Opener, TensorRTEngine, installed_version
@@ -88,7 +88,7 @@ class TensorRTBackend:
     def merge(
         self,
         text_embeds: Tensor,
-        visual_embeds: Value,
+        visual_embeds: Tensor,
         text_index: NDArray[np.int64],
         visual_index: NDArray[np.int64],
     ) -> DeviceTensor:
@@ -126,7 +126,7 @@ class TensorRTBackend:
         """A tensor on the GPU, which it may be already."""
         if isinstance(tensor, DeviceTensor):
             return tensor
-        return self.gpu.upload(tensor if isinstance(tensor, np.ndarray) else tensor.numpy())
+        return self.gpu.upload(on_host(tensor))
 
 
 def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:

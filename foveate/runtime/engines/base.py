@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from foveate.manifest import TensorSpec
@@ -24,6 +25,11 @@ Tensor = NDArray[Any] | Value
 """An array in host memory, or a tensor where a backend keeps it."""
 
 Feeds = Mapping[str, Tensor]
+
+
+def on_host(tensor: Tensor) -> NDArray[Any]:
+    """A tensor in host memory, where it may be already."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
 class Engine(Protocol):

@@ -24,7 +24,7 @@ def pick_profile(engine: EngineVariant, shapes: Shapes, values: Shapes) -> int:
         faults = list(_faults(profile, shapes, values))
         if not faults:
             return place
-        if not nearest or len(faults) < len(nearest):
+        if not nearest or len(faults) <= len(nearest):
             nearest = faults
     raise LimitError(
         f"{engine.role}: {nearest[0]} the engine for {engine.target} takes. Use fewer or smaller "

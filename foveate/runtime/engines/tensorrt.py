@@ -14,7 +14,7 @@ from foveate.bundle import Bundle
 from foveate.errors import BackendError, ClosedError, MissingDependencyError
 from foveate.manifest import EngineVariant, Library, TensorSpec
 from foveate.runtime.cuda import Block, DeviceTensor, Gpu
-from foveate.runtime.engines.base import Feeds, Tensor, Value
+from foveate.runtime.engines.base import Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.bindings import DTYPES, agrees, held
 from foveate.runtime.engines.fit import NAMES
 from foveate.runtime.engines.graphs import Graphs
@@ -233,7 +233,7 @@ class TensorRTEngine:
 
     def _hold(self, name: str, feed: Tensor) -> tuple[int, ...]:
         """Put an input where TensorRT reads it on the host, always the same place; what it holds."""
-        array = feed if isinstance(feed, np.ndarray) else feed.numpy()
+        array = on_host(feed)
         self.hosted[name].reshape(-1)[:] = array.reshape(-1)
         return tuple(int(number) for number in array.reshape(-1))
 
@@ -263,7 +263,7 @@ class TensorRTEngine:
             raise BackendError(
                 f"{self._title()}: {name!r} is {feed.dtype} on the GPU and {wanted} in the engine"
             )
-        array = feed if isinstance(feed, np.ndarray) else feed.numpy()
+        array = on_host(feed)
         if array.dtype != wanted:
             if array.dtype != np.int64 or wanted != np.int32:
                 raise BackendError(
