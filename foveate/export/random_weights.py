@@ -17,10 +17,10 @@ def draw(
     attention: str,
     device: str | torch.device = "cpu",
 ) -> Any:
-    """Build the model that config.json describes, as transformers initialises it; always the same.
+    """Build the model that config.json describes, as transformers initialises it; always the same on the same device.
 
     Matrices are normal (their standard deviation is the configuration's `initializer_range`), norms 1,
-    biases 0. Each weight is made in `dtype` and where it belongs, so nothing is ever held twice.
+    biases 0. Each weight is made in `dtype`, on a GPU where there is one: nothing is ever held twice.
 
     Args:
         checkpoint: A folder whose weights, if it has any, are not read.
@@ -37,9 +37,11 @@ def draw(
             model = AutoModelForImageTextToText.from_config(
                 config, dtype=dtype, attn_implementation=attention
             )
-        model.to_empty(device=device)
+        # A GPU draws a large model in a second, a CPU in minutes.
+        model.to_empty(device="cuda" if torch.cuda.is_available() else device)
         torch.manual_seed(SEED)
         model.init_weights()
+        model.to(device)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{checkpoint.name}: transformers cannot build it from its config.json: {error}"
