@@ -42,6 +42,7 @@ def draw(
         torch.manual_seed(SEED)
         model.init_weights()
         model.to(device)
+        torch.cuda.empty_cache()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{checkpoint.name}: transformers cannot build it from its config.json: {error}"

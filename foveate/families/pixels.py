@@ -68,6 +68,8 @@ def resize_bicubic(picture: Image.Image, height: int, width: int) -> Image.Image
 
     Rounding between the passes makes the order visible; each pass alone is the same in all versions.
     """
+    if picture.size == (width, height):
+        return picture
     lost_rows, lost_columns = picture.height - height, picture.width - width
     rows_first = lost_rows > 0 and lost_rows > 2 * lost_columns
     between = (picture.width, height) if rows_first else (width, picture.height)

@@ -29,6 +29,8 @@ TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "float16":
 """ONNX's numbers of the types that graphs here take and give."""
 HELD = {"bfloat16": "uint16"}
 """Types that numpy lacks, and the type of the same size that holds them."""
+SMALL = 1 << 16
+"""Bytes up to which comparing an array with what was written before is quicker than writing it."""
 MOST_GRAPHS = 16
 MOST_SEEN = 256
 OUTSIDE = -1
@@ -44,6 +46,7 @@ class BoundTensor:
         """View `memory`, an OrtValue, from element `start` on; one in host memory may borrow `source`."""
         self.memory, self.sizes, self.dtype, self.start = memory, sizes, dtype, start
         self.source = source
+        self.written: NDArray[Any] | None = None
 
     @classmethod
     def copied(cls, array: NDArray[Any], dtype: str, device: str) -> "BoundTensor":
@@ -94,8 +97,11 @@ class BoundTensor:
         return BoundTensor(self.memory, sizes, self.dtype, self.start + start, self.source)
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy an array of the memory's own size into it."""
+        """Copy an array of the memory's own size into it, unless it is a small one that is there already."""
+        if self.written is not None and np.array_equal(self.written, array):
+            return
         self.memory.update_inplace(np.ascontiguousarray(array).reshape(self.memory.shape()))
+        self.written = np.array(array) if array.nbytes <= SMALL else None
 
     def shape(self) -> list[int]:
         """Its sizes."""
@@ -167,6 +173,8 @@ class BoundEngine:
         feeds: Feeds,
         sizes: Mapping[str, tuple[int, ...]],
         into: Mapping[str, BoundTensor] | None = None,
+        *,
+        repeats: bool = True,
     ) -> dict[str, BoundTensor]:
         """Run once.
 
@@ -175,6 +183,7 @@ class BoundEngine:
             sizes: Of the outputs to give in memory of their own. Where a call repeats, it is the same
                 memory each time: what is in it holds until the same thread makes the same call again.
             into: The outputs to write to memory that is there.
+            repeats: Whether a call that is like an earlier one may become a CUDA graph.
 
         Raises:
             BackendError: onnxruntime refused the inputs or failed.
@@ -185,7 +194,12 @@ class BoundEngine:
             key = self._key(feeds, sizes, into)
             call = self.calls.get(key)
             if call is None:
-                captured = self.captures and self.seen[key] > 0 and len(self.calls) < MOST_GRAPHS
+                captured = (
+                    repeats
+                    and self.captures
+                    and self.seen[key] > 0
+                    and len(self.calls) < MOST_GRAPHS
+                )
                 taken = {
                     name: BoundTensor.empty(one, self.types[name], self.device)
                     for name, one in sizes.items()

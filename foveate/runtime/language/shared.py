@@ -14,7 +14,7 @@ from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
 
 STEP = 256
 """Caches are as long as a multiple of this."""
-BUCKET, BUCKETED = 64, 1024
+BUCKET, BUCKETED = 128, 1024
 """Prompts of up to BUCKETED tokens are run as a multiple of BUCKET: what is padded comes after them,
 where they do not look, and lengths that repeat become CUDA graphs. Longer ones keep the GPU busy."""
 SPARE = 2
@@ -127,6 +127,7 @@ class SharedSequence:
             },
             {"logits": (1, decoder.model.vocabulary)},
             {f"present.{name}": state for name, state in cache.states.items()},
+            repeats=count <= BUCKETED,
         )
         self.length = count
         logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
