@@ -103,7 +103,6 @@ def compare(root: Path, reference: Any, target: str, runs: int) -> dict[str, Any
     """Run all that the reference holds on the engines, and time the stages."""
     about = json.loads(str(reference["about"]))
     bundle = Bundle.open(root, checksums=False)
-    bound = BOUNDS[bundle.manifest.precision]
     engines = {one.role: one for one in bundle.manifest.engines if one.target == target}
     bound = max(BOUNDS[one.precision] for one in engines.values())
     backend = TensorRTBackend.open(bundle, target)

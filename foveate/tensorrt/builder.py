@@ -21,7 +21,7 @@ from foveate.tensorrt.targets import Target
 from foveate.tensorrt.topk import topk_axes
 
 MIB = 1024 * 1024
-ERROR = 1
+ERROR, WARNING = 1, 2
 OUTSIDE = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 FLOAT_ROLES = ("compressor",)
 """Graphs that compute in float32 whatever a bundle's precision."""
@@ -31,9 +31,10 @@ IMPOSSIBLE = "not self-consistent"
 
 @dataclass(slots=True)
 class Journal:
-    """What TensorRT said: its last errors, and profiles that it found impossible."""
+    """What TensorRT said: its last errors and warnings, and profiles that it found impossible."""
 
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=5))
+    warnings: deque[str] = field(default_factory=lambda: deque(maxlen=2))
     impossible: list[str] = field(default_factory=list)
 
     def note(self, severity: int, text: str) -> None:
@@ -42,10 +43,12 @@ class Journal:
             self.errors.append(text)
         elif IMPOSSIBLE in text:
             self.impossible.append(text)
+        elif severity == WARNING:
+            self.warnings.append(text)
 
     def last(self) -> str:
-        """The errors in a line."""
-        return " | ".join(self.errors) or "no reason"
+        """The errors in a line; the warnings where there are none."""
+        return " | ".join(self.errors or self.warnings) or "no reason"
 
 
 def build_engine(
