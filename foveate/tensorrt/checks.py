@@ -72,7 +72,8 @@ def _check_tensors(
         tensor = there[name]
         dtype = DTYPES.get(tensor.dtype.name, tensor.dtype.name)
         shape = list(tensor.shape)
-        if not agrees(promise, dtype, shape, output=kind == "output", narrow=narrow):
+        only: list[int | None] | None = None if kind == "output" else [None] * len(shape)
+        if not agrees(promise, dtype, shape, only=only, narrow=narrow):
             raise ExportError(
                 f"{role}: the {kind} {name!r} is {promise.dtype} {promise.shape} in the manifest and "
                 f"{dtype} {shape} to TensorRT. {AGAIN}"

@@ -116,7 +116,7 @@ class FusedBackend:
     def merge(
         self,
         text_embeds: Tensor,
-        visual_embeds: Value,
+        visual_embeds: Tensor,
         text_index: NDArray[np.int64],
         visual_index: NDArray[np.int64],
     ) -> BoundTensor:

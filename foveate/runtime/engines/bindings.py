@@ -23,7 +23,12 @@ def held(dtype: str) -> np.dtype[Any]:
 
 
 def agrees(
-    promise: TensorSpec, dtype: str, shape: Sequence[int], *, output: bool, narrow: bool
+    promise: TensorSpec,
+    dtype: str,
+    shape: Sequence[int],
+    *,
+    only: Sequence[int | None] | None,
+    narrow: bool,
 ) -> bool:
     """Whether a tensor of TensorRT's is what the manifest promises.
 
@@ -31,12 +36,13 @@ def agrees(
         promise: What the manifest says.
         dtype: TensorRT's type, in the manifest's words.
         shape: TensorRT's shape, -1 where it is free.
-        output: Whether it is an output, whose free sizes TensorRT may know to be fixed.
+        only: For each axis of an input the one size that the engine's profiles take, if it is one:
+            TensorRT may call it fixed. None for an output, whose free sizes it may know to be fixed.
         narrow: Whether this TensorRT has no 64-bit integers, so that 32 bits will do.
     """
     right = {promise.dtype, "int32"} if narrow and promise.dtype == "int64" else {promise.dtype}
     same = len(shape) == len(promise.shape) and all(
-        size in (-1, axis) if isinstance(axis, int) else size == -1 or output
-        for size, axis in zip(shape, promise.shape, strict=True)
+        size in (-1, axis) if isinstance(axis, int) else only is None or size in (-1, only[place])
+        for place, (size, axis) in enumerate(zip(shape, promise.shape, strict=True))
     )
     return dtype in right and same

@@ -38,6 +38,17 @@ def largest(engine: EngineVariant, name: str, axis: int) -> int:
     return max(profile.shapes[name][2][axis] for profile in engine.profiles.values())
 
 
+def only_sizes(engine: EngineVariant, name: str) -> list[int | None] | None:
+    """For each axis of an input the one size that its profiles take, or None; None for no such input."""
+    spans = [profile.shapes[name] for profile in engine.profiles.values() if name in profile.shapes]
+    if not spans:
+        return None
+    return [
+        next(iter(sizes)) if len(sizes := {size for part in axis for size in part}) == 1 else None
+        for axis in zip(*(zip(*span, strict=True) for span in spans), strict=True)
+    ]
+
+
 def _faults(profile: Profile, shapes: Shapes, values: Shapes) -> Iterator[str]:
     """Which inputs a profile does not take, and why, as the beginnings of sentences."""
     for found, ranges, what in ((shapes, profile.shapes, "is"), (values, profile.values, "holds")):

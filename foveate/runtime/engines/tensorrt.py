@@ -18,7 +18,7 @@ from foveate.runtime.engines.base import Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.bindings import DTYPES, agrees, held
 from foveate.runtime.engines.fit import NAMES
 from foveate.runtime.engines.graphs import Graphs
-from foveate.runtime.engines.ranges import pick_profile
+from foveate.runtime.engines.ranges import only_sizes, pick_profile
 
 EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 WARNING = 2
@@ -208,8 +208,8 @@ class TensorRTEngine:
             )
         for name, promise in wanted.items():
             shape, dtype = list(self.engine.get_tensor_shape(name)), self.kinds[name]
-            output = name not in {tensor.name for tensor in bundle.graph(self.variant.role).inputs}
-            if not agrees(promise, dtype, shape, output=output, narrow=narrow):
+            only = only_sizes(self.variant, name)
+            if not agrees(promise, dtype, shape, only=only, narrow=narrow):
                 raise BackendError(
                     f"{self._title()}: {name!r} is {dtype} {shape} in the engine and {promise.dtype} "
                     f"{promise.shape} in the manifest. {self._again(bundle)}"
