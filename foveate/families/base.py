@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
+
+from foveate.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,13 @@ class Vision:
         feeds: The vision graph's inputs by name.
         grids: For each picture (frames, rows, columns) of its visual tokens, in token order.
         sizes: For each picture (height, width) in pixels, after resizing.
+        moving: Whether it is one video, whose frames stand in the first entry of `grids`.
     """
 
     feeds: dict[str, NDArray[np.generic]]
     grids: tuple[tuple[int, int, int], ...]
     sizes: tuple[tuple[int, int], ...]
+    moving: bool = False
 
     @property
     def tokens(self) -> int:
@@ -66,3 +70,26 @@ class Family(Protocol):
         Raises:
             PromptError: Empty, or with the text of a control token in it.
         """
+
+
+@runtime_checkable
+class VideoFamily(Protocol):
+    """A family that also takes a video."""
+
+    def preprocess_frames(self, frames: Sequence[Image]) -> Vision:
+        """Resize, normalise and cut the frames of one video, all of one size.
+
+        Raises:
+            ImageError: Frames that the family cannot take.
+        """
+
+
+def preprocess_frames(family: Family, frames: Sequence[Image]) -> Vision:
+    """Prepare the frames of one video.
+
+    Raises:
+        ImageError: Frames that the family cannot take, or a family that takes pictures alone.
+    """
+    if not isinstance(family, VideoFamily):
+        raise ImageError(f"{family.name} takes pictures and no video; give the frames as pictures")
+    return family.preprocess_frames(frames)
