@@ -19,6 +19,7 @@ from foveate.families.qwen2_vl_settings import Settings, fitted_size, settings_f
 
 __all__ = ["Qwen2VL", "Settings", "fitted_size", "settings_from_checkpoint"]
 
+_KINDS = {"image": "pictures", "video": "videos"}
 _SPECIAL_VARIABLES = ("bos", "eos", "pad", "unk")
 
 
@@ -196,7 +197,7 @@ class Qwen2VL:
         kind = "video" if vision.moving else "image"
         if kind not in self._tokens:
             raise PromptError(
-                f"The bundle names no {kind!r} token, so it takes no {kind}; export it again."
+                f"The bundle names no {kind!r} token, so it takes no {_KINDS[kind]}; export it again."
             )
         rendered = self._rendered(text, kind, len(vision.grids))
         bos = self._variables.get("bos_token")
@@ -207,7 +208,7 @@ class Qwen2VL:
         slots = np.flatnonzero(ids == self._tokens[kind])
         if len(slots) != len(vision.grids):
             raise PromptError(
-                f"The chat template made {len(slots)} places for {len(vision.grids)} of kind {kind}; "
+                f"The chat template made {len(slots)} places for {len(vision.grids)} {_KINDS[kind]}; "
                 "check the bundle's chat template."
             )
         lengths = np.ones_like(ids)
