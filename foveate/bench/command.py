@@ -12,7 +12,7 @@ from foveate.bench.scenes import parse_keeps, parse_list, parse_picture, parse_v
 from foveate.bench.table import describe_bench
 from foveate.bundle import Bundle
 from foveate.errors import DataError, OutputExistsError
-from foveate.output import EXISTS, replace_file
+from foveate.output import EXISTS, replace_file, writing
 
 PRINTED = "-"
 
@@ -56,8 +56,8 @@ def run_bench(
     options.check()
     target = None if out in (None, PRINTED) else Path(str(out))
     for path in (target, plot):
-        if path is not None and os.path.lexists(path) and not force:
-            raise OutputExistsError(f"{path} {EXISTS}")
+        if path is not None:
+            _check_target(path, force)
     curves = None
     if quality is not None and plot is None:
         raise DataError("--quality is drawn into the plot; say where with --plot OUT.png")
@@ -74,3 +74,11 @@ def run_bench(
     if plot is not None:
         write_plot(plot, measured, curves, force=force)
     return document if out == PRINTED else describe_bench(measured)
+
+
+def _check_target(path: Path, force: bool) -> None:
+    """Say before measuring what would keep a file from being written after it."""
+    with writing(path):
+        if os.path.lexists(path) and not force:
+            raise OutputExistsError(f"{path} {EXISTS}")
+        os.stat(path.absolute().parent / ".")

@@ -173,6 +173,7 @@ class Peer:
         seen = self._now()
         embeds = self._embed(given.token_ids)
         embeds[given.visual_index] = visual
+        placed = self._now()
         sample, first, cache_bytes = self._answer(embeds, given.position_ids, given, new_tokens)
         return (
             Reply(
@@ -180,7 +181,7 @@ class Peer:
                     "preprocess": looked - began,
                     "vision": seen - looked,
                     **sample,
-                    "first_token": seen - began + sample["prefill"],
+                    "first_token": placed - began + sample["prefill"],
                 },
                 first,
                 cache_bytes,

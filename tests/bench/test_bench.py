@@ -121,6 +121,7 @@ def test_it_needs_no_torch(tiny_bundle: Bundle) -> None:
 def test_what_is_refused(tiny_bundle: Bundle, evaluation: Path, tmp_path: Path) -> None:
     root = tiny_bundle.root
     refused(invoke("bench", root, "--quality", evaluation), "--plot OUT.png")
+    refused(invoke("bench", root, "--json", tmp_path / "no" / "b.json"), "folder does not exist")
     refused(invoke("bench", root, *SIZE, "--keep", "99", "--warmup", 1), "keep is 99 tokens")
     refused(invoke("bench", root, "--backend", "abacus"), "abacus")
     refused(invoke("bench", tmp_path / "none"), "none")
