@@ -274,6 +274,67 @@ def run(
     note(describe_answer(answer))
 
 
+@verb(main, "foveate bench qwen2-vl --keep 1,0.25 --json bench.json --plot bench.png")
+@click.argument("bundle", type=PATH)
+@options(
+    click.option(
+        "--keep", default="1,0.5,0.25,0.1", show_default=True, metavar="LIST",
+        help="Visual tokens to keep, one after the other: ratios, counts, 1 for all.",
+    ),
+    click.option(
+        "--image-size", metavar="WIDTHxHEIGHT,...",
+        help="Pictures of noise to ask about.  [default: 1008x1008, unless there is a video]",
+    ),
+    click.option(
+        "--video", metavar="FRAMESxWIDTHxHEIGHT,...", help="Videos of noise to ask about."
+    ),
+    click.option(
+        "--new-tokens", type=int, default=32, show_default=True, metavar="N",
+        help="Tokens of every answer.",
+    ),
+    click.option(
+        "--repeats", type=int, default=10, show_default=True, metavar="N",
+        help="Rounds that count; in each, every way to answer has its turn.",
+    ),
+    click.option(
+        "--warmup", type=int, default=3, show_default=True, metavar="N", help="Rounds before them."
+    ),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+        help="Where to run; one that cannot be had is an error.",
+    ),
+    click.option("--backend", default="auto", show_default=True, help="What runs the graphs."),
+    click.option(
+        "--prompt", metavar="TEXT", help="Another question; noise needs no particular one."
+    ),
+    click.option(
+        "--against", metavar="CHECKPOINT",
+        help="Also time this checkpoint in transformers, with all and with the same visual tokens.",
+    ),
+    click.option(
+        "--quality", type=PATH, metavar="EVAL.json",
+        help="Draw right answers into the plot, from what calibrate evaluate --out wrote.",
+    ),
+    click.option(
+        "--json", "out", is_flag=False, flag_value="-", metavar="[OUT.json]",
+        help="Write JSON to a file, or print it instead of text.",
+    ),
+    click.option("--plot", type=PATH, metavar="OUT.png", help="Draw time against tokens kept."),
+    force,
+)  # fmt: skip
+def bench(bundle: Path, **how: Any) -> None:
+    """Measure how fast BUNDLE answers, and what keeping fewer visual tokens saves.
+
+    Medians of the time in every stage, to the first token and for each later one, of memory and of
+    the KV cache; every answer has as many tokens, whatever they say.
+    """
+    from foveate.bench.command import run_bench
+
+    with Progress() as progress:
+        text = run_bench(bundle, progress.begin, **how)
+    tell(text)
+
+
 @verb(main, "foveate doctor")
 @as_json
 def doctor(as_json: bool) -> None:

@@ -26,6 +26,7 @@ You are a helpful assistant.<|im_end|>
 {% if message.content is string %}{{ message.content }}{% else -%}
 {%- for part in message.content -%}
 {%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
 {%- elif part.type == 'text' -%}{{ part.text }}
 {%- endif -%}
 {%- endfor -%}

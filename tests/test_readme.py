@@ -25,7 +25,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     (folder / "models").symlink_to(ROOT / "models")
     lines = "".join(blocks("console")).strip().splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line in lines:
         prompt, program, *arguments = shlex.split(line)
         assert (prompt, program) == ("$", "foveate")
@@ -35,6 +35,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_run(desk: Path) -> None:
     assert (desk / "bundle" / "manifest.json").is_file()
+    assert (desk / "bench.json").is_file()
     for picture in ("look.png", "sheet.png", "f_theta.png"):
         assert (desk / picture).read_bytes().startswith(b"\x89PNG")
     trained = Bundle.open(desk / "compressed").manifest.compressor

@@ -76,8 +76,10 @@ def tokens(
     eos = tokenizer.token_to_id(END_OF_TURN)
     if eos is None:
         raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
+    video = model.config.video_token_id
     return {
         "image": model.config.image_token_id,
+        **({} if tokenizer.id_to_token(video) is None else {"video": video}),
         "vision_start": model.config.vision_start_token_id,
         "vision_end": model.config.vision_end_token_id,
         "eos": eos,

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
+
+from foveate.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,14 @@ class Vision:
         grids: For each picture (frames, rows, columns) of its visual tokens, in token order.
         sizes: For each picture (height, width) in pixels, after resizing.
         runs: For a graph that takes a picture at a time, its inputs by picture; `feeds` is empty then.
+        moving: Whether it is one video, whose frames stand in the first entry of `grids`.
     """
 
     feeds: dict[str, NDArray[np.generic]]
     grids: tuple[tuple[int, int, int], ...]
     sizes: tuple[tuple[int, int], ...]
     runs: tuple[dict[str, NDArray[np.generic]], ...] = ()
+    moving: bool = False
 
     @property
     def tokens(self) -> int:
@@ -68,7 +72,6 @@ class Family(Protocol):
         Raises:
             ImageError: A picture that the family cannot take.
         """
-        ...
 
     def layout(self, prompt: str, vision: Vision) -> Prompt:
         """Render the chat template around `prompt`, tokenize it and place every token.
@@ -76,3 +79,38 @@ class Family(Protocol):
         Raises:
             PromptError: Empty, or with the text of a control token in it.
         """
+
+
+@runtime_checkable
+class VideoFamily(Protocol):
+    """A family that also takes a video."""
+
+    def preprocess_frames(self, frames: Sequence[Image]) -> Vision:
+        """Resize, normalise and cut the frames of one video, all of one size.
+
+        Raises:
+            ImageError: Frames that the family cannot take.
+        """
+
+    def levels_of_frames(self, frames: Sequence[Image]) -> Vision:
+        """Resize the frames of one video only, as `Family.levels` does pictures.
+
+        Raises:
+            ImageError: Frames that the family cannot take.
+        """
+
+
+def preprocess_frames(family: Family, frames: Sequence[Image], apart: bool = False) -> Vision:
+    """Prepare the frames of one video.
+
+    Args:
+        family: The family.
+        frames: All of one size.
+        apart: Only resize them, for vision graphs that normalise and cut them themselves.
+
+    Raises:
+        ImageError: Frames that the family cannot take, or a family that takes pictures alone.
+    """
+    if not isinstance(family, VideoFamily):
+        raise ImageError(f"{family.name} takes pictures and no video; give the frames as pictures")
+    return (family.levels_of_frames if apart else family.preprocess_frames)(frames)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from foveate import families
 from foveate.bundle import Bundle
 from foveate.errors import BackendError, BundleError, ClosedError, ImageError, LimitError
-from foveate.families.base import Family, Prompt, Vision
+from foveate.families.base import Family, Prompt, Vision, preprocess_frames
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.backends import Backend, check_name, open_backend
 from foveate.runtime.engines import Tensor, Value
@@ -98,7 +98,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self,
         prompt: str,
         *,
-        images: Iterable[Picture],
+        images: Iterable[Picture] | None = None,
+        video: Iterable[Picture] | None = None,
         keep: float | int | None = None,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
@@ -107,12 +108,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         seed: int | None = None,
         repetition_penalty: float | None = None,
         stop_tokens: Iterable[int] = (),
+        ignore_eos: bool = False,
     ) -> Stream:
         """Answer a prompt about pictures, piece by piece; returns when the first token is there.
 
         Args:
             prompt: The instruction.
             images: Paths, bytes, PIL images or uint8 arrays [H, W, 3]; the prompt comes after them.
+            video: Frames of one size instead of pictures: a uint8 array [F, H, W, 3], or a list of
+                what `images` takes. Two frames make one step in time.
             keep: A ratio in (0, 1] or a count of visual tokens; None takes the bundle's default.
             max_new_tokens: The most tokens to generate; None takes the bundle's default.
             temperature: 0 is greedy.
@@ -121,9 +125,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             seed: Makes sampling repeatable.
             repetition_penalty: None takes the checkpoint's own.
             stop_tokens: Token ids that end the answer, beside the checkpoint's own.
+            ignore_eos: Go on past the checkpoint's own stop tokens, to `max_new_tokens`.
 
         Raises:
-            ImageError: No picture, or one that cannot be read or taken.
+            ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
             PromptError: An empty prompt, or one with a control token's text in it.
             KeepError: A `keep` that is neither.
             LimitError: More tokens than the bundle takes.
@@ -142,15 +147,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             seed,
             penalty if repetition_penalty is None else repetition_penalty,
         )
-        if isinstance(images, (str, bytes, os.PathLike, Image, np.ndarray)):
-            raise ImageError("images is one picture; pass a list, such as images=[picture]")
-        pictures = open_pictures(images)
-        if not pictures:
-            raise ImageError(
-                "no picture was given; pass at least one, such as images=['scene.png']"
-            )
-        apart = manifest.operators == "onnxruntime"
-        vision = (self._family.levels if apart else self._family.preprocess)(pictures)
+        vision = look(self._family, images, video, manifest.operators == "onnxruntime")
         self._check_visual(vision)
         laid_out = self._family.layout(prompt, vision)
         count = kept_count(manifest.compressor.keep if keep is None else keep, vision.tokens)
@@ -176,7 +173,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             sampler=Sampler(sampling, laid_out.token_ids),
             position=laid_out.next_position,
             tokenizer=self._tokenizer,
-            stops={*manifest.generation.eos, *stop_tokens},
+            stops={*(() if ignore_eos else manifest.generation.eos), *stop_tokens},
             most=most,
             visual=visual,
             timing=timing,
@@ -257,6 +254,43 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if most < 1:
             raise LimitError(f"max_new_tokens is {most}; give at least 1")
         return most
+
+
+def look(
+    family: Family,
+    images: Iterable[Picture] | None,
+    video: Iterable[Picture] | None,
+    apart: bool = False,
+) -> Vision:
+    """Open and prepare what a request is about.
+
+    Args:
+        family: The family.
+        images: Pictures.
+        video: The frames of a video.
+        apart: Only resize them, for vision graphs that normalise and cut them themselves.
+
+    Raises:
+        ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
+    """
+    if video is not None:
+        if images is not None:
+            raise ImageError("images and video were given; ask about one or the other")
+        whole = isinstance(video, np.ndarray) and video.ndim == 4
+        if not whole and isinstance(video, (str, bytes, os.PathLike, Image, np.ndarray)):
+            raise ImageError(
+                "video is no list of frames; pass a uint8 array [F, H, W, 3] or a list of pictures"
+            )
+        frames = open_pictures(video)
+        if not frames:
+            raise ImageError("the video has no frame; pass at least one")
+        return preprocess_frames(family, frames, apart)
+    if isinstance(images, (str, bytes, os.PathLike, Image, np.ndarray)):
+        raise ImageError("images is one picture; pass a list, such as images=[picture]")
+    pictures = open_pictures(images or ())
+    if not pictures:
+        raise ImageError("no picture was given; pass at least one, such as images=['scene.png']")
+    return (family.levels if apart else family.preprocess)(pictures)
 
 
 def read_tokenizer(bundle: Bundle) -> Tokenizer:

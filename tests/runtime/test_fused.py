@@ -78,6 +78,16 @@ def test_several_unequal_pictures(
         assert np.array_equal(given.visual.indices, wanted.visual.indices)
 
 
+def test_a_video(pipe: Pipeline, standard: Pipeline, samples: list[Sample]) -> None:
+    frames = [np.asarray(Image.open(one.image).resize((168, 140))) for one in samples[:15:3]]
+    for keep in (1.0, 0.3):
+        given = pipe.generate(samples[0].question, video=frames, keep=keep)
+        wanted = standard.generate(samples[0].question, video=frames, keep=keep)
+        assert given.visual.total == 3 * 5 * 6
+        assert given.token_ids == wanted.token_ids
+        assert np.array_equal(given.visual.indices, wanted.visual.indices)
+
+
 def test_threads_do_not_share_memory(pipe: Pipeline, samples: list[Sample]) -> None:
     chosen = samples[:40:10]
     alone = [pipe.generate(one.question, images=[one.image], keep=0.25).token_ids for one in chosen]

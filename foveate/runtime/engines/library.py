@@ -1,5 +1,8 @@
 """onnxruntime, imported in one place: its telemetry is switched off before."""
 
+import contextlib
+import functools
+import io
 import os
 
 from foveate.errors import MissingDependencyError
@@ -12,4 +15,15 @@ except ImportError as error:
         "onnxruntime is not installed: pip install foveate, or foveate[gpu] for CUDA"
     ) from error
 
-__all__ = ["ort"]
+__all__ = ["ort", "preload"]
+
+
+@functools.cache
+def preload() -> None:
+    """Load CUDA's libraries from their Python packages, where onnxruntime can and they are installed.
+
+    What it cannot find it looks for again where the system keeps libraries, so it may find none.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()

@@ -9,7 +9,7 @@ import numpy as np
 from foveate.errors import BackendError, ClosedError
 from foveate.manifest import TensorSpec
 from foveate.runtime.engines.base import Feeds, Value
-from foveate.runtime.engines.library import ort
+from foveate.runtime.engines.library import ort, preload
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {
@@ -46,7 +46,7 @@ def resolve_device(device: str) -> str:
     """
     available = ort.get_available_providers()
     if device == "auto":
-        return "cuda" if PROVIDERS["cuda"] in available else "cpu"
+        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
     if device not in PROVIDERS:
         raise BackendError(
             f"device {device!r} is unknown; choose from auto, {', '.join(PROVIDERS)}"
@@ -56,6 +56,8 @@ def resolve_device(device: str) -> str:
             f"device {device!r} needs onnxruntime's {PROVIDERS[device]}, and this onnxruntime has "
             f"{', '.join(available)}; pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
         )
+    if device == "cuda":
+        preload()
     return device
 
 

@@ -1,0 +1,1 @@
+"""How fast a bundle answers, and what keeping fewer visual tokens saves."""

@@ -1,0 +1,52 @@
+"""A bench as plain data, for --json."""
+
+from dataclasses import asdict
+from typing import Any
+
+from foveate.bench.result import FORMAT, MEASURES, OURS, VERSION, Bench, Case, Row, Spread
+
+
+def bench_facts(bench: Bench) -> dict[str, Any]:
+    """All there is; times are in seconds, memory in bytes."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **bench.made,
+        "machine": bench.machine,
+        "memory": asdict(bench.memory),
+        "transformers": bench.peer,
+        "cases": [_case_facts(case) for case in bench.cases],
+    }
+
+
+def _case_facts(case: Case) -> dict[str, Any]:
+    """One picture or video."""
+    return {
+        "scene": case.scene,
+        "visual_tokens": case.total,
+        "text_tokens": case.text_tokens,
+        "rows": [_row_facts(case, row) for row in case.rows],
+    }
+
+
+def _row_facts(case: Case, row: Row) -> dict[str, Any]:
+    """One way to answer."""
+    spreads = {measure: row.spread(measure) for measure in MEASURES}
+    ours = row.side == OURS
+    return {
+        "side": row.side,
+        "keep": row.keep,
+        "kept": row.visual.kept,
+        "prompt_tokens": row.prompt_tokens,
+        "cache_bytes": row.cache_bytes,
+        "tokens_per_second": row.tokens_per_second,
+        "first_token_id": row.first,
+        "seconds": {measure: _spread_facts(one) for measure, one in spreads.items() if one},
+        **({"times_faster_than": case.ratios(row)} if ours else {}),
+        "rounds": row.samples,
+    }
+
+
+def _spread_facts(spread: Spread) -> dict[str, float]:
+    """A median and its spread."""
+    return {"median": spread.median, "p5": spread.low, "p95": spread.high}

@@ -1,0 +1,256 @@
+"""The same model in transformers, answering the same request: with all visual tokens, and with ours.
+
+What is not the model is in transformers' favour: token ids and positions are given to it, and its
+stages are called one by one instead of through `generate`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from foveate.bench.result import Sample
+from foveate.errors import MissingDependencyError, UnsupportedFamilyError
+from foveate.families.base import Prompt, Vision
+from foveate.manifest import Manifest
+
+try:
+    import torch
+    import transformers
+    from torch import Tensor
+    from transformers import DynamicCache
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+except ImportError as error:
+    raise MissingDependencyError(
+        f"comparing with transformers needs {error.name}, which is not installed: "
+        "pip install 'foveate[export]'"
+    ) from error
+
+from foveate.calibration.qwen2_vl import weights
+from foveate.checkpoint import DTYPES, Checkpoint
+from foveate.export.random_weights import draw
+
+ATTENTION = "sdpa"
+FAMILY = "qwen2_vl"
+
+Look = Callable[[list[Image]], tuple[NDArray[np.float32], list[list[int]]]]
+"""Pictures to patches float32 [P, D] and their grids (frames, rows, columns) in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A request's prompt on the device.
+
+    Attributes:
+        token_ids: int64 [T], visual placeholders among them.
+        visual_index: int64 [N_v], where visual tokens stand.
+        position_ids: int64 [3, 1, T].
+        next_position: Of the first generated token.
+    """
+
+    token_ids: Tensor
+    visual_index: Tensor
+    position_ids: Tensor
+    next_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one pass gave: seconds by measure, the first token, and the cache's bytes at its end."""
+
+    sample: Sample
+    first: int
+    cache_bytes: int
+
+
+class Peer:
+    """A checkpoint in transformers, on one device."""
+
+    def __init__(self, model: Any, processor: Any, device: str) -> None:
+        """Put loaded parts together; use `Peer.load`."""
+        self.model = model
+        self.device = device
+        self._processor = processor
+
+    @classmethod
+    def load(cls, source: str, manifest: Manifest, device: str) -> "Peer":
+        """Load a checkpoint in the bundle's precision; random weights where the bundle's are.
+
+        Args:
+            source: The checkpoint's folder or hub id.
+            manifest: The bundle's.
+            device: "cpu" or "cuda".
+
+        Raises:
+            CheckpointError: It cannot be read.
+            UnsupportedFamilyError: A family that this comparison does not know, or not the bundle's.
+            MissingDependencyError: torch has no CUDA where the bundle runs on it.
+        """
+        checkpoint = Checkpoint.open(source)
+        if checkpoint.family != manifest.family or manifest.family != FAMILY:
+            raise UnsupportedFamilyError(
+                f"{source} is of the family {checkpoint.family} and the bundle of {manifest.family}; "
+                f"the comparison with transformers knows {FAMILY} on both sides"
+            )
+        if device == "cuda" and not torch.cuda.is_available():
+            raise MissingDependencyError(
+                "the bundle runs on CUDA and this torch has none: pip install a torch with CUDA, or "
+                "use --device cpu"
+            )
+        dtype = DTYPES[manifest.precision]
+        if manifest.weights == "random":
+            model = draw(checkpoint, dtype, ATTENTION, device)
+        else:
+            model = weights(checkpoint, dtype, ATTENTION).to(device)
+        return cls(model, Qwen2VLImageProcessorPil.from_pretrained(checkpoint.root), device)
+
+    def facts(self) -> dict[str, Any]:
+        """Versions, and the most memory that torch held on the device."""
+        cuda = self.device == "cuda"
+        return {
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "attention": ATTENTION,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.device,
+            "peak_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+        }
+
+    def give(self, prompt: Prompt) -> Given:
+        """Put a prompt on the device."""
+        return Given(
+            torch.from_numpy(prompt.token_ids).to(self.device),
+            torch.from_numpy(prompt.visual_index).to(self.device),
+            torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
+            prompt.next_position,
+        )
+
+    def look(self, pictures: list[Image]) -> tuple[NDArray[np.float32], list[list[int]]]:
+        """Transformers' own preprocessing of pictures."""
+        found = self._processor(images=pictures, return_tensors="np")
+        return found["pixel_values"], found["image_grid_thw"].tolist()
+
+    def through(self, prepare: Callable[[list[Image]], Vision]) -> Look:
+        """Another preprocessing, in the form that the vision tower takes."""
+        merge = self.model.config.vision_config.spatial_merge_size
+
+        def looked(pictures: list[Image]) -> tuple[NDArray[np.float32], list[list[int]]]:
+            """Patches and their grids."""
+            vision = prepare(pictures)
+            pixels = np.asarray(vision.feeds["pixel_values"], dtype=np.float32)
+            return pixels, [
+                [frames, high * merge, wide * merge] for frames, high, wide in vision.grids
+            ]
+
+        return looked
+
+    @torch.inference_mode()
+    def whole(
+        self, pictures: list[Image], given: Given, new_tokens: int, look: Look | None = None
+    ) -> tuple[Reply, Tensor]:
+        """Answer from pixels in memory, with all visual tokens.
+
+        Args:
+            pictures: What is asked about.
+            given: The prompt.
+            new_tokens: How many tokens to generate.
+            look: Preprocessing to use instead of transformers'.
+
+        Returns:
+            The reply, and the visual tokens E_v [N_v, H].
+        """
+        began = self._now()
+        pixels, grids = (look or self.look)(pictures)
+        looked = time.perf_counter()
+        visual = self.model.model.visual(
+            torch.from_numpy(pixels).to(self.device, self.model.dtype),
+            torch.tensor(grids, device=self.device),
+        ).pooler_output
+        seen = self._now()
+        embeds = self._embed(given.token_ids)
+        embeds[given.visual_index] = visual
+        placed = self._now()
+        sample, first, cache_bytes = self._answer(embeds, given.position_ids, given, new_tokens)
+        return (
+            Reply(
+                {
+                    "preprocess": looked - began,
+                    "vision": seen - looked,
+                    **sample,
+                    "first_token": placed - began + sample["prefill"],
+                },
+                first,
+                cache_bytes,
+            ),
+            visual,
+        )
+
+    @torch.inference_mode()
+    def pruned(
+        self, visual: Tensor, kept: NDArray[np.int64], given: Given, before: Reply, new_tokens: int
+    ) -> Reply:
+        """Answer with some visual tokens, at their own positions.
+
+        Args:
+            visual: E_v [N_v, H], as `whole` gave it.
+            kept: int64 [K], ordinals of the visual tokens to keep, ascending.
+            given: The prompt.
+            before: The reply with all tokens: what came before prefill is the same.
+            new_tokens: How many tokens to generate.
+        """
+        chosen = torch.from_numpy(np.asarray(kept, dtype=np.int64)).to(self.device)
+        stays = torch.ones(len(given.token_ids), dtype=torch.bool, device=self.device)
+        stays[given.visual_index] = False
+        stays[given.visual_index[chosen]] = True
+        index = stays.nonzero()[:, 0]
+        places = (stays.cumsum(0) - 1)[given.visual_index[chosen]]
+        began = self._now()
+        embeds = self._embed(given.token_ids[index])
+        embeds[places] = visual[chosen]
+        positions = given.position_ids[:, :, index]
+        gathered = self._now() - began
+        sample, first, cache_bytes = self._answer(embeds, positions, given, new_tokens)
+        ahead = before.sample["preprocess"] + before.sample["vision"]
+        sample |= {stage: before.sample[stage] for stage in ("preprocess", "vision")}
+        sample |= {"first_token": ahead + gathered + sample["prefill"]}
+        return Reply(sample, first, cache_bytes)
+
+    def _answer(
+        self, embeds: Tensor, positions: Tensor, given: Given, new_tokens: int
+    ) -> tuple[Sample, int, int]:
+        """Prefill and greedy steps: seconds, the first token, and the cache's bytes at the end."""
+        cache = DynamicCache()
+        began = self._now()
+        first = token = self._step(embeds[None], positions, cache)
+        prefilled = self._now()
+        for number in range(new_tokens - 1):
+            row = self._embed(torch.tensor([token], device=self.device))
+            place = torch.full((3, 1, 1), given.next_position + number, device=self.device)
+            token = self._step(row[None], place, cache)
+        sample = {"prefill": prefilled - began}
+        if new_tokens > 1:
+            sample["per_token"] = (self._now() - prefilled) / (new_tokens - 1)
+        states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+        return sample, first, sum(state.nbytes for state in states)
+
+    def _step(self, embeds: Tensor, positions: Tensor, cache: Any) -> int:
+        """Take tokens in; the likeliest one after them."""
+        hidden = self.model.model.language_model(
+            inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return int(self.model.lm_head(hidden[:, -1]).argmax())
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        """Embedding rows [N, H] that may be written to."""
+        rows: Tensor = self.model.model.language_model.embed_tokens(token_ids)
+        return rows
+
+    def _now(self) -> float:
+        """The time, when all that was asked of the device is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()

@@ -1,0 +1,153 @@
+"""A bench as a picture: time to the first token against tokens kept, and answers that stay right."""
+
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.bench.result import OURS, STAGES, Bench, Case
+from foveate.errors import DataError, MissingDependencyError
+from foveate.output import replace_file
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingDependencyError(
+        "--plot draws with matplotlib, which is not installed: pip install 'foveate[bench]'"
+    ) from error
+
+EVALUATION = "foveate-evaluation"
+COLOURS = dict(zip(STAGES, ("#9aa5b1", "#1b6ca8", "#e09f3e", "#3c8d40"), strict=True))
+QUALITY = ("#d1495b", "#7b2d8b", "#444444")
+STYLES = {"transformers": ("s", "#222222"), "transformers, same tokens": ("^", "#777777")}
+PANEL = (6.5, 4.5)
+DPI = 120
+
+Curve = list[tuple[float, float]]
+"""Shares of the visual tokens used, and the percentage of answers that were right with them."""
+
+
+def read_quality(path: Path, compressor: str) -> dict[str, Curve]:
+    """Read what `calibrate evaluate` found of the bundle's way of ranking.
+
+    Args:
+        path: What `foveate calibrate evaluate --out` wrote.
+        compressor: The bundle's: "attention", or "f_theta" for rankings by a file.
+
+    Returns:
+        By ranking its curve, all tokens last.
+
+    Raises:
+        DataError: It cannot be read, or has no such ranking.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != EVALUATION:
+            raise ValueError(f"its format is {document['format']!r}, not {EVALUATION!r}")
+        everything = document["groups"][0]
+        curves: dict[str, Curve] = {}
+        for row in everything["rows"]:
+            name = str(row["ranking"])
+            if name == compressor or (compressor == "f_theta" and name.endswith(".safetensors")):
+                point = (float(row["used"]), float(row["accuracy"]))
+                curves.setdefault(Path(name).name, []).append(point)
+        full = (1.0, float(everything["full"]["accuracy"]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"{path}: no evaluation can be read from it ({error}); give what "
+            "foveate calibrate evaluate --out wrote"
+        ) from error
+    if not curves:
+        raise DataError(
+            f"{path}: nothing in it was ranked by {compressor}, as the bundle's tokens are; "
+            "evaluate with --rank attention, or --rank FILE for f_θ"
+        )
+    return {name: sorted({*curve, full}) for name, curve in curves.items()}
+
+
+def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
+    """A panel a picture or video; stages are stacked up to the first token."""
+    width, height = PANEL
+    figure = Figure(figsize=(width * len(bench.cases), height), dpi=DPI, layout="constrained")
+    facts = bench.made["bundle"]
+    gpu = bench.machine["gpu"]
+    where = (gpu and gpu["name"]) or bench.machine["processor"] or bench.machine["machine"]
+    note = ", random weights" if facts["weights"] == "random" else ""
+    figure.suptitle(f"{facts['family']} {facts['precision']}{note} on {where}")
+    panels = figure.subplots(1, len(bench.cases), squeeze=False)[0]
+    for axes, case in zip(panels, bench.cases, strict=True):
+        _draw_case(axes, case)
+        if quality:
+            _draw_quality(axes, case, quality)
+    names = {
+        name: mark
+        for axes in figure.axes
+        for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(names.values()), list(names), fontsize="small", loc="outside lower center", ncols=4
+    )
+    return figure
+
+
+def write_plot(
+    path: Path, bench: Bench, quality: dict[str, Curve] | None = None, *, force: bool = False
+) -> None:
+    """Write the picture as a PNG.
+
+    Raises:
+        OutputExistsError: Something is there, and `force` was not given.
+        OutputError: It could not be written.
+    """
+    buffer = io.BytesIO()
+    draw_bench(bench, quality).savefig(buffer, format="png")
+    replace_file(path, buffer.getvalue(), force=force)
+
+
+def _draw_case(axes: Axes, case: Case) -> None:
+    """Foveate's stages as bars, transformers' first tokens as marks."""
+    rows = [row for row in case.rows if row.side == OURS]
+    places = [row.visual.kept for row in rows]
+    width = _bar_width(places, case.total)
+    bottom = [0.0] * len(rows)
+    for stage, colour in COLOURS.items():
+        heights = [1000 * spread.median if (spread := row.spread(stage)) else 0.0 for row in rows]
+        axes.bar(places, heights, width, bottom, color=colour, label=stage)
+        bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
+    for side, (marker, colour) in STYLES.items():
+        marks = [
+            (row.visual.kept, 1000 * spread.median)
+            for row in case.rows
+            if row.side == side and (spread := row.spread("first_token"))
+        ]
+        if marks:
+            kept, times = zip(*marks, strict=True)
+            axes.plot(kept, times, marker, color=colour, label=side)
+    axes.set(
+        title=f"{case.scene}, {case.total} visual tokens",
+        xlabel="visual tokens kept",
+        ylabel="median time to the first token [ms]",
+        xlim=(0, case.total + width),
+    )
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _draw_quality(axes: Axes, case: Case, quality: dict[str, Curve]) -> None:
+    """Right answers at the same shares of tokens, on an axis of their own."""
+    right: Any = axes.twinx()
+    for (name, curve), colour in zip(quality.items(), QUALITY * len(quality), strict=False):
+        shares, accuracy = zip(*curve, strict=True)
+        places = [share * case.total for share in shares]
+        right.plot(places, accuracy, "o-", color=colour, label=f"right answers, {name}")
+    right.set(ylabel="right answers [%]", ylim=(0, 103))
+
+
+def _bar_width(places: Sequence[int], total: int) -> float:
+    """As wide as bars can be without touching, and no wider than a twelfth of all."""
+    ordered = sorted(set(places))
+    gaps = [after - before for before, after in itertools.pairwise(ordered)]
+    return min([0.8 * gap for gap in gaps] + [total / 12])

@@ -1,0 +1,158 @@
+"""What a bench gave: seconds by stage and round, and what follows from them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from foveate.runtime.answer import Visual
+
+FORMAT = "foveate-bench"
+VERSION = 1
+STAGES = ("preprocess", "vision", "compress", "prefill")
+MEASURES = (*STAGES, "first_token", "per_token")
+OURS = "foveate"
+ALL = "transformers"
+SAME = "transformers, same tokens"
+
+Sample = dict[str, float]
+"""Seconds of one request by measure; `first_token` from the call on, `per_token` for each later token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A median, and where 5 % and 95 % of the values lie, in seconds."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(slots=True)
+class Row:
+    """One way to answer, measured round by round.
+
+    Attributes:
+        side: Foveate, or transformers with all or with the same tokens.
+        keep: As it was asked for.
+        visual: What was kept.
+        prompt_tokens: What the language model took in: text and kept visual tokens.
+        cache_bytes: Of keys and values at the end of the answer.
+        first: The first generated token.
+        samples: A sample a round.
+    """
+
+    side: str
+    keep: float | int
+    visual: Visual
+    prompt_tokens: int
+    cache_bytes: int
+    first: int
+    samples: list[Sample] = field(default_factory=list)
+
+    def spread(self, measure: str) -> Spread | None:
+        """Of one measure; None where this side does not have it."""
+        values = [sample[measure] for sample in self.samples if measure in sample]
+        if not values:
+            return None
+        low, median, high = np.percentile(values, (5, 50, 95))
+        return Spread(float(median), float(low), float(high))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of later tokens; None where there was only one token."""
+        spread = self.spread("per_token")
+        return 1 / spread.median if spread and spread.median else None
+
+
+def speedup(slow: Row, fast: Row, measure: str) -> float | None:
+    """How many times faster `fast` is: the median over the rounds of their ratios, round by round."""
+    ratios = [
+        one[measure] / other[measure]
+        for one, other in zip(slow.samples, fast.samples, strict=True)
+        if one.get(measure) and other.get(measure)
+    ]
+    return float(np.median(ratios)) if ratios else None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture or video, asked about in every way.
+
+    Attributes:
+        scene: Its size as it was asked for.
+        total: Its visual tokens.
+        text_tokens: The other tokens of the prompt.
+        rows: Foveate's by keep, then transformers'.
+    """
+
+    scene: str
+    total: int
+    text_tokens: int
+    rows: list[Row]
+
+    def find(self, side: str, keep: float | int | None = None) -> Row | None:
+        """The row of a side, at one keep or the first."""
+        return next(
+            (row for row in self.rows if row.side == side and keep in (None, row.keep)), None
+        )
+
+    @property
+    def whole(self) -> Row | None:
+        """Foveate's row with all visual tokens."""
+        return next(
+            (row for row in self.rows if row.side == OURS and row.visual.kept == self.total), None
+        )
+
+    def ratios(self, row: Row) -> dict[str, dict[str, float]]:
+        """How many times faster one of Foveate's rows is than others, by what and by measure."""
+        others = {
+            "all_tokens": self.whole,
+            "transformers": self.find(ALL),
+            "transformers_same_tokens": self.find(SAME, row.keep),
+        }
+        return {
+            name: {
+                measure: ratio
+                for measure in MEASURES
+                if (ratio := speedup(other, row, measure)) is not None
+            }
+            for name, other in others.items()
+            if other is not None and other is not row
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes in use: of the GPU as a whole, or of this process on a CPU.
+
+    Attributes:
+        of: "device", or "process".
+        before: Before the bundle was loaded; None where the system does not say.
+        loaded: After it was.
+        peak: The most while the warm-up ran, over all keeps.
+    """
+
+    of: str
+    before: int | None
+    loaded: int | None
+    peak: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A bench.
+
+    Attributes:
+        made: Bundle and settings: the same for the same bench.
+        machine: What it ran on.
+        memory: Of Foveate alone, before transformers was loaded.
+        cases: One a picture or video.
+        peer: Transformers' version, device and memory; None where it was not asked for.
+    """
+
+    made: dict[str, Any]
+    machine: dict[str, Any]
+    memory: Memory
+    cases: list[Case]
+    peer: dict[str, Any] | None

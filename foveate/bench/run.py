@@ -1,0 +1,239 @@
+"""What `foveate bench` does: ask, round by round, in every way, and note how long each took."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL.Image import Image
+
+from foveate.bench.machine import Peak, machine_facts, memory_reader, resident_peak
+from foveate.bench.result import ALL, OURS, SAME, STAGES, Bench, Case, Memory, Row, Sample
+from foveate.bench.scenes import Scene
+from foveate.errors import LimitError
+from foveate.families.base import Family, Prompt, Vision, preprocess_frames
+from foveate.runtime.answer import Answer, Visual
+from foveate.runtime.engines.onnx import PROVIDERS, resolve_device
+from foveate.runtime.pipeline import Pipeline, read_family, read_tokenizer
+
+if TYPE_CHECKING:
+    from foveate.bench.peer import Peer, Reply
+
+PROMPT = "Describe what can be seen here, and where."
+PICTURE = Scene(1008, 1008)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What is measured.
+
+    Attributes:
+        keeps: How many visual tokens to keep, way by way.
+        scenes: What is asked about.
+        new_tokens: Tokens of every answer; stop tokens do not end it.
+        repeats: Rounds that count.
+        warmup: Rounds before them that do not.
+        device: As `Pipeline.load` takes it.
+        backend: As `Pipeline.load` takes it.
+        prompt: The question.
+        against: A checkpoint to run in transformers beside; None to leave that out.
+    """
+
+    keeps: tuple[float | int, ...] = (1.0, 0.5, 0.25, 0.1)
+    scenes: tuple[Scene, ...] = (PICTURE,)
+    new_tokens: int = 32
+    repeats: int = 10
+    warmup: int = 3
+    device: str = "auto"
+    backend: str = "auto"
+    prompt: str = PROMPT
+    against: str | None = None
+
+    def check(self) -> None:
+        """Refuse what would measure nothing.
+
+        Raises:
+            LimitError: No token, no round, or no warm-up, without which the first round is another.
+        """
+        for name in ("new_tokens", "repeats", "warmup"):
+            if getattr(self, name) < 1:
+                raise LimitError(f"{name} is {getattr(self, name)}; give at least 1")
+
+
+@dataclass(slots=True)
+class Work:
+    """One scene on its way: what is asked, and the rows so far."""
+
+    scene: Scene
+    pictures: list[Image]
+    prompt: Prompt
+    rows: dict[tuple[str, float | int], Row] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What `Pipeline.stream` takes of the scene: pixels in memory."""
+        return {"video" if self.scene.frames else "images": self.pictures}
+
+
+def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage: None) -> Bench:
+    """Measure a bundle.
+
+    Ways to answer take turns within a round, so that a clock that drifts slows all of them alike.
+
+    Args:
+        bundle: Its folder.
+        options: What is measured.
+        progress: Told as each stage begins.
+
+    Raises:
+        FoveateError: Whatever keeps the bundle, or transformers, from answering.
+    """
+    options.check()
+    device = resolve_device(options.device)
+    read = memory_reader(device)
+    before = read()
+    progress("loading the bundle")
+    with Pipeline.load(bundle, backend=options.backend, device=device) as pipe:
+        loaded = read()
+        family = read_family(pipe.bundle, read_tokenizer(pipe.bundle))
+        works = [_prepare(family, scene, options.prompt) for scene in options.scenes]
+        progress("warm-up")
+        with Peak(read) as peak:
+            for work in works:
+                for _ in range(options.warmup):
+                    _ask(pipe, work, options)
+        most = peak.most if device == "cuda" else resident_peak()
+        memory = Memory("device" if device == "cuda" else "process", before, loaded, most)
+        peer = None
+        if options.against is not None:
+            progress("loading transformers")
+            peer = _load_peer(options.against, pipe, device)
+            progress("warm-up of transformers")
+            for work in works:
+                for _ in range(options.warmup):
+                    _ask_peer(peer, family, work, options)
+        for work in works:
+            for row in work.rows.values():
+                row.samples.clear()
+            for number in range(options.repeats):
+                progress(f"{work.scene.label}, round {number + 1} of {options.repeats}")
+                _ask(pipe, work, options)
+                if peer is not None:
+                    _ask_peer(peer, family, work, options)
+        return Bench(
+            made=_made(bundle, pipe, options),
+            machine=machine_facts(device),
+            memory=memory,
+            cases=[_finish(work) for work in works],
+            peer=None if peer is None else peer.facts(),
+        )
+
+
+def _prepare(family: Family, scene: Scene, prompt: str) -> Work:
+    """Make the noise, and lay the prompt out around it."""
+    pictures = scene.pictures()
+    return Work(scene, pictures, family.layout(prompt, look(family, scene, pictures)))
+
+
+def look(family: Family, scene: Scene, pictures: list[Image]) -> Vision:
+    """Foveate's preprocessing of a scene.
+
+    Raises:
+        ImageError: A video, and a family that takes pictures alone.
+    """
+    return preprocess_frames(family, pictures) if scene.frames else family.preprocess(pictures)
+
+
+def _ask(pipe: Pipeline, work: Work, options: BenchOptions) -> None:
+    """One round of Foveate's: each keep once."""
+    for keep in options.keeps:
+        answer = pipe.generate(
+            options.prompt,
+            **work.request,
+            keep=keep,
+            max_new_tokens=options.new_tokens,
+            ignore_eos=True,
+        )
+        row = work.rows.get((OURS, keep))
+        if row is None:
+            row = work.rows[OURS, keep] = Row(
+                OURS, keep, answer.visual, answer.prompt_tokens, answer.cache_bytes,
+                answer.token_ids[0],
+            )  # fmt: skip
+        row.samples.append(_sample(answer))
+
+
+def _sample(answer: Answer) -> Sample:
+    """An answer's seconds by measure."""
+    timing, later = answer.timing, len(answer.token_ids) - 1
+    sample = {stage: getattr(timing, stage) for stage in (*STAGES, "first_token")}
+    return {**sample, "per_token": timing.decode / later} if later else sample
+
+
+def _load_peer(against: str, pipe: Pipeline, device: str) -> "Peer":
+    """Transformers, which nothing else here needs."""
+    from foveate.bench.peer import Peer
+
+    return Peer.load(against, pipe.bundle.manifest, device)
+
+
+def _ask_peer(peer: "Peer", family: Family, work: Work, options: BenchOptions) -> None:
+    """One round of transformers': all visual tokens, then those that Foveate kept."""
+    given = peer.give(work.prompt)
+    own = None
+    if work.scene.frames:
+        own = peer.through(lambda frames: look(family, work.scene, frames))
+    whole, visual = peer.whole(work.pictures, given, options.new_tokens, own)
+    total = len(work.prompt.visual_index)
+    ours = [row for row in work.rows.values() if row.side == OURS]
+    everything = Visual(total, total, np.arange(total), None, ours[0].visual.grids)
+    _note(work, ALL, 1.0, everything, whole)
+    for row in ours:
+        if row.visual.kept < total:
+            reply = peer.pruned(visual, row.visual.indices, given, whole, options.new_tokens)
+            _note(work, SAME, row.keep, row.visual, reply)
+
+
+def _note(work: Work, side: str, keep: float | int, visual: Visual, reply: "Reply") -> None:
+    """Add one pass of transformers' to its row."""
+    row = work.rows.get((side, keep))
+    if row is None:
+        tokens = len(work.prompt.token_ids) - visual.total + visual.kept
+        row = Row(side, keep, visual, tokens, reply.cache_bytes, reply.first)
+        work.rows[side, keep] = row
+    row.samples.append(reply.sample)
+
+
+def _made(path: Path, pipe: Pipeline, options: BenchOptions) -> dict[str, Any]:
+    """Bundle and settings, for the record."""
+    manifest = pipe.bundle.manifest
+    return {
+        "bundle": {
+            "path": str(path),
+            "family": manifest.family,
+            "precision": manifest.precision,
+            "weights": manifest.weights,
+            "operators": manifest.operators,
+            "compressor": manifest.compressor.kind,
+            "tools": manifest.tools,
+        },
+        "device": pipe.device,
+        "backend": options.backend,
+        "provider": PROVIDERS[pipe.device],
+        "prompt": options.prompt,
+        "new_tokens": options.new_tokens,
+        "repeats": options.repeats,
+        "warmup": options.warmup,
+        "keeps": list(options.keeps),
+        "against": options.against,
+    }
+
+
+def _finish(work: Work) -> Case:
+    """A scene's rows, Foveate's first."""
+    rows = sorted(work.rows.values(), key=lambda row: row.side != OURS)
+    total = rows[0].visual.total
+    return Case(work.scene.label, total, len(work.prompt.token_ids) - total, rows)

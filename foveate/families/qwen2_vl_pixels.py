@@ -1,0 +1,175 @@
+"""Qwen2-VL's pixels: pictures and frames to what its vision graphs take."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from foveate.errors import ImageError
+from foveate.families.base import Vision
+from foveate.families.pixels import level_table, resize_bicubic, to_rgb
+from foveate.families.qwen2_vl_settings import Settings, fitted_size
+
+Levels = NDArray[np.uint8]
+"""A picture's 8-bit levels [height, width, 3], its sides whole tokens."""
+
+
+class Pixels:
+    """Preprocessing with one bundle's settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Look up once what each level becomes."""
+        self.settings = settings
+        self.table = level_table(settings.image_mean, settings.image_std, settings.rescale_factor)
+        self.unit = settings.patch_size * settings.merge_size
+
+    def preprocess(self, pictures: Sequence[Image.Image]) -> Vision:
+        """Resize, normalise and cut pictures, bit for bit as the reference image processor.
+
+        Transparent pictures are laid on white. Any number of pictures, also none.
+
+        Returns:
+            Feeds pixel_values float32 [P, C * temporal_patch_size * patch_size^2], P patches in
+            token order; position_ids int64 [P, 2], each patch's (row, column) in its picture;
+            cu_seqlens int32 [pictures + 1], where each picture's patches begin and the last end.
+
+        Raises:
+            ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
+        """
+        resized = self.resized(pictures)
+        width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
+        pixels = [self.patches(levels) for levels in resized]
+        places = [self.places(levels) for levels in resized]
+        lengths = [len(part) for part in pixels]
+        return Vision(
+            feeds={
+                "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),
+                "position_ids": np.concatenate([np.empty((0, 2), np.int64), *places]),
+                "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
+            },
+            grids=tuple((1, *self.grid(levels)) for levels in resized),
+            sizes=tuple(size(levels) for levels in resized),
+        )
+
+    def preprocess_frames(self, frames: Sequence[Image.Image]) -> Vision:
+        """Resize, normalise and cut the frames of one video; each is limited in size as a picture is.
+
+        As many frames as a patch is deep (two) make one step in time; the last frame is repeated where
+        they do not come out even. Attention stays within a step.
+
+        Returns:
+            Feeds as `preprocess` gives them, step after step; cu_seqlens has the borders of the steps.
+
+        Raises:
+            ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
+        """
+        resized, depth = self.paired(frames), self.settings.temporal_patch_size
+        steps = len(resized) // depth
+        pixels = [
+            self.patches(*resized[begin : begin + depth]) for begin in range(0, len(resized), depth)
+        ]
+        places = self.places(resized[0])
+        return Vision(
+            feeds={
+                "pixel_values": np.concatenate(pixels),
+                "position_ids": np.tile(places, (steps, 1)),
+                "cu_seqlens": np.arange(steps + 1, dtype=np.int32) * np.int32(len(places)),
+            },
+            grids=((steps, *self.grid(resized[0])),),
+            sizes=(size(resized[0]),),
+            moving=True,
+        )
+
+    def levels(self, pictures: Sequence[Image.Image]) -> Vision:
+        """Resize pictures as `preprocess` does, and leave the rest to the vision graph.
+
+        Returns:
+            For each picture a run of levels uint8 [1, 1, rows, M, P, columns, M, P * 3], a view of its
+            pixels as tokens of M x M patches of P x P pixels; and position_ids int64 [patches, 2].
+
+        Raises:
+            ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
+        """
+        resized = self.resized(pictures)
+        return Vision(
+            feeds={},
+            grids=tuple((1, *self.grid(levels)) for levels in resized),
+            sizes=tuple(size(levels) for levels in resized),
+            runs=tuple(self.run(levels[None, None]) for levels in resized),
+        )
+
+    def levels_of_frames(self, frames: Sequence[Image.Image]) -> Vision:
+        """Resize the frames of one video, and leave the rest to the vision graph.
+
+        Returns:
+            One run of levels uint8 [steps, frames of a step, rows, M, P, columns, M, P * 3], and
+            position_ids int64 [patches of a step, 2].
+
+        Raises:
+            ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
+        """
+        resized, depth = self.paired(frames), self.settings.temporal_patch_size
+        whole = np.stack(resized).reshape(-1, depth, *resized[0].shape)
+        return Vision(
+            feeds={},
+            grids=((len(whole), *self.grid(resized[0])),),
+            sizes=(size(resized[0]),),
+            runs=(self.run(whole),),
+            moving=True,
+        )
+
+    def resized(self, pictures: Sequence[Image.Image]) -> list[Levels]:
+        """Each picture's levels."""
+        found = []
+        for number, picture in enumerate(pictures, start=1):
+            fitted = fitted_size(picture.height, picture.width, self.settings, number)
+            found.append(np.asarray(resize_bicubic(to_rgb(picture, number), *fitted)))
+        return found
+
+    def paired(self, frames: Sequence[Image.Image]) -> list[Levels]:
+        """Each frame's levels, the last again until they fill whole steps."""
+        if not frames or len({frame.size for frame in frames}) > 1:
+            raise ImageError(
+                "a video needs at least one frame, and frames of one size; resize them"
+            )
+        levels = self.resized(frames)
+        return levels + [levels[-1]] * (-len(levels) % self.settings.temporal_patch_size)
+
+    def patches(self, *frames: Levels) -> NDArray[np.float32]:
+        """The frames of one step, or a picture, to normalised patches float32 [P, width of a patch]."""
+        patch, merge = self.settings.patch_size, self.settings.merge_size
+        rows, columns = self.grid(frames[0])
+        count, depth = rows * columns * merge * merge, self.settings.temporal_patch_size
+        out = np.empty((count, 3, depth, patch, patch), dtype=np.float32)
+        for place, levels in enumerate(frames):
+            blocks = levels.reshape(rows, merge, patch, columns, merge, patch, 3)
+            ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch, patch)
+            span = slice(None) if len(frames) == 1 else slice(place, place + 1)
+            for channel in range(3):
+                out[:, channel, span] = self.table[channel][ordered[:, channel]][:, None]
+        return out.reshape(count, -1)
+
+    def run(self, levels: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+        """What the vision graph takes of levels [steps, frames, height, width, 3]."""
+        patch, merge = self.settings.patch_size, self.settings.merge_size
+        rows, columns = self.grid(levels[0, 0])
+        shape = (*levels.shape[:2], rows, merge, patch, columns, merge, patch * 3)
+        return {"levels": levels.reshape(shape), "position_ids": self.places(levels[0, 0])}
+
+    def grid(self, levels: Levels) -> tuple[int, int]:
+        """Rows and columns of visual tokens."""
+        return levels.shape[0] // self.unit, levels.shape[1] // self.unit
+
+    def places(self, levels: Levels) -> NDArray[np.int64]:
+        """(row, column) of each patch, int64 [patches, 2], patches of one token together."""
+        merge = self.settings.merge_size
+        rows, columns = self.grid(levels)
+        places = np.indices((rows * merge, columns * merge), dtype=np.int64)
+        blocks = places.reshape(2, rows, merge, columns, merge)
+        return blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+
+
+def size(levels: Levels) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return levels.shape[0], levels.shape[1]

@@ -1,0 +1,179 @@
+"""foveate bench: what it measures and says. How long anything took is never asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from foveate.bench.plot import read_quality
+from foveate.bench.result import OURS, Case, Row, speedup
+from foveate.bench.run import BenchOptions
+from foveate.bench.scenes import Scene, parse_keeps, parse_list, parse_picture, parse_video
+from foveate.bundle import Bundle
+from foveate.errors import DataError, FoveateError, ImageError, KeepError, LimitError
+from tests.command import invoke, refused
+
+QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")
+SIZE = ("--image-size", "112x84")
+EVALUATION = {
+    "format": "foveate-evaluation",
+    "groups": [
+        {
+            "full": {"accuracy": 90.0},
+            "rows": [
+                {"ranking": "attention", "used": 0.5, "accuracy": 80.0},
+                {"ranking": "random", "used": 0.5, "accuracy": 10.0},
+                {"ranking": "some/f_theta.safetensors", "used": 0.25, "accuracy": 85.0},
+            ],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """What an evaluation leaves of itself, as far as a plot reads it."""
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(EVALUATION))
+    return path
+
+
+def test_against_transformers(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    """With the same tokens, transformers' first token is the same."""
+    out, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = (
+        "bench", tiny_bundle.root, *QUICK, *SIZE, "--video", "4x84x56", "--against",
+        tiny_checkpoint, "--json", out, "--plot", plot, "--quality", evaluation,
+    )  # fmt: skip
+    told = invoke(*arguments)
+    assert told.exit_code == 0, told.stderr
+    assert "112x84: 12 visual tokens" in told.stdout
+    assert "times faster than transformers, same tokens" in told.stdout
+    with Image.open(plot) as picture:
+        assert picture.width > picture.height
+    facts = json.loads(out.read_text())
+    assert (facts["format"], facts["version"]) == ("foveate-bench", 1)
+    assert facts["bundle"]["precision"] == "fp32"
+    assert facts["transformers"]["dtype"] == "float32"
+    assert facts["memory"]["peak"] > facts["memory"]["before"] > 0
+    assert facts["machine"]["gpu"] is None
+    still, video = facts["cases"]
+    assert (still["scene"], video["scene"]) == ("112x84", "4x84x56")
+    assert (still["visual_tokens"], video["visual_tokens"]) == (12, 12)
+    for case in (still, video):
+        check_case(case)
+    refused(invoke(*arguments), "bench.json", "--force")
+
+
+def check_case(case: dict[str, Any]) -> None:
+    """Foveate with each keep, then transformers with all tokens and with the same."""
+    sides = [(row["side"], row["kept"]) for row in case["rows"]]
+    assert sides == [
+        ("foveate", 12), ("foveate", 6), ("foveate", 3), ("transformers", 12),
+        ("transformers, same tokens", 6), ("transformers, same tokens", 3),
+    ]  # fmt: skip
+    ours, theirs = case["rows"][:3], case["rows"][3:]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["first_token_id"] == other["first_token_id"]
+        assert one["prompt_tokens"] == other["prompt_tokens"] == case["text_tokens"] + one["kept"]
+        assert one["cache_bytes"] == other["cache_bytes"]
+        assert len(one["rounds"]) == len(other["rounds"]) == 2
+        assert set(one["seconds"]) - set(other["seconds"]) == {"compress"}
+        assert set(other["seconds"]) == {
+            "preprocess", "vision", "prefill", "first_token", "per_token",
+        }  # fmt: skip
+    assert set(ours[0]["times_faster_than"]) == {"transformers"}
+    assert set(ours[1]["times_faster_than"]) == {
+        "all_tokens", "transformers", "transformers_same_tokens",
+    }  # fmt: skip
+
+
+def test_json_on_standard_output(tiny_bundle: Bundle) -> None:
+    facts = json.loads(invoke("bench", tiny_bundle.root, *QUICK, *SIZE, "--json").stdout)
+    assert facts["provider"] == "CPUExecutionProvider"
+    assert facts["transformers"] is None
+    assert facts["keeps"] == [1.0, 0.5, 3]
+    assert set(facts["cases"][0]["rows"][1]["times_faster_than"]) == {"all_tokens"}
+
+
+def test_it_needs_no_torch(tiny_bundle: Bundle) -> None:
+    code = (
+        "import sys\nfor name in ('torch', 'transformers', 'matplotlib'):\n"
+        "    sys.modules[name] = None\nfrom foveate.cli import main\nmain(sys.argv[1:])"
+    )
+    words = [str(word) for word in ("bench", tiny_bundle.root, *QUICK, *SIZE)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for more, extra in ((["--plot", "x.png"], "bench"), (["--against", "x"], "export")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, *more], capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(f"pip install 'foveate[{extra}]'")
+
+
+def test_what_is_refused(tiny_bundle: Bundle, evaluation: Path, tmp_path: Path) -> None:
+    root = tiny_bundle.root
+    refused(invoke("bench", root, "--quality", evaluation), "--plot OUT.png")
+    refused(invoke("bench", root, "--json", tmp_path / "no" / "b.json"), "folder does not exist")
+    refused(invoke("bench", root, *SIZE, "--keep", "99", "--warmup", 1), "keep is 99 tokens")
+    refused(invoke("bench", root, "--backend", "abacus"), "abacus")
+    refused(invoke("bench", tmp_path / "none"), "none")
+    for name in ("new_tokens", "repeats", "warmup"):
+        with pytest.raises(LimitError, match=name):
+            BenchOptions(**{name: 0}).check()
+
+
+def test_scenes_and_keeps_are_read() -> None:
+    assert parse_list("28x56, 28x56,1x2", parse_picture) == (Scene(28, 56), Scene(1, 2))
+    assert parse_video("32x728x392") == Scene(728, 392, 32)
+    assert parse_keeps("1,0.5,64,0.5") == (1.0, 0.5, 64)
+    for text in ("28", "0x28", "28x99999", "x", "28x28x28", "-1x2"):
+        with pytest.raises(ImageError):
+            parse_picture(text)
+    for text in ("28x28", "0x28x28", "9999x28x28", "2x0x2"):
+        with pytest.raises(ImageError):
+            parse_video(text)
+    for text in ("", ",", "a"):
+        with pytest.raises(KeepError):
+            parse_keeps(text)
+    scene = Scene(20, 10, 2)
+    assert scene.levels().shape == (2, 10, 20, 3)
+    assert (scene.levels() == scene.levels()).all()
+    assert scene.levels().std() > 50
+
+
+def test_ratios_are_those_of_the_rounds() -> None:
+    """A drift that slows both sides leaves the ratio as it is."""
+    slow, fast = (
+        Row(OURS, keep, None, 0, 0, 0, [{"prefill": time * scale} for scale in (1.0, 5.0, 9.0)])  # type: ignore[arg-type]
+        for keep, time in ((1.0, 4.0), (0.5, 1.0))
+    )
+    assert speedup(slow, fast, "prefill") == 4
+    assert speedup(slow, fast, "vision") is None
+    assert Case("", 1, 0, [slow]).find(OURS, 0.25) is None
+    spread = slow.spread("prefill")
+    assert spread is not None
+    assert (spread.median, slow.tokens_per_second) == (20.0, None)
+
+
+def test_quality_is_that_of_the_bundles_ranking(evaluation: Path, tmp_path: Path) -> None:
+    assert read_quality(evaluation, "attention") == {"attention": [(0.5, 80.0), (1.0, 90.0)]}
+    assert read_quality(evaluation, "f_theta") == {
+        "f_theta.safetensors": [(0.25, 85.0), (1.0, 90.0)]
+    }
+    broken = tmp_path / "broken.json"
+    for text in ("", "[]", '{"format": "x"}', json.dumps({**EVALUATION, "groups": []})):
+        broken.write_text(text)
+        with pytest.raises(DataError, match="no evaluation"):
+            read_quality(broken, "attention")
+    other = {**EVALUATION, "groups": [{**EVALUATION["groups"][0], "rows": []}]}  # type: ignore[dict-item]
+    broken.write_text(json.dumps(other))
+    with pytest.raises(FoveateError, match="nothing in it was ranked by attention"):
+        read_quality(broken, "attention")

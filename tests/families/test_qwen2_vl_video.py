@@ -1,0 +1,115 @@
+"""Videos: patches against transformers' image processor frame by frame, positions against its model.
+
+Its own video processor needs torchvision; what it adds to the image processor is which two frames stand
+in a patch, and that is written out here.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import Qwen2VLConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+
+from foveate.errors import ImageError, PromptError
+from foveate.families.base import preprocess_frames
+from foveate.families.qwen2_vl import Qwen2VL
+from tests.families.reference import TEMPLATE, make_family
+
+VIDEO = TEMPLATE.replace(
+    "{%- elif 'text' in part -%}",
+    "{%- elif part['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>\n"
+    "{%- elif 'text' in part -%}",
+)
+
+
+def noise(count: int, height: int = 84, width: int = 112) -> list[Image.Image]:
+    """Frames that all differ."""
+    levels = np.random.default_rng(count).integers(0, 256, (count, height, width, 3), np.uint8)
+    return [Image.fromarray(frame) for frame in levels]
+
+
+def frame_patches(reference: Any, frame: Image.Image) -> NDArray[np.float32]:
+    """One frame's patches float32 [P, 3, 14, 14] from the reference."""
+    found = reference.image_processor(images=[frame], return_tensors="np")["pixel_values"]
+    patches = found.reshape(-1, 3, 2, 14, 14)
+    np.testing.assert_array_equal(patches[:, :, 0], patches[:, :, 1])
+    return np.asarray(patches[:, :, 0])
+
+
+@pytest.mark.parametrize(("count", "size"), [(4, (84, 112)), (3, (90, 130)), (1, (56, 56))])
+def test_two_frames_stand_in_a_patch(
+    family: Qwen2VL, reference: Any, count: int, size: tuple[int, int]
+) -> None:
+    frames = noise(count, *size)
+    vision = family.preprocess_frames(frames)
+    singles = [frame_patches(reference, frame) for frame in frames]
+    singles += singles[-1:] * (count % 2)
+    steps = [
+        np.stack([first, second], axis=2)
+        for first, second in zip(singles[::2], singles[1::2], strict=True)
+    ]
+    expected = np.concatenate(steps).reshape(-1, 3 * 2 * 14 * 14)
+    np.testing.assert_array_equal(vision.feeds["pixel_values"], expected)
+
+    still = family.preprocess(frames[:1])
+    patches = len(still.feeds["pixel_values"])
+    assert vision.grids == ((len(steps), *still.grids[0][1:]),)
+    assert (vision.sizes, vision.moving, still.moving) == (still.sizes, True, False)
+    np.testing.assert_array_equal(
+        vision.feeds["position_ids"], np.tile(still.feeds["position_ids"], (len(steps), 1))
+    )
+    borders = np.arange(len(steps) + 1, dtype=np.int32) * patches
+    np.testing.assert_array_equal(vision.feeds["cu_seqlens"], borders)
+    assert vision.feeds["cu_seqlens"].dtype == np.int32
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_positions_are_the_references(tokenizer: Tokenizer, count: int) -> None:
+    """Twelve frames are longer in time than they are wide."""
+    family = make_family(tokenizer, VIDEO)
+    vision = family.preprocess_frames(noise(count, 56, 84))
+    ours = family.layout("What happens?", vision)
+    model = Qwen2VLModel(
+        Qwen2VLConfig(
+            text_config={
+                "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 512,
+                "rope_parameters": {
+                    "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1],
+                },
+            },
+            vision_config={"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16},
+        )
+    )  # fmt: skip
+    ids = torch.from_numpy(ours.token_ids)[None]
+    pad = tokenizer.token_to_id("<|video_pad|>")
+    positions, delta = model.get_rope_index(
+        ids, 2 * (ids == pad).int(), video_grid_thw=torch.tensor([[count // 2, 4, 6]])
+    )
+    np.testing.assert_array_equal(ours.position_ids, positions[:, 0].numpy())
+    assert ours.next_position == len(ours.token_ids) + int(delta)
+    np.testing.assert_array_equal(ours.visual_index, np.flatnonzero(ours.token_ids == pad))
+    assert len(ours.visual_index) == vision.tokens == 6 * (count // 2)
+    said = tokenizer.decode(ours.token_ids[ours.instruction_index].tolist())
+    assert said == "What happens?"
+
+
+def test_what_is_no_video_is_refused(tokenizer: Tokenizer, family: Qwen2VL) -> None:
+    for frames in ([], [*noise(1), *noise(1, 56, 56)]):
+        with pytest.raises(ImageError, match="frames of one size"):
+            family.preprocess_frames(frames)
+    with pytest.raises(PromptError, match="0 places for 1 videos"):
+        family.layout("What?", family.preprocess_frames(noise(2)))
+
+    class Still:
+        """A family without videos."""
+
+        name = "still"
+
+    with pytest.raises(ImageError, match="still takes pictures and no video"):
+        preprocess_frames(Still(), noise(2))  # type: ignore[arg-type]
