@@ -47,6 +47,7 @@ class SharedDecoder:
         self.dtype = engine.types["inputs_embeds"]
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[0])
+        self.pads = engine.captures
         self.lock = threading.Lock()
         self.spare: list[Cache] = []
 
@@ -108,7 +109,7 @@ class SharedSequence:
         """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket."""
         decoder, cache = self.decoder, self._held()
         places = positions if isinstance(positions, np.ndarray) else positions.numpy()
-        padded, width = bucket(count), decoder.model.hidden_size
+        padded, width = bucket(count) if decoder.pads else count, decoder.model.hidden_size
         roomy = isinstance(embeds, BoundTensor) and embeds.room >= padded * width
         if roomy and count < padded <= cache.capacity:
             assert isinstance(embeds, BoundTensor)
