@@ -61,10 +61,11 @@ class SharedDecoder:
         if capacity > self.most:
             raise LimitError(f"{capacity} tokens were asked for, and the model takes {self.most}")
         with self.lock:
-            for cache in self.spare:
-                if capacity <= cache.capacity <= 2 * rounded(capacity, STEP):
-                    self.spare.remove(cache)
-                    return SharedSequence(self, cache)
+            fitting = [cache for cache in self.spare if cache.capacity >= capacity]
+            if fitting:
+                cache = min(fitting, key=lambda one: one.capacity)
+                self.spare.remove(cache)
+                return SharedSequence(self, cache)
         return SharedSequence(self, self.make(rounded(capacity, STEP)))
 
     def make(self, capacity: int) -> Cache:
@@ -88,9 +89,9 @@ class SharedDecoder:
         return Cache(capacity, states, self.engine.bind(feeds, outputs, captured=True))
 
     def give_back(self, cache: Cache) -> None:
-        """Keep a cache for the next sequence, or let it go where enough are kept."""
+        """Keep a cache for the next sequence; the smallest goes where enough are kept."""
         with self.lock:
-            self.spare.append(cache)
+            self.spare = sorted([*self.spare, cache], key=lambda one: one.capacity)
             if len(self.spare) > SPARE:
                 self.engine.forget(self.spare.pop(0).states.values())
 
