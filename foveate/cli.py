@@ -55,8 +55,25 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
         help="The weights of a trained f_θ, or the language model's first-layer attention.",
     ),
     click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32",
-        show_default=True, help="What the graphs compute in.",
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8", "int4"]),
+        default="fp32", show_default=True, help="What the graphs compute in.",
+    ),
+    click.option(
+        "--calibration", type=PATH, metavar="DATA.jsonl",
+        help="Your own questions about pictures, for the ranges of int8 and fp8; half are held out "
+        "and asked before and after.",
+    ),
+    click.option(
+        "--evaluate", type=PATH, metavar="DATA.jsonl",
+        help="Questions with answers to ask before and after, instead of that half.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=2), metavar="N",
+        help="Take only the first N records of each.",
+    ),
+    click.option(
+        "--base", type=click.Choice(["fp32", "fp16"]),
+        help="What the rest of int8, fp8 and int4 graphs computes in.  [default: fp32]",
     ),
     click.option(
         "--keep", type=float, default=0.25, show_default=True, metavar="RATIO",
@@ -78,6 +95,7 @@ def export(
     visual_tokens: int | None,
     force: bool,
     as_json: bool,
+    **quantization: Any,
 ) -> None:
     """Export CHECKPOINT, a folder or a hub id, to the folder BUNDLE.
 
@@ -85,15 +103,23 @@ def export(
     """
     with Progress() as progress:
         progress.begin("loading torch and transformers")
-        from foveate.export import ExportOptions
+        from foveate.export import ExportOptions, QuantizationOptions
         from foveate.export import export as export_bundle
         from foveate.report import describe_export, export_facts
 
         written = export_bundle(
             checkpoint,
             bundle,
-            ExportOptions(compressor, precision, keep, visual_tokens, force),
+            ExportOptions(
+                compressor,
+                precision,
+                keep,
+                visual_tokens,
+                force,
+                QuantizationOptions(**quantization),
+            ),
             progress.begin,
+            progress.detail,
         )
     tell_json(export_facts(written)) if as_json else tell(describe_export(written))
 

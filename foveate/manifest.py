@@ -16,7 +16,8 @@ VERSION = 2
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Quantized = Literal["int8", "fp8", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
     "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",

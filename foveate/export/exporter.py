@@ -3,7 +3,8 @@
 import importlib
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import PIL
 import torch
+from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from foveate import __version__, families
@@ -21,6 +23,10 @@ from foveate.checkpoint import DTYPES, Checkpoint, release
 from foveate.errors import KeepError, LimitError
 from foveate.export.graph import GraphPlan, write_graph
 from foveate.export.parity import Case, compare
+from foveate.export.quantization.draft import Draft
+from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
+from foveate.export.quantization.quantize import quantization_stages, quantize
+from foveate.export.quantization.questions import choose_questions
 from foveate.export.recast import recast
 from foveate.families.base import Family
 from foveate.manifest import (
@@ -82,6 +88,7 @@ class ExportOptions:
         keep: The ratio of visual tokens kept where a request does not say, in (0, 1].
         visual_tokens: The most visual tokens of one request; None takes what the model's context allows.
         force: Replace a bundle that is already there.
+        quantization: What int8, fp8 and int4 are made from; see `QuantizationOptions`.
     """
 
     compressor: str | Path = "attention"
@@ -89,6 +96,7 @@ class ExportOptions:
     keep: float = 0.25
     visual_tokens: int | None = None
     force: bool = False
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
 
 
 def export(
@@ -96,6 +104,7 @@ def export(
     target: str | Path,
     options: ExportOptions = ExportOptions(),
     progress: Progress = lambda stage, number, total: None,
+    say: Callable[[str], None] = lambda detail: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle, and compare every graph with transformers before it is done.
 
@@ -104,8 +113,10 @@ def export(
         target: The bundle's folder; written aside and renamed when whole.
         options: See `ExportOptions`.
         progress: Told as each stage begins.
+        say: Told how far a stage is.
 
     Raises:
+        DataError: Data to calibrate with that is missing or cannot be used.
         CheckpointError: The checkpoint cannot be read, or is of no known family.
         ExportError: A graph could not be written; ParityError: one does not agree with transformers.
         OutputExistsError: `target` is there, and `force` was not given.
@@ -113,14 +124,23 @@ def export(
     """
     if not 0 < options.keep <= 1:
         raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
+    check_options(options.precision, options.quantization)
+    choose_questions(options.quantization)
+    to = quantized(options.precision)
+    base = options.quantization.base or "fp32" if to else options.precision
+    stages = (*STAGES[:-1], *quantization_stages(options.precision, options.quantization), "seal")
     checkpoint = Checkpoint.open(source)
     torch_half = family_export(checkpoint.family)
     network, compressor = choose_compressor(options)
 
     def stage(name: str) -> None:
-        progress(name, STAGES.index(name) + 1, len(STAGES))
+        progress(name, stages.index(name) + 1, len(stages))
 
-    with BundleWriter(target, force=options.force) as writer, writing(writer.root):
+    with (
+        BundleWriter(target, force=options.force) as writer,
+        writing(writer.root),
+        ExitStack() as stack,
+    ):
         scratch = partial(
             TemporaryDirectory, dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
         )
@@ -128,7 +148,7 @@ def export(
         preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
         template = checkpoint.chat_template()
         tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
-        dtype = DTYPES[options.precision]
+        dtype = DTYPES[base]
         with scratch() as recasted:
             model = torch_half.load(recast(checkpoint, dtype, Path(recasted)), dtype)
         facts = torch_half.facts(model)
@@ -155,23 +175,23 @@ def export(
             files["f_theta"] = "f_theta.safetensors"
             (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
         graphs: dict[str, GraphSpec] = {}
+        folder = Path(stack.enter_context(scratch())) if to else writer.root
         for plan in torch_half.plans(model, network):
             stage(plan.role)
-            written, graphs[plan.role] = write_graph(plan, writer.root)
+            written, graphs[plan.role] = write_graph(plan, folder)
             files |= written
         release(model)
 
         stage("parity")
-        paths = {role: writer.root / files[role] for role in graphs}
+        paths = {role: folder / files[role] for role in graphs}
         with scratch() as twins:
-            parity = compare(paths, options.precision, cases, Path(twins))
+            parity = compare(paths, base, cases, Path(twins))
 
-        stage("seal")
         manifest = Manifest(
             family=checkpoint.family,
             precision=options.precision,
             model=facts,
-            files=writer.entries(files),
+            files={},
             graphs=graphs,
             preprocessing=preprocessing,
             image_backend=ImageBackend(name="pillow", version=PIL.__version__),
@@ -186,7 +206,14 @@ def export(
                 **{name: version(name) for name in TOOLS},
             },
         )
-        return writer.finish(manifest)
+        if to:
+            draft = Draft(folder, manifest, family, tokenizer)
+            made = quantize(draft, writer.root, to, base, options.quantization, cases, stage, say)
+            files |= made.files
+            manifest = replace(manifest, graphs=made.graphs, parity=made.parity)
+
+        stage("seal")
+        return writer.finish(replace(manifest, files=writer.entries(files)))
 
 
 def family_export(family: str) -> FamilyExport:

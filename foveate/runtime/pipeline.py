@@ -19,6 +19,7 @@ from foveate.families.base import Family, Prompt, Vision
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.engines import Engine, Value
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
+from foveate.runtime.engines.precision import check_precision
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
 from foveate.runtime.language.decoder import Decoder
@@ -84,16 +85,14 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             raise BackendError(f"backend {backend!r} is unknown; choose auto or onnxruntime")
         device = resolve_device(device)
         bundle = Bundle.open(path, checksums=checksums)
-        if bundle.manifest.precision == "bf16" and device == "cpu":
-            raise BackendError(
-                f"{bundle.root}: its graphs are bf16, which onnxruntime's CPU provider cannot run; "
-                "export with --precision fp32 or fp16, or use device='cuda'"
-            )
+        precision = bundle.manifest.precision
+        check_precision(bundle.root, precision, device)
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
         engines: dict[str, Engine] = {}
         for role in ROLES:
-            engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, threads=threads))
+            options = OnnxOptions(device=device, threads=threads, precision=precision)
+            engine = OnnxEngine(bundle.file(role), options)
             bundle.check_graph(role, engine.inputs, engine.outputs)
             engines[role] = engine
         return cls(bundle, engines, family, tokenizer, device)
