@@ -129,7 +129,8 @@ def export(
 @options(
     click.option(
         "--target", "names", multiple=True, required=True, metavar="NAME",
-        help="What to build for, several times for several: a100, h100, jetson-orin, jetson-thor, rtx.",
+        help="What to build for, several times for several: a100, h100, jetson-orin, "
+        "jetson-thor, rtx, rtx-40.",
     ),
     click.option(
         "--targets", "targets_file", type=PATH, metavar="FILE.toml",

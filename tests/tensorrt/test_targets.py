@@ -14,7 +14,7 @@ from foveate.tensorrt.targets import BUILTIN, choose_target, read_targets
 from foveate.tensorrt.topk import topk_axes
 from tests.command import invoke, refused
 
-NAMES = ["a100", "h100", "jetson-orin", "jetson-thor", "rtx"]
+NAMES = ["a100", "h100", "jetson-orin", "jetson-thor", "rtx", "rtx-40"]
 
 
 def test_the_targets_that_are_known() -> None:

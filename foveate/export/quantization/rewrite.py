@@ -66,6 +66,9 @@ def _dequantized(graph: ir.Graph, linear: Linear, precision: Quantized) -> ir.Va
         _constant(graph, f"{name}.codes", weight.codes),
         _constant(graph, f"{name}.scales", weight.scales),
     ]
+    if precision == "int8":
+        # onnxruntime's rewriting for CPUs without VNNI makes a scalar of what is left out.
+        inputs.append(_constant(graph, f"{name}.zeros", np.zeros(weight.scales.shape, np.int8)))
     attributes = {"axis": 0, "block_size": weight.block} if weight.block else {"axis": 1}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dequantize")
     graph.insert_before(linear.node, node)
