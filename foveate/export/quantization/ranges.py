@@ -63,6 +63,9 @@ class Observer:
 
     def run(self, feeds: Feeds) -> dict[str, Value]:
         """Run, note the activations and give the outputs."""
+        for name in self.widths.keys() & feeds.keys():
+            value = feeds[name]
+            self._note(name, value if isinstance(value, np.ndarray) else value.numpy())
         for names in self._batches(feeds):
             self.engine.names = names
             for name, value in self.engine.run(feeds).items():
@@ -97,6 +100,8 @@ class Observer:
         batch: list[str] = []
         held = 0
         for name, width in self.widths.items():
+            if name in feeds:
+                continue
             if batch and held + 4 * rows * width > HELD:
                 yield batch
                 batch, held = [], 0
