@@ -55,8 +55,25 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
         help="The weights of a trained f_θ, or the language model's first-layer attention.",
     ),
     click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32",
-        show_default=True, help="What the graphs compute in.",
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8", "int4"]),
+        default="fp32", show_default=True, help="What the graphs compute in.",
+    ),
+    click.option(
+        "--calibration", type=PATH, metavar="DATA.jsonl",
+        help="Your own questions about pictures, for the ranges of int8 and fp8; half are held out "
+        "and asked before and after.",
+    ),
+    click.option(
+        "--evaluate", type=PATH, metavar="DATA.jsonl",
+        help="Questions with answers to ask before and after, instead of that half.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=2), metavar="N",
+        help="Take only the first N records of each.",
+    ),
+    click.option(
+        "--base", type=click.Choice(["fp32", "fp16"]),
+        help="What the rest of int8, fp8 and int4 graphs computes in.  [default: fp32]",
     ),
     click.option(
         "--keep", type=float, default=0.25, show_default=True, metavar="RATIO",
@@ -90,6 +107,7 @@ def export(
     operators: Any,
     force: bool,
     as_json: bool,
+    **quantization: Any,
 ) -> None:
     """Export CHECKPOINT, a folder or a hub id, to the folder BUNDLE.
 
@@ -98,7 +116,7 @@ def export(
     """
     with Progress() as progress:
         progress.begin("loading torch and transformers")
-        from foveate.export import ExportOptions
+        from foveate.export import ExportOptions, QuantizationOptions
         from foveate.export import export as export_bundle
         from foveate.report import describe_export, export_facts
 
@@ -106,9 +124,17 @@ def export(
             checkpoint,
             bundle,
             ExportOptions(
-                compressor, precision, keep, visual_tokens, force, random_weights, operators
+                compressor,
+                precision,
+                keep,
+                visual_tokens,
+                force,
+                random_weights,
+                operators,
+                QuantizationOptions(**quantization),
             ),
             progress.begin,
+            progress.detail,
         )
     tell_json(export_facts(written)) if as_json else tell(describe_export(written))
 
@@ -118,7 +144,8 @@ def export(
 @options(
     click.option(
         "--target", "names", multiple=True, required=True, metavar="NAME",
-        help="What to build for, several times for several: a100, h100, jetson-orin, jetson-thor, rtx.",
+        help="What to build for, several times for several: a100, h100, jetson-orin, "
+        "jetson-thor, rtx, rtx-40.",
     ),
     click.option(
         "--targets", "targets_file", type=PATH, metavar="FILE.toml",

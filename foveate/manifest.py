@@ -16,7 +16,8 @@ VERSION = 3
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Quantized = Literal["int8", "fp8", "int4"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 Weights = Literal["trained", "random"]
 Operators = Literal["standard", "onnxruntime"]
 DType = Literal[

@@ -10,6 +10,7 @@ import msgspec
 
 from foveate.bundle import Bundle
 from foveate.manifest import EngineVariant, GraphSpec, Manifest, Operators, TensorSpec, outdated
+from foveate.quantization import cost_facts, describe_cost
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.engines.fit import NAMES
 from foveate.terminal import duration, plain, plural, size, table
@@ -124,12 +125,13 @@ def export_facts(bundle: Bundle) -> dict[str, Any]:
         "keep": manifest.compressor.keep,
         "visual_tokens": manifest.limits.visual_tokens,
         "parity": manifest.parity,
+        "quantization": cost_facts(bundle),
     }
 
 
 def describe_export(bundle: Bundle) -> str:
     """What `foveate export` says when it is done."""
-    manifest = bundle.manifest
+    manifest, cost = bundle.manifest, cost_facts(bundle)
     return "\n".join(
         [
             f"{bundle.root}: {manifest.family} in {manifest.precision}, "
@@ -138,6 +140,7 @@ def describe_export(bundle: Bundle) -> str:
             *([f"weights: {describe_weights(manifest)}"] if manifest.weights == "random" else []),
             "largest difference from transformers, over the largest value:",
             describe_parity(manifest.parity) if manifest.parity else "  not compared",
+            *([describe_cost(cost)] if cost else []),
         ]
     )
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from foveate.bundle import Bundle
-from foveate.export import ExportOptions, export
+from foveate.export import ExportOptions, QuantizationOptions, export
 from tests.checkpoints import write_checkpoint
+from tests.quantized import quantize_bundle
 
 NANO = Path(__file__).parent.parent / "models" / "nano"
 
@@ -41,6 +42,22 @@ def tiny_bundle(tiny_checkpoint: Path) -> Bundle:
 def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The nano checkpoint's fp32 bundle, ranked by attention; tests must not write in it."""
     return export(NANO, tmp_path_factory.mktemp("nano") / "bundle", ExportOptions())
+
+
+@pytest.fixture(scope="session")
+def quantized_bundles(
+    nano_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Bundle]:
+    """The nano checkpoint's bundles in int8, fp8 and int4; tests must not write in them."""
+    folder = tmp_path_factory.mktemp("quantized")
+    options = {"int4": QuantizationOptions()}
+    calibrated = QuantizationOptions(NANO / "samples" / "data.jsonl", limit=8)
+    return {
+        precision: quantize_bundle(
+            nano_bundle, NANO, folder / precision, precision, options.get(precision, calibrated)
+        )
+        for precision in ("int8", "fp8", "int4")
+    }
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ except ImportError as error:
     ) from error
 
 from foveate.export.exporter import STAGES, ExportOptions, export
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.verify import verify
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-__all__ = ["STAGES", "ExportOptions", "export", "verify"]
+__all__ = ["STAGES", "ExportOptions", "QuantizationOptions", "export", "verify"]

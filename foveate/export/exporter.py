@@ -3,7 +3,8 @@
 import importlib
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +14,20 @@ from typing import Any, Protocol, cast
 import onnx_ir as ir
 import PIL
 import torch
+from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from foveate import __version__, families
 from foveate.bundle import Bundle, BundleWriter
 from foveate.calibration.f_theta import FTheta
 from foveate.checkpoint import DTYPES, Checkpoint, release
-from foveate.errors import KeepError, LimitError
+from foveate.errors import ExportError, KeepError, LimitError
 from foveate.export.graph import GraphPlan, save_graph, write_graph
 from foveate.export.parity import Case, compare
+from foveate.export.quantization.draft import Draft
+from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
+from foveate.export.quantization.quantize import quantization_stages, quantize
+from foveate.export.quantization.questions import choose_questions
 from foveate.export.random_weights import count_parameters
 from foveate.export.recast import recast
 from foveate.families.base import Family
@@ -106,6 +112,7 @@ class ExportOptions:
         random_weights: Draw the weights at random and read only the checkpoint's configuration, to
             measure speed and memory; above `COMPARED` weights nothing is compared with transformers.
         operators: ONNX's own, which any engine takes, or those that onnxruntime fuses, faster there.
+        quantization: What int8, fp8 and int4 are made from; see `QuantizationOptions`.
     """
 
     compressor: str | Path = "attention"
@@ -115,6 +122,7 @@ class ExportOptions:
     force: bool = False
     random_weights: bool = False
     operators: Operators = "standard"
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
 
 
 def export(
@@ -122,6 +130,7 @@ def export(
     target: str | Path,
     options: ExportOptions = ExportOptions(),
     progress: Progress = lambda stage, number, total: None,
+    say: Callable[[str], None] = lambda detail: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle, and compare every graph with transformers before it is done.
 
@@ -132,8 +141,10 @@ def export(
         target: The bundle's folder; written aside and renamed when whole.
         options: See `ExportOptions`.
         progress: Told as each stage begins.
+        say: Told how far a stage is.
 
     Raises:
+        DataError: Data to calibrate with that is missing or cannot be used.
         CheckpointError: The checkpoint cannot be read, or is of no known family.
         ExportError: A graph could not be written; ParityError: one does not agree with transformers.
         OutputExistsError: `target` is there, and `force` was not given.
@@ -141,16 +152,30 @@ def export(
     """
     if not 0 < options.keep <= 1:
         raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
+    check_options(options.precision, options.quantization)
+    choose_questions(options.quantization)
+    to = quantized(options.precision)
+    base = options.quantization.base or "fp32" if to else options.precision
+    if to and (options.operators != "standard" or options.random_weights):
+        raise ExportError(
+            f"{to} is made of standard operators and trained weights; leave out --operators and "
+            "--random-weights, or export with --precision fp16"
+        )
     checkpoint = Checkpoint.open(source)
     torch_half = family_export(checkpoint.family)
     network, compressor = choose_compressor(options)
 
-    stages = [name for name in STAGES if name != "merge" or options.operators == "onnxruntime"]
+    names = STAGES if options.operators == "onnxruntime" else [s for s in STAGES if s != "merge"]
+    stages = (*names[:-1], *quantization_stages(options.precision, options.quantization), "seal")
 
     def stage(name: str) -> None:
         progress(name, stages.index(name) + 1, len(stages))
 
-    with BundleWriter(target, force=options.force) as writer, writing(writer.root):
+    with (
+        BundleWriter(target, force=options.force) as writer,
+        writing(writer.root),
+        ExitStack() as stack,
+    ):
         scratch = partial(
             TemporaryDirectory, dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
         )
@@ -158,7 +183,7 @@ def export(
         preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
         template = checkpoint.chat_template()
         tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
-        dtype = DTYPES[options.precision]
+        dtype = DTYPES[base]
         if options.random_weights:
             model = torch_half.blank(checkpoint, dtype)
         else:
@@ -193,27 +218,27 @@ def export(
             files["f_theta"] = "f_theta.safetensors"
             (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
         graphs: dict[str, GraphSpec] = {}
+        folder = Path(stack.enter_context(scratch())) if to else writer.root
         for role, write in writers(torch_half, model, network, preprocessing, options).items():
             stage(role)
-            written, graphs[role] = write(writer.root)
+            written, graphs[role] = write(folder)
             files |= written
         release(model)
 
         parity: dict[str, float] = {}
         if compared:
             stage("parity")
-            paths = {role: writer.root / files[role] for role in graphs}
+            paths = {role: folder / files[role] for role in graphs}
             with scratch() as twins:
-                parity = compare(paths, options.precision, options.operators, cases, Path(twins))
+                parity = compare(paths, base, options.operators, cases, Path(twins))
 
-        stage("seal")
         manifest = Manifest(
             family=checkpoint.family,
             precision=options.precision,
             weights="random" if options.random_weights else "trained",
             operators=options.operators,
             model=facts,
-            files=writer.entries(files),
+            files={},
             graphs=graphs,
             preprocessing=preprocessing,
             image_backend=ImageBackend(name="pillow", version=PIL.__version__),
@@ -228,7 +253,14 @@ def export(
                 **{name: version(name) for name in TOOLS},
             },
         )
-        return writer.finish(manifest)
+        if to:
+            draft = Draft(folder, manifest, family, tokenizer)
+            made = quantize(draft, writer.root, to, base, options.quantization, cases, stage, say)
+            files |= made.files
+            manifest = replace(manifest, graphs=made.graphs, parity=made.parity)
+
+        stage("seal")
+        return writer.finish(replace(manifest, files=writer.entries(files)))
 
 
 def writers(

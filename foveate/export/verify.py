@@ -10,8 +10,13 @@ from foveate.checkpoint import DTYPES, Checkpoint, release
 from foveate.errors import ParityError
 from foveate.export.exporter import family_export
 from foveate.export.parity import compare
+from foveate.export.quantization.options import quantized
 from foveate.export.recast import recast
 from foveate.runtime.pipeline import read_family, read_tokenizer
+
+FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+ROOM = 1.25
+"""How much further than at its export a quantized graph may be from transformers."""
 
 
 def verify(
@@ -43,7 +48,7 @@ def verify(
         )
     torch_half = family_export(checkpoint.family)
     progress("weights")
-    dtype = DTYPES[bundle.manifest.precision]
+    dtype = DTYPES[FLOATS[bundle.graph("embeddings").outputs[0].dtype]]
     with TemporaryDirectory() as scratch:
         model = torch_half.load(recast(checkpoint, dtype, Path(scratch)), dtype)
     if torch_half.facts(model) != bundle.manifest.model:
@@ -62,7 +67,8 @@ def verify(
     release(model)
     progress("parity")
     graphs = {role: bundle.file(role) for role in bundle.manifest.graphs}
+    precision, allowed = bundle.manifest.precision, None
+    if quantized(precision):
+        allowed = {role: ROOM * parity for role, parity in bundle.manifest.parity.items()}
     with TemporaryDirectory() as twins:
-        return compare(
-            graphs, bundle.manifest.precision, bundle.manifest.operators, cases, Path(twins)
-        )
+        return compare(graphs, precision, bundle.manifest.operators, cases, Path(twins), allowed)

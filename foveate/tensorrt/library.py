@@ -2,14 +2,16 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from foveate.errors import ExportError, MissingDependencyError
-from foveate.manifest import Library, Precision
+from foveate.manifest import Library, Precision, Quantized
 from foveate.runtime.engines.fit import NAMES
 from foveate.runtime.gpu import capability
 from foveate.tensorrt.targets import Target, release
 
+QUANTIZED_FROM: dict[Library, tuple[int, ...]] = {"tensorrt": (10,), "tensorrt_rtx": (1,)}
+FP8_HINT = ", or build for a target of compute capability 8.9 or later: rtx-40, h100, jetson-thor."
 EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
 
@@ -106,7 +108,16 @@ def check_precision(name: str, target: Target, builder: Builder, precision: Prec
     if precision not in target.precisions:
         raise ExportError(
             f"the target {name} takes bundles in {', '.join(target.precisions)}, not in {precision}. "
-            f"Export the checkpoint again with --precision {target.precisions[-1]}."
+            f"Export the checkpoint again with --precision {' or '.join(target.precisions)}"
+            + (FP8_HINT if precision == "fp8" else ".")
+        )
+    if (
+        precision in get_args(Quantized)
+        and numbers(builder.version) < QUANTIZED_FROM[target.library]
+    ):
+        raise ExportError(
+            f"{NAMES[builder.library]} {builder.version} does not take {precision} graphs as foveate "
+            "writes them; install version 10 or later, or export with --precision fp32."
         )
     if precision != "fp32" and chooses_types(builder):
         raise ExportError(

@@ -21,6 +21,7 @@ from foveate.manifest import (
 
 BUILTIN = Path(__file__).with_name("targets.toml")
 TOML_LIMIT = 1024 * 1024
+FP8_FROM = (8, 9)
 
 Range = tuple[Count, Count]
 """What engines are tuned for, and the most they take."""
@@ -155,6 +156,9 @@ def _problem(target: Target) -> str | None:
             return f"ranges.{name} is tuned for {best}, more than the {most} it takes; swap them"
     if release(target.versions[0]) >= release(target.versions[1]):
         return f"versions {' to before '.join(target.versions)} are none; the first must be lower"
+    old = [one for one in target.compute_capabilities if release(one) < FP8_FROM]
+    if "fp8" in target.precisions and old:
+        return f"compute capability {', '.join(old)} has no fp8, which came with 8.9; take one out"
     return None
 
 

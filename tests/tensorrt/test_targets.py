@@ -14,7 +14,7 @@ from foveate.tensorrt.targets import BUILTIN, choose_target, read_targets
 from foveate.tensorrt.topk import topk_axes
 from tests.command import invoke, refused
 
-NAMES = ["a100", "h100", "jetson-orin", "jetson-thor", "rtx"]
+NAMES = ["a100", "h100", "jetson-orin", "jetson-thor", "rtx", "rtx-40"]
 
 
 def test_the_targets_that_are_known() -> None:
@@ -41,7 +41,7 @@ def test_a_file_changes_targets_key_by_key(tmp_path: Path) -> None:
 def test_a_file_adds_targets(tmp_path: Path) -> None:
     file = tmp_path / "targets.toml"
     text = BUILTIN.read_text(encoding="utf-8")
-    table = text[text.index("[rtx]") :].replace("[rtx", "[my-card")
+    table = text[text.index("[rtx]") : text.index("[rtx-40]")].replace("[rtx", "[my-card")
     file.write_text(table, encoding="utf-8")
     targets = read_targets(file)
     assert list(targets) == [*NAMES, "my-card"]
@@ -57,6 +57,7 @@ def test_a_file_adds_targets(tmp_path: Path) -> None:
         ("[rtx]\ncompute_capabilities = ['sm_86']\n", "matching regex"),
         ("[rtx]\ncompute_capabilities = []\n", "length >= 1"),
         ("[rtx]\nversions = ['2', '1.7']\n", "versions 2 to before 1.7 are none"),
+        ("[rtx]\nprecisions = ['fp8']\n", "capability 8.6 has no fp8, which came with 8.9"),
         ("[rtx.ranges]\nkeep = [64, 8]\n", "ranges.keep is tuned for 64, more than the 8"),
         ("[rtx.ranges]\nkeep = [0, 8]\n", ">= 1"),
         ("['../rtx']\nworkspace_mib = 1\n", "matching regex"),

@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle import Bundle
-from foveate.errors import BackendError
 from foveate.families.base import Vision
 from foveate.manifest import Limits, ModelFacts
 from foveate.runtime.engines import Engine, Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
+from foveate.runtime.engines.precision import check_precision
 from foveate.runtime.language.base import Sequence
 from foveate.runtime.language.decoder import Decoder
 
@@ -44,14 +44,13 @@ class OnnxBackend:
             BundleError: A graph that is not what the manifest says.
         """
         device = resolve_device(device)
-        if bundle.manifest.precision == "bf16" and device == "cpu":
-            raise BackendError(
-                f"{bundle.root}: its graphs are bf16, which onnxruntime's CPU provider cannot run; "
-                "export with --precision fp32 or fp16, or use device='cuda'"
-            )
+        precision = bundle.manifest.precision
+        check_precision(bundle.root, precision, device)
         engines: dict[str, Engine] = {}
         for role in ROLES:
-            engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, threads=threads))
+            engine = OnnxEngine(
+                bundle.file(role), OnnxOptions(device=device, threads=threads, precision=precision)
+            )
             bundle.check_graph(role, engine.inputs, engine.outputs)
             engines[role] = engine
         return cls(engines, bundle.manifest.model, bundle.manifest.limits, device)

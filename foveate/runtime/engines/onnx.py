@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import BackendError, ClosedError
-from foveate.manifest import TensorSpec
+from foveate.manifest import Precision, TensorSpec
 from foveate.runtime.engines.base import Feeds, Value
 from foveate.runtime.engines.library import ort, preload
 
@@ -21,6 +21,8 @@ DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+HARMFUL: dict[str, list[str]] = {"int8": ["MatMulAddFusion", "CommonSubexpressionElimination"]}
+"""Optimizers of onnxruntime that keep it from fusing quantized products, by precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,13 @@ class OnnxOptions:
         device: "cpu" or "cuda".
         threads: Threads within an operator; 0 leaves it to onnxruntime.
         frugal: Leave weights in the mapped file instead of repacking them: slower, half the memory.
+        precision: The graph's, which decides what onnxruntime may fuse.
     """
 
     device: str = "cpu"
     threads: int = 0
     frugal: bool = False
+    precision: Precision = "fp32"
 
 
 def resolve_device(device: str) -> str:
@@ -73,7 +77,10 @@ class OnnxEngine:
         provider = PROVIDERS[options.device]
         try:
             session = ort.InferenceSession(
-                str(path), sess_options=session_options(options), providers=[provider]
+                str(path),
+                sess_options=session_options(options),
+                providers=[provider],
+                disabled_optimizers=HARMFUL.get(options.precision, []),
             )
         except Exception as error:
             raise BackendError(
@@ -131,6 +138,12 @@ def session_options(options: OnnxOptions) -> Any:
         settings.add_session_config_entry("session.disable_prepacking", "1")
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if options.precision == "int8":
+        # Without it the products of some CPUs saturate at 16 bits.
+        settings.add_session_config_entry("session.x64quantprecision", "1")
+    if options.precision == "fp8":
+        # onnxruntime would fuse float8 into operators that cannot take it.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     return settings
 
 

@@ -1,0 +1,57 @@
+"""A bundle's graphs before they are sealed, run as a pipeline."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from foveate.bundle import Bundle
+from foveate.families.base import Family
+from foveate.manifest import Manifest, Precision
+from foveate.runtime.backends.onnx import ROLES, OnnxBackend
+from foveate.runtime.engines import Engine
+from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+from foveate.runtime.pipeline import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Graphs in a folder, each as `ROLE.onnx`.
+
+    Attributes:
+        folder: The folder.
+        manifest: What the bundle is to say of them; it lists no files yet.
+        family: The model family.
+        tokenizer: The tokenizer.
+    """
+
+    folder: Path
+    manifest: Manifest
+    family: Family
+    tokenizer: Tokenizer
+
+    def graph(self, role: str) -> Path:
+        """A role's graph."""
+        return self.folder / f"{role}.onnx"
+
+    def weights(self, role: str) -> Path:
+        """A role's weights."""
+        return self.folder / f"{role}.onnx.data"
+
+    def bytes(self, role: str) -> int:
+        """The size of a role's graph and weights."""
+        return self.graph(role).stat().st_size + self.weights(role).stat().st_size
+
+    def open(self, precision: Precision, others: Mapping[str, Engine] | None = None) -> Pipeline:
+        """Open the graphs on the CPU, `others` in place of some.
+
+        Raises:
+            BackendError: onnxruntime cannot open one.
+        """
+        engines: dict[str, Engine] = dict(others or {})
+        for role in ROLES:
+            if role not in engines:
+                engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=precision))
+        backend = OnnxBackend(engines, self.manifest.model, self.manifest.limits, "cpu")
+        return Pipeline(Bundle(self.folder, self.manifest), backend, self.family, self.tokenizer)

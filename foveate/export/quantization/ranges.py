@@ -1,0 +1,139 @@
+"""What range of each activation of a float graph to represent, from real requests.
+
+A range that reaches the largest value wastes codes on the few tokens whose values are hundreds of times
+the others'; a percentile cuts too little of some activations and too much of others. So rows are sampled
+and the range is searched that loses least of a row, averaged over rows.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from foveate.errors import ExportError
+from foveate.export.quantization.linears import find_linears
+from foveate.export.quantization.numbers import LARGEST, encode
+from foveate.manifest import Quantized
+from foveate.runtime.engines import Feeds, Value
+from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+
+ROWS = 512
+"""Rows to sample of each activation, over all requests."""
+STEPS = tuple(0.85**step for step in range(25))
+"""Ranges to try, as shares of the largest magnitude."""
+HELD = 1 << 30
+"""Bytes of activations to hold at once; a graph runs several times where it has more."""
+
+
+class Observer:
+    """A float graph that runs as ever, and notes what its matrix products take."""
+
+    def __init__(self, path: Path, requests: int) -> None:
+        """Open a graph, its activations as outputs of a copy beside it.
+
+        Args:
+            path: The graph; the copy needs its weights, and is written beside them.
+            requests: How many are to come.
+
+        Raises:
+            BackendError: onnxruntime cannot open it.
+        """
+        model = ir.load(path)
+        plain = {value.name for value in model.graph.outputs}
+        self.widths = {
+            str(linear.activation.name): linear.matrix().shape[0]
+            for linear in find_linears(model.graph)
+        }
+        values = (value for node in model.graph for value in node.outputs)
+        wanted = [value for value in values if value.name in self.widths.keys() - plain]
+        model.graph.outputs.extend(wanted)
+        copy = path.with_name(f"{path.stem}.observed.onnx")
+        ir.save(model, copy)
+        self.engine = OnnxEngine(copy, OnnxOptions())
+        self.inputs = self.engine.inputs
+        self.outputs = tuple(one for one in self.engine.outputs if one.name in plain)
+        self.count = max(4, math.ceil(ROWS / max(requests, 1)))
+        self.random = np.random.default_rng(0)
+        self.largest: dict[str, float] = {}
+        self.rows: dict[str, list[NDArray[np.float32]]] = {}
+
+    def run(self, feeds: Feeds) -> dict[str, Value]:
+        """Run, note the activations and give the outputs."""
+        for name in self.widths.keys() & feeds.keys():
+            value = feeds[name]
+            self._note(name, value if isinstance(value, np.ndarray) else value.numpy())
+        for names in self._batches(feeds):
+            self.engine.names = names
+            for name, value in self.engine.run(feeds).items():
+                self._note(name, value.numpy())
+        self.engine.names = [output.name for output in self.outputs]
+        return self.engine.run(feeds)
+
+    def close(self) -> None:
+        """Free the graph."""
+        self.engine.close()
+
+    def ranges(self, precision: Quantized) -> dict[str, float]:
+        """For each activation the largest magnitude to represent.
+
+        Raises:
+            ExportError: Activations that are not finite.
+        """
+        for name, largest in self.largest.items():
+            if not math.isfinite(largest):
+                raise ExportError(
+                    f"{self.engine.path.name}: {name} is not finite on the calibration data; "
+                    "export with --base fp32"
+                )
+        return {
+            name: best_range(np.concatenate(rows), self.largest[name], precision)
+            for name, rows in self.rows.items()
+        }
+
+    def _batches(self, feeds: Feeds) -> Iterator[list[str]]:
+        """The activations' names, in batches that `HELD` has room for."""
+        rows = max(math.prod(_shape(value)[:-1]) for value in feeds.values())
+        batch: list[str] = []
+        held = 0
+        for name, width in self.widths.items():
+            if name in feeds:
+                continue
+            if batch and held + 4 * rows * width > HELD:
+                yield batch
+                batch, held = [], 0
+            batch.append(name)
+            held += 4 * rows * width
+        if batch:
+            yield batch
+
+    def _note(self, name: str, values: NDArray[Any]) -> None:
+        """Note an activation's largest magnitude and some of its rows [..., K], chosen by chance."""
+        rows = values.reshape(-1, values.shape[-1])
+        self.largest[name] = max(self.largest.get(name, 0.0), float(np.abs(rows).max()))
+        chosen = self.random.choice(len(rows), min(len(rows), self.count), replace=False)
+        self.rows.setdefault(name, []).append(rows[chosen].astype(np.float32))
+
+
+def best_range(rows: NDArray[np.float32], largest: float, precision: Quantized) -> float:
+    """The range that loses least of a row, averaged over rows [n, K], up to `largest`."""
+    energy = np.maximum(np.square(rows).sum(axis=1), np.finfo(np.float32).tiny)
+    losses = [_loss(rows, energy, largest * step, precision) for step in STEPS]
+    return largest * STEPS[int(np.argmin(losses))]
+
+
+def _loss(
+    rows: NDArray[np.float32], energy: NDArray[np.float32], reach: float, precision: Quantized
+) -> float:
+    """The squared error of rounding rows within a range, as a share of their `energy`."""
+    scale = np.float32(reach / LARGEST[precision] or 1.0)
+    error = encode(rows / scale, precision).astype(np.float32) * scale - rows
+    return float((np.square(error).sum(axis=1) / energy).mean())
+
+
+def _shape(value: NDArray[Any] | Value) -> Sequence[int]:
+    """A feed's sizes."""
+    return value.shape if isinstance(value, np.ndarray) else value.shape()

@@ -1,0 +1,62 @@
+"""The nano checkpoint's float graphs, quantized without exporting them again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+
+from foveate.bundle import Bundle, BundleWriter
+from foveate.checkpoint import Checkpoint
+from foveate.export.exporter import family_export
+from foveate.export.parity import Case
+from foveate.export.quantization.draft import Draft
+from foveate.export.quantization.options import QuantizationOptions
+from foveate.export.quantization.quantize import quantize
+from foveate.runtime.pipeline import read_family, read_tokenizer
+
+CASES: dict[Path, list[Case]] = {}
+"""What transformers gave for each checkpoint, asked once."""
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    checkpoint: Path,
+    target: Path,
+    precision: Any,
+    options: QuantizationOptions = QuantizationOptions(),  # noqa: B008
+) -> Bundle:
+    """A float bundle's quantized sibling."""
+    tokenizer = read_tokenizer(bundle)
+    family = read_family(bundle, tokenizer)
+    if checkpoint not in CASES:
+        torch_half = family_export(bundle.manifest.family)
+        model = torch_half.load(Checkpoint.open(checkpoint), torch.float32)
+        CASES[checkpoint] = torch_half.reference(model, None, family)
+    scratch = shutil.copytree(bundle.root, target.parent / f"{target.name}.float")
+    draft = Draft(
+        scratch, replace(bundle.manifest, precision=precision, files={}), family, tokenizer
+    )
+    with BundleWriter(target) as writer:
+        made = quantize(
+            draft, writer.root, precision, "fp32", options, CASES[checkpoint],
+            lambda stage: None, lambda detail: None,
+        )  # fmt: skip
+        files = {
+            "tokenizer": "tokenizer.json",
+            "chat_template": "chat_template.jinja",
+            **made.files,
+        }
+        for role in ("tokenizer", "chat_template"):
+            shutil.copyfile(bundle.file(role), writer.root / files[role])
+        manifest = replace(draft.manifest, graphs=made.graphs, parity=made.parity)
+        return writer.finish(replace(manifest, files=writer.entries(files)))
+
+
+def write_records(folder: Path, records: list[dict[str, Any]]) -> Path:
+    """A data set."""
+    path = folder / "data.jsonl"
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+    return path
