@@ -15,6 +15,7 @@ from typing import Any
 
 from foveate import __version__
 from foveate.doctor import count_cores, find_jetson, installed
+from foveate.runtime.engines.library import ort
 from foveate.runtime.gpu import DRIVER, capability
 
 NVML = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
@@ -22,7 +23,7 @@ CLOCKS = {"graphics": 0, "sm": 1, "memory": 2}
 INTEGRATED = 18
 LABEL = 96
 TICK = 0.002
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
+PACKAGES = ("onnxruntime-gpu", "numpy", "pillow", "tokenizers")
 
 
 def machine_facts(device: str) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def machine_facts(device: str) -> dict[str, Any]:
             "foveate": __version__,
             "python": platform.python_version(),
             **{name: found for name in PACKAGES if (found := installed(name))},
+            "onnxruntime": ort.__version__,
         },
     }
 

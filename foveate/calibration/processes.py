@@ -1,5 +1,6 @@
 """The processes that share a run, which `accelerate launch` may start; without it there is one."""
 
+import atexit
 import datetime
 import os
 from typing import TypeVar
@@ -44,6 +45,8 @@ def join_processes(device: str) -> PartialState:
             f"{world} processes were launched and {state.num_processes} found each other; launch with "
             "`accelerate launch`, which sets them up"
         )
+    if world > 1:
+        atexit.register(state.destroy_process_group)
     return state
 
 

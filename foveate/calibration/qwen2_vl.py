@@ -1,6 +1,5 @@
 """Qwen2-VL, as calibration needs it in torch."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from foveate.errors import CheckpointError
 from foveate.families.base import Vision
 from foveate.families.pixels import resize_bicubic, to_rgb
 from foveate.families.qwen2_vl import Qwen2VL, fitted_size
+from foveate.families.qwen2_vl_pixels import Pixels
 
 END_OF_TURN = "<|im_end|>"
 
@@ -121,6 +121,4 @@ def limited(family: Qwen2VL, pictures: Sequence[Image], most: Sequence[int]) -> 
         whole = fitted_size(picture.height, picture.width, settings, number)
         height, width = (min(side, count * unit) for side in fitted_size(*whole, limits, number))
         smaller.append(resize_bicubic(to_rgb(picture, number), height, width))
-    ready = copy.copy(family)
-    ready.settings = replace(settings, min_pixels=least)
-    return ready.preprocess(smaller)
+    return Pixels(replace(settings, min_pixels=least)).preprocess(smaller)

@@ -46,7 +46,6 @@ class Qwen2VL:
         "_tokenizer",
         "_tokens",
         "_variables",
-        "settings",
     )
 
     def __init__(
@@ -57,7 +56,6 @@ class Qwen2VL:
         tokens: Mapping[str, int],
     ) -> None:
         """Put the parts together; `create` checks them first."""
-        self.settings = settings
         self._tokenizer = tokenizer
         self._template = template
         self._tokens = dict(tokens)
@@ -106,6 +104,11 @@ class Qwen2VL:
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         """Read a checkpoint's image settings; see the function of the same name."""
         return settings_from_checkpoint(folder)
+
+    @property
+    def settings(self) -> Settings:
+        """How pictures become patches."""
+        return self._pixels.settings
 
     def preprocess(self, pictures: Sequence[Image.Image]) -> Vision:
         """Resize, normalise and cut pictures; see `Pixels.preprocess`."""
