@@ -1,10 +1,14 @@
 """Running verbs: in this process through click, or as a command of their own."""
 
+import os
 import sys
 
 from click.testing import CliRunner, Result
 
 from foveate.cli import main
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""The environment of a process that is to leave the other cores alone."""
 
 
 def invoke(*arguments: object, stdin: bytes = b"") -> Result:

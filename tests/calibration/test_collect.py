@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +20,13 @@ from foveate.calibration.meter import Meter
 from foveate.calibration.store import MANIFEST, OUTCOMES, Store
 from foveate.calibration.subject import Subject
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
-from tests.command import command, invoke, refused
+from tests.command import ONE_THREAD, command, invoke, refused
 from tests.conftest import NANO
 
 DATA = NANO / "samples" / "data.jsonl"
 COUNT = 10
 SMALL = CollectOptions(device="cpu", limit=COUNT)
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.usefixtures("one_thread")
 KILLED = """
 import sys
 from pathlib import Path
@@ -35,15 +34,6 @@ from foveate.calibration.collect import CollectOptions, collect
 options = CollectOptions(device="cpu", limit=int(sys.argv[4]), flush_seconds=0)
 collect(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), options)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, here and in processes; and cores shared with others are no trap."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

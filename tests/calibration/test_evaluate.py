@@ -1,10 +1,8 @@
 """Evaluation on the nano checkpoint: what is kept decides the answers, and every record counts once."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +40,7 @@ from foveate.calibration.f_theta import FTheta
 from foveate.calibration.records import Record, read_records
 from foveate.calibration.subject import Subject
 from foveate.errors import CheckpointError, DataError, KeepError
-from tests.command import invoke, refused
+from tests.command import ONE_THREAD, invoke, refused
 from tests.conftest import NANO
 
 DATA = NANO / "samples" / "data.jsonl"
@@ -54,16 +52,7 @@ SMALL = EvaluateOptions(
 NAMES = [
     "relevance", "relevance-clamp", "relevance-mean", "attention", "random", "downsample"
 ]  # fmt: skip
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, here and in processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

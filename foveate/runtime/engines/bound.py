@@ -17,16 +17,12 @@ from foveate.errors import BackendError, ClosedError
 from foveate.manifest import TensorSpec
 from foveate.runtime.engines.base import Feeds
 from foveate.runtime.engines.library import ort
-from foveate.runtime.engines.onnx import (
-    PROVIDERS,
-    OnnxOptions,
-    first_line,
-    session_options,
-    spec,
-)
+from foveate.runtime.engines.onnx import OnnxOptions, first_line, open_session, spec
 
 TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
 """ONNX's numbers of the types that graphs here take and give."""
+CAPTURING = {"enable_cuda_graph": "1", "cudnn_conv_algo_search": "HEURISTIC"}
+"""What the CUDA provider is told: capture runs that are numbered, and do not try out every convolution."""
 HELD = {"bfloat16": "uint16"}
 """Types that numpy lacks, and the type of the same size that holds them."""
 SMALL = 1 << 16
@@ -136,28 +132,8 @@ class BoundEngine:
         Raises:
             BackendError: Unreadable graph, an operator the device lacks, or another provider was given.
         """
-        provider = PROVIDERS[options.device]
         self.captures = options.device == "cuda"
-        settings = (
-            {"enable_cuda_graph": "1", "cudnn_conv_algo_search": "HEURISTIC"}
-            if self.captures
-            else {}
-        )
-        try:
-            session = ort.InferenceSession(
-                str(path),
-                sess_options=session_options(options),
-                providers=[(provider, settings)],
-            )
-        except Exception as error:
-            raise BackendError(
-                f"{path}: onnxruntime cannot open it: {first_line(error)}"
-            ) from error
-        if session.get_providers()[0] != provider:
-            raise BackendError(
-                f"{path}: {provider} was asked for and onnxruntime gave {session.get_providers()[0]}; "
-                "see `foveate doctor`"
-            )
+        session = open_session(path, options, CAPTURING if self.captures else None)
         self.path, self.device, self.host = path, options.device, host
         self.inputs: tuple[TensorSpec, ...] = tuple(spec(node) for node in session.get_inputs())
         self.outputs: tuple[TensorSpec, ...] = tuple(spec(node) for node in session.get_outputs())

@@ -74,23 +74,7 @@ class OnnxEngine:
         Raises:
             BackendError: Unreadable graph, an operator the device lacks, or another provider was given.
         """
-        provider = PROVIDERS[options.device]
-        try:
-            session = ort.InferenceSession(
-                str(path),
-                sess_options=session_options(options),
-                providers=[provider],
-                disabled_optimizers=HARMFUL.get(options.precision, []),
-            )
-        except Exception as error:
-            raise BackendError(
-                f"{path}: onnxruntime cannot open it: {first_line(error)}"
-            ) from error
-        if session.get_providers()[0] != provider:
-            raise BackendError(
-                f"{path}: {provider} was asked for and onnxruntime gave {session.get_providers()[0]}; "
-                "see `foveate doctor`"
-            )
+        session = open_session(path, options)
         self.path = path
         self.device = options.device
         self.inputs = tuple(spec(node) for node in session.get_inputs())
@@ -124,6 +108,30 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the session."""
         self.session = None
+
+
+def open_session(path: Path, options: OnnxOptions, settings: dict[str, str] | None = None) -> Any:
+    """A session on exactly the device asked for, its provider set up with `settings`.
+
+    Raises:
+        BackendError: Unreadable graph, an operator the device lacks, or another provider was given.
+    """
+    provider = PROVIDERS[options.device]
+    try:
+        session = ort.InferenceSession(
+            str(path),
+            sess_options=session_options(options),
+            providers=[(provider, settings or {})],
+            disabled_optimizers=HARMFUL.get(options.precision, []),
+        )
+    except Exception as error:
+        raise BackendError(f"{path}: onnxruntime cannot open it: {first_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(
+            f"{path}: {provider} was asked for and onnxruntime gave {session.get_providers()[0]}; "
+            "see `foveate doctor`"
+        )
+    return session
 
 
 def session_options(options: OnnxOptions) -> Any:
