@@ -57,7 +57,7 @@ def run_stages(
         return {name: given.get(f"{stage}.{name}", value) for name, value in outputs.items()}
 
     visual = note("vision", backend.run("vision", vision.feeds))["visual_embeds"]
-    text_index = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.visual_index)
+    text_index = prompt.text_index
     text = backend.embed(prompt.token_ids[text_index])
     merged = backend.merge(text, visual, text_index, prompt.visual_index)
     found["merge.inputs_embeds"] = on_host(merged)

@@ -53,6 +53,13 @@ class Prompt:
     position_ids: NDArray[np.int64]
     next_position: int
 
+    @property
+    def text_index(self) -> NDArray[np.int64]:
+        """Where in the sequence the text tokens stand, int64 [T - N_v]."""
+        text = np.ones(len(self.token_ids), dtype=bool)
+        text[self.visual_index] = False
+        return np.flatnonzero(text)
+
 
 class Family(Protocol):
     """One family of multimodal language models."""

@@ -199,7 +199,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     ) -> tuple[Tensor, Tensor, Visual]:
         """The prompt's embeddings and positions, with `count` visual tokens left in it."""
         total = vision.tokens
-        text_index = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.visual_index)
+        text_index = prompt.text_index
         text_embeds = self._backend.embed(prompt.token_ids[text_index])
         if count == total:
             embeds = self._backend.merge(

@@ -28,7 +28,7 @@ def reference(
     visual = visual_tokens(model, vision)
     cases = [Case("vision", vision.feeds, {"visual_embeds": host(visual)})]
 
-    text_index = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.visual_index)
+    text_index = prompt.text_index
     text_ids = prompt.token_ids[text_index]
     text = model.model.language_model.embed_tokens(torch.from_numpy(text_ids))
     cases.append(Case("embeddings", {"token_ids": text_ids}, {"text_embeds": host(text)}))

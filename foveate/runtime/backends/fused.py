@@ -13,7 +13,7 @@ from foveate.runtime.engines import Feeds, Tensor, Value
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
 from foveate.runtime.language.base import Sequence
-from foveate.runtime.language.shared import BUCKETED, SharedDecoder
+from foveate.runtime.language.shared import BUCKETED, SharedDecoder, rounded
 
 HOST = {
     "vision": (),
@@ -134,15 +134,13 @@ class FusedBackend:
         return self._decoder.start(capacity)
 
     def _prompt(self, count: int) -> BoundTensor:
-        """Memory [1, count, H] for a prompt: a short one's is the thread's own, with room for its bucket."""
-        dtype = self._engines["decoder"].types["inputs_embeds"]
-        if count > BUCKETED:
-            return BoundTensor.empty((1, count, self._width), dtype, self.device)
-        if not hasattr(self._own, "prompt"):
+        """The thread's own memory [1, count, H] for a prompt; it grows, and is used again."""
+        prompt: BoundTensor | None = getattr(self._own, "prompt", None)
+        if prompt is None or prompt.room < count * self._width:
             # Cleared, so that what pads a bucket is finite.
-            sizes = (1, BUCKETED, self._width)
-            self._own.prompt = BoundTensor.zeros(sizes, dtype, self.device)
-        prompt: BoundTensor = self._own.prompt
+            sizes = (1, rounded(count, BUCKETED), self._width)
+            dtype = self._engines["decoder"].types["inputs_embeds"]
+            prompt = self._own.prompt = BoundTensor.zeros(sizes, dtype, self.device)
         return prompt.viewed((1, count, self._width))
 
     def close(self) -> None:

@@ -127,8 +127,8 @@ class SharedSequence:
                 "last": np.array([count - 1], np.int64),
                 **{f"past.{name}": state for name, state in cache.states.items()},
             },
-            {"logits": (1, decoder.model.vocabulary)},
-            {f"present.{name}": state for name, state in cache.states.items()},
+            {},
+            cache.step.outputs,
             repeats=count <= BUCKETED,
         )
         self.length = count
