@@ -93,6 +93,10 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
         help="ONNX's own, for any engine, or those that onnxruntime fuses: faster there (fp16 on CUDA, "
         "fp32 on a CPU).",
     ),
+    click.option(
+        "--target", "names", multiple=True, metavar="NAME",
+        help="Also build TensorRT engines for this target, as build does; several times for several.",
+    ),
     force,
     as_json,
 )  # fmt: skip
@@ -105,6 +109,7 @@ def export(
     visual_tokens: int | None,
     random_weights: bool,
     operators: Any,
+    names: tuple[str, ...],
     force: bool,
     as_json: bool,
     **quantization: Any,
@@ -114,7 +119,12 @@ def export(
     Every graph is compared with transformers before the bundle is moved into place, unless its
     weights are random and large.
     """
+    from foveate.tensorrt.build import build_engines, build_facts, check_targets, describe_build
+
+    built = None
     with Progress() as progress:
+        if names:
+            check_targets(bundle, names, precision, operators)
         progress.begin("loading torch and transformers")
         from foveate.export import ExportOptions, QuantizationOptions
         from foveate.export import export as export_bundle
@@ -136,7 +146,14 @@ def export(
             progress.begin,
             progress.detail,
         )
-    tell_json(export_facts(written)) if as_json else tell(describe_export(written))
+        if names:
+            built = build_engines(bundle, names, progress=progress.begin, say=progress.detail)
+    if as_json:
+        tell_json(export_facts(written) | ({"build": build_facts(built)} if built else {}))
+        return
+    tell(describe_export(written))
+    if built:
+        tell(describe_build(built))
 
 
 @verb(main, "foveate build qwen2-vl --target rtx")

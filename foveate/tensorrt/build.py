@@ -10,7 +10,7 @@ from foveate.bundle import Bundle
 from foveate.engine_writer import EngineWriter
 from foveate.errors import ExportError, TargetError
 from foveate.external_data import external_data
-from foveate.manifest import Digest, EngineVariant, GraphSpec, Precision
+from foveate.manifest import Digest, EngineVariant, GraphSpec, Operators, Precision
 from foveate.output import writing
 from foveate.runtime.engines.fit import NAMES
 from foveate.tensorrt.builder import build_engine
@@ -100,7 +100,7 @@ def build_engines(
     chosen = {name: choose_target(targets, name) for name in names}
     progress("checksums", 0, 0)
     bundle = Bundle.open(path)
-    _check_operators(bundle)
+    _check_operators(bundle.root, bundle.manifest.operators)
     jobs = [_prepare(bundle, name, target, precision, force) for name, target in chosen.items()]
     total, number, built = sum(len(job.plans) for job in jobs), 0, []
     for job in jobs:
@@ -143,12 +143,35 @@ def build_engines(
     return Result(bundle, chosen, built)
 
 
-def _check_operators(bundle: Bundle) -> None:
+def check_targets(
+    root: Path, names: Sequence[str], precision: Precision, operators: Operators
+) -> None:
+    """Refuse, before a checkpoint is exported, targets that its bundle could not be built for here.
+
+    Args:
+        root: The bundle's folder, for messages.
+        names: The targets.
+        precision: What the bundle is to compute in.
+        operators: What its graphs are to be made of.
+
+    Raises:
+        TargetError: A target that is unknown.
+        MissingDependencyError: The library that a target asks for is not installed.
+        ExportError: A target takes no such bundle, or cannot be built for here.
+    """
+    _check_operators(root, operators)
+    targets = read_targets(None)
+    for name in names:
+        target = choose_target(targets, name)
+        engine_precision(name, target, open_library(name, target), precision, None)
+
+
+def _check_operators(root: Path, operators: Operators) -> None:
     """ExportError for graphs of operators that TensorRT does not have."""
-    if bundle.manifest.operators != "standard":
+    if operators != "standard":
         raise ExportError(
-            f"{bundle.root}: its graphs are fused for {bundle.manifest.operators}, with operators that "
-            "TensorRT does not have. Export the checkpoint again with --operators standard."
+            f"{root}: its graphs are fused for {operators}, with operators that TensorRT does not have. "
+            "Export the checkpoint again with --operators standard."
         )
 
 

@@ -415,3 +415,23 @@ def test_too_little_workspace_comes_with_tensorrts_words(
     ):
         build_engines(copy, ["rtx"], targets_file("[rtx]\nworkspace_mib = 1\n"))
     assert not list(copy.glob(".engines*"))
+
+
+def test_export_builds_for_a_target_and_asks_first_whether_it_can(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    for options, words in (
+        (("--target", "rtx-9000"), ("rtx-9000",)),
+        (("--target", "rtx", "--operators", "onnxruntime"), ("--operators standard",)),
+        (("--target", "rtx", "--precision", "fp8"), ("fp8", "rtx")),
+        (("--target", "h100"), ("h100",)),
+    ):
+        refused(invoke("export", tiny_checkpoint, out, *options), *words)
+    assert not list(tmp_path.iterdir())
+
+    done = invoke("export", tiny_checkpoint, out, "--target", "rtx", "--json")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert [engine["role"] for engine in facts["build"]["engines"]] == ROLES
+    assert {one.target for one in Bundle.open(out).manifest.engines} == {"rtx"}
