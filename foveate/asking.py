@@ -11,6 +11,7 @@ from foveate.runtime import Answer, Pipeline, Stream
 from foveate.runtime.heatmap import check_target, write_heatmap
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import parse_keep
+from foveate.runtime.video import FPS, read_video
 from foveate.terminal import note
 
 
@@ -19,6 +20,8 @@ def ask(
     prompt: str,
     images: Sequence[str],
     *,
+    video: Path | None = None,
+    fps: float = FPS,
     keep: str | None = None,
     heatmap: Path | None = None,
     force: bool = False,
@@ -35,6 +38,8 @@ def ask(
         bundle: The bundle's folder.
         prompt: The question.
         images: Paths; "-" is standard input.
+        video: A video file, in place of pictures.
+        fps: Its frames to look at for each second.
         keep: As a person writes it; None takes the bundle's default.
         heatmap: A PNG file to draw; needs a `keep` that drops something.
         force: Replace the heatmap's file if it is there.
@@ -50,7 +55,14 @@ def ask(
     """
     wanted = None if keep is None else parse_keep(keep)
     sources = [_source(image, images) for image in images]
+    if not sources and video is None:
+        raise ImageError("there is nothing to look at; give --image FILE or --video FILE")
+    if video is not None and heatmap is not None:
+        raise ImageError("a heatmap is drawn over pictures; leave it out with a video")
     pictures = open_pictures(sources)
+    about: dict[str, Any] = {"images": sources or None}
+    if video is not None:
+        about["video"] = read_video(video, fps)
     if heatmap is not None:
         check_target(heatmap, force=force)
         _check_ranks(bundle, wanted)
@@ -59,7 +71,7 @@ def ask(
     ) as pipe:
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
-        stream = pipe.stream(prompt, images=sources, keep=wanted, **sampling)
+        stream = pipe.stream(prompt, keep=wanted, **about, **sampling)
         answer = _listen(stream, say)
     if heatmap is not None:
         write_heatmap(heatmap, pictures, answer.visual, force=force)

@@ -239,8 +239,13 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.argument("prompt")
 @options(
     click.option(
-        "--image", "images", multiple=True, required=True, metavar="FILE",
+        "--image", "images", multiple=True, metavar="FILE",
         help="A picture; several times for several, - for standard input.",
+    ),
+    click.option("--video", type=PATH, metavar="FILE", help="A video, in place of pictures."),
+    click.option(
+        "--fps", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
+        metavar="RATE", help="The video's frames to look at for each second.",
     ),
     click.option(
         "--keep", metavar="RATIO|N",
@@ -292,7 +297,7 @@ def run(
     threads: int,
     **sampling: Any,
 ) -> None:
-    """Ask BUNDLE the question PROMPT about one or more pictures.
+    """Ask BUNDLE the question PROMPT about one or more pictures, or about a video.
 
     The answer goes to standard output as it comes, the rest to standard error.
     """
