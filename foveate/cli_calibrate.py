@@ -71,8 +71,8 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
     front.
     """
     from foveate.calibration import collect as collecting
+    from foveate.calibration.manifest import OUTCOMES
     from foveate.calibration.meter import Meter
-    from foveate.calibration.store import OUTCOMES
 
     meter = Meter(OUTCOMES)
     options = collecting.CollectOptions(**how)

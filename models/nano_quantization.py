@@ -17,8 +17,8 @@ from pathlib import Path
 
 from foveate import Pipeline
 from foveate.calibration.evaluation.result import Score
+from foveate.calibration.provenance import file_digest
 from foveate.calibration.records import Record, read_records
-from foveate.calibration.store import file_digest
 from foveate.export import ExportOptions, QuantizationOptions, export
 from foveate.export.quantization.questions import Questions, score_all
 from foveate.quantization import cost_facts

@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from foveate.calibration.answers import Rule, is_right
-from foveate.calibration.meter import Meter
-from foveate.calibration.processes import join_processes
-from foveate.calibration.provenance import checkpoint_digest, tool_versions
-from foveate.calibration.records import Record, read_records
-from foveate.calibration.relevance import Mode
-from foveate.calibration.store import (
-    FLUSH_SECONDS,
-    LEFTOVER,
+from foveate.calibration.manifest import (
     MANIFEST,
     OUTCOMES,
     SHARD,
     Manifest,
     Outcome,
-    Sample,
-    Store,
-    Writer,
     check_format,
     encode,
-    file_digest,
-    finish,
 )
+from foveate.calibration.meter import Meter
+from foveate.calibration.processes import join_processes
+from foveate.calibration.provenance import checkpoint_digest, file_digest, tool_versions
+from foveate.calibration.records import Record, read_records
+from foveate.calibration.relevance import Mode
+from foveate.calibration.store import FLUSH_SECONDS, LEFTOVER, Sample, Store, Writer, finish
 from foveate.calibration.subject import NEW_TOKENS, Subject
 from foveate.checkpoint import Checkpoint
 from foveate.errors import ImageError, OutputExistsError, PromptError

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from foveate.calibration.collect import Collected, CollectOptions, collect
+from foveate.calibration.manifest import MANIFEST, OUTCOMES
 from foveate.calibration.meter import Meter
-from foveate.calibration.store import MANIFEST, OUTCOMES, Store
+from foveate.calibration.store import Store
 from foveate.calibration.subject import Subject
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
 from tests.command import ONE_THREAD, command, invoke, refused

@@ -9,16 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from foveate.calibration.store import (
-    MANIFEST,
-    SHARD_ROWS,
-    Manifest,
-    Sample,
-    Store,
-    Writer,
-    encode,
-    finish,
-)
+from foveate.calibration.manifest import MANIFEST, Manifest, encode
+from foveate.calibration.store import SHARD_ROWS, Sample, Store, Writer, finish
 from foveate.errors import DataError
 
 MADE = Manifest(

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from foveate.calibration.f_theta import FTheta
-from foveate.calibration.store import MANIFEST, Manifest, Sample, Writer, encode, finish
+from foveate.calibration.manifest import MANIFEST, Manifest, encode
+from foveate.calibration.store import Sample, Writer, finish
 from foveate.calibration.training.examples import prepare, split
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.overlap import RATIOS, overlap

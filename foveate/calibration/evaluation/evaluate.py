@@ -23,9 +23,8 @@ from foveate.calibration.evaluation.result import (
 from foveate.calibration.inquiry import Inquiry
 from foveate.calibration.meter import Meter
 from foveate.calibration.processes import gather, join_processes
-from foveate.calibration.provenance import checkpoint_digest, tool_versions
+from foveate.calibration.provenance import checkpoint_digest, file_digest, tool_versions
 from foveate.calibration.records import Record, read_records
-from foveate.calibration.store import file_digest
 from foveate.calibration.subject import NEW_TOKENS, Subject
 from foveate.checkpoint import Checkpoint
 from foveate.errors import DataError, ImageError, OutputError, OutputExistsError, PromptError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from foveate.calibration.answers import is_right
 from foveate.calibration.evaluation.result import Score
+from foveate.calibration.provenance import file_digest
 from foveate.calibration.records import Record, read_records
-from foveate.calibration.store import file_digest
 from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.runtime.pipeline import Pipeline

@@ -83,7 +83,7 @@ class FusedBackend:
         start = 0
         for feeds, count in zip(vision.runs, counts, strict=True):
             part = whole.viewed((count, self._width), start * self._width)
-            engine.run(feeds, {}, {"visual_embeds": part})
+            engine.run(feeds, {}, {"visual_embeds": part}, repeats=False)
             start += count
         return whole
 
