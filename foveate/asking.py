@@ -55,8 +55,6 @@ def ask(
     """
     wanted = None if keep is None else parse_keep(keep)
     sources = [_source(image, images) for image in images]
-    if not sources and video is None:
-        raise ImageError("there is nothing to look at; give --image FILE or --video FILE")
     if video is not None and heatmap is not None:
         raise ImageError("a heatmap is drawn over pictures; leave it out with a video")
     pictures = open_pictures(sources)

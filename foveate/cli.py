@@ -301,6 +301,8 @@ def run(
 
     The answer goes to standard output as it comes, the rest to standard error.
     """
+    if not images and sampling["video"] is None:
+        raise click.UsageError("there is nothing to look at; give --image FILE or --video FILE")
     from foveate.asking import ask
     from foveate.report import answer_facts, describe_answer
 
