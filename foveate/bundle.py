@@ -223,17 +223,17 @@ def _check_file(root: Path, entry: FileEntry, *, checksums: bool) -> None:
         )
     if checksums:
         with _reading(path):
-            found = _sha256(path)
+            found = file_digest(path)
         if found != entry.sha256:
             raise BundleError(f"{path} does not match its checksum: it was changed. {AGAIN}")
 
 
 def file_entry(root: Path, path: str) -> FileEntry:
     """Measure and hash a file of a folder; BundleError where it is missing or no plain file."""
-    return FileEntry(path=path, bytes=_status(root, path).st_size, sha256=_sha256(root / path))
+    return FileEntry(path=path, bytes=_status(root, path).st_size, sha256=file_digest(root / path))
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """A file's SHA-256 in hex, read block by block."""
     digest, block = hashlib.sha256(), memoryview(bytearray(1024 * 1024))
     with open(path, "rb", buffering=0) as file:

@@ -56,15 +56,14 @@ def run_stages(
         found.update({f"{stage}.{name}": value.numpy() for name, value in outputs.items()})
         return {name: given.get(f"{stage}.{name}", value) for name, value in outputs.items()}
 
-    visual = note("vision", backend.run("vision", vision.feeds))["visual_embeds"]
+    visual = note("vision", {"visual_embeds": backend.encode(vision)})["visual_embeds"]
     text_index = prompt.text_index
     text = backend.embed(prompt.token_ids[text_index])
     merged = backend.merge(text, visual, text_index, prompt.visual_index)
     found["merge.inputs_embeds"] = on_host(merged)
     kept = note(
         "compressor",
-        backend.run(
-            "compressor",
+        backend.compress(
             {
                 "text_embeds": text,
                 "visual_embeds": visual,

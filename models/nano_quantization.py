@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foveate import Pipeline
+from foveate.bundle import file_digest
 from foveate.calibration.evaluation.result import Score
-from foveate.calibration.provenance import file_digest
 from foveate.calibration.records import Record, read_records
 from foveate.export import ExportOptions, QuantizationOptions, export
 from foveate.export.quantization.questions import Questions, score_all

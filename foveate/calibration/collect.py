@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foveate.bundle import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.manifest import (
     MANIFEST,
@@ -20,7 +21,7 @@ from foveate.calibration.manifest import (
 )
 from foveate.calibration.meter import Meter
 from foveate.calibration.processes import join_processes
-from foveate.calibration.provenance import checkpoint_digest, file_digest, tool_versions
+from foveate.calibration.provenance import checkpoint_digest, tool_versions
 from foveate.calibration.records import Record, read_records
 from foveate.calibration.relevance import Mode
 from foveate.calibration.store import FLUSH_SECONDS, LEFTOVER, Sample, Store, Writer, finish

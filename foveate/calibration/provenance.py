@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foveate import __version__
+from foveate.bundle import file_digest
 
 CHECKPOINT_FILES = ("*.json", "*.jinja", "model*.safetensors", "pytorch_model*.bin")
 TOOLS = ("torch", "transformers", "accelerate", "pyarrow", "pillow", "tokenizers", "numpy")
@@ -20,12 +21,3 @@ def checkpoint_digest(root: Path) -> str:
 def tool_versions() -> dict[str, str]:
     """Foveate's version, and those of what it computes with."""
     return {"foveate": __version__, **{name: version(name) for name in TOOLS}}
-
-
-def file_digest(path: Path) -> str:
-    """A file's SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

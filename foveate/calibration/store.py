@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle import file_digest
 from foveate.calibration.manifest import (
     FORMAT,
     MANIFEST,
@@ -29,7 +30,6 @@ from foveate.calibration.manifest import (
     encode,
     read_manifest,
 )
-from foveate.calibration.provenance import file_digest
 from foveate.errors import DataError, MissingDependencyError, OutputError
 from foveate.output import replace_file
 

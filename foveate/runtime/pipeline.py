@@ -207,8 +207,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             )
             everything = Visual(total, total, np.arange(total), None, vision.grids)
             return embeds, prompt.position_ids[:, None], everything
-        outputs = self._backend.run(
-            "compressor",
+        outputs = self._backend.compress(
             {
                 "text_embeds": text_embeds,
                 "visual_embeds": visual_embeds,

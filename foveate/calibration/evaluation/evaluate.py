@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from foveate.bundle import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.evaluation.rankings import Ranking, find_rankings
 from foveate.calibration.evaluation.result import (
@@ -23,7 +24,7 @@ from foveate.calibration.evaluation.result import (
 from foveate.calibration.inquiry import Inquiry
 from foveate.calibration.meter import Meter
 from foveate.calibration.processes import gather, join_processes
-from foveate.calibration.provenance import checkpoint_digest, file_digest, tool_versions
+from foveate.calibration.provenance import checkpoint_digest, tool_versions
 from foveate.calibration.records import Record, read_records
 from foveate.calibration.subject import NEW_TOKENS, Subject
 from foveate.checkpoint import Checkpoint

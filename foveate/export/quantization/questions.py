@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foveate.bundle import file_digest
 from foveate.calibration.answers import is_right
 from foveate.calibration.evaluation.result import Score
-from foveate.calibration.provenance import file_digest
 from foveate.calibration.records import Record, read_records
 from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.export.quantization.options import QuantizationOptions

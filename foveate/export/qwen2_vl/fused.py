@@ -13,7 +13,9 @@ from foveate.calibration.f_theta import FTheta
 from foveate.errors import CheckpointError, ExportError
 from foveate.export.fused.selection import pool, prompt_inputs, rank, select
 from foveate.export.fused.tape import FUSED, GraphTape
+from foveate.export.qwen2_vl.plans import facts
 from foveate.families.qwen2_vl import Settings, read_settings
+from foveate.runtime.language.base import state_names
 
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 INT32, INT64, UINT8 = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8
@@ -130,12 +132,8 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     """
     text, config = model.model.language_model, model.config.text_config
     tape = GraphTape(model.dtype)
-    width, heads, groups = (
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-    )
-    depth = width // heads
+    sizes = facts(model)
+    width, heads, groups, depth = sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim
     hidden = tape.input("inputs_embeds", tape.dtype, [1, "sequence", width])
     positions = tape.input("position_ids", INT64, [3, 1, "slots"])
     seen = tape.input("seqlens_k", INT32, [1])
@@ -143,7 +141,7 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     last = tape.input("last", INT64, [1])
     past = {
         name: tape.input(f"past.{name}", tape.dtype, [1, groups, "capacity", depth])
-        for name in _cache_names(config.num_hidden_layers)
+        for name in state_names(sizes.layers)
     }
     cos, sin = _text_rotary(tape, positions, config, depth)
 
@@ -207,12 +205,9 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
     """
     text, config = model.model.language_model, model.config.text_config
     tape = GraphTape(model.dtype)
-    width, heads, groups = (
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-    )
-    depth, attention = width // heads, text.layers[0].self_attn
+    sizes = facts(model)
+    width, heads, groups, depth = sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim
+    attention = text.layers[0].self_attn
     prompt = prompt_inputs(tape, width, 3)
     norm = text.layers[0].input_layernorm
     normed = tape.rms_norm(tape.cast(prompt.embeds, FLOAT), "norm", norm, norm.weight.float())
@@ -280,11 +275,6 @@ def _patch_weight(tower: nn.Module) -> Tensor:
     embed: Any = tower.patch_embed
     weight: Tensor = getattr(embed, "proj", embed).weight
     return weight
-
-
-def _cache_names(layers: int) -> list[str]:
-    """The cache's tensors, in order."""
-    return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
 
 
 def _patches(

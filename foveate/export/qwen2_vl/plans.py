@@ -18,6 +18,7 @@ from foveate.export.qwen2_vl.modules import (
 )
 from foveate.export.random_weights import draw
 from foveate.manifest import ModelFacts, Rope
+from foveate.runtime.language.base import state_names
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:
@@ -77,7 +78,7 @@ def plans(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> lis
         torch.randn(2, text.num_key_value_heads, 5, width).to(dtype)
         for _ in range(2 * text.num_hidden_layers)
     ]
-    layers = range(text.num_hidden_layers)
+    states = state_names(text.num_hidden_layers)
     return [
         GraphPlan(
             "vision",
@@ -136,11 +137,11 @@ def plans(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> lis
                 "inputs_embeds",
                 "position_ids",
                 "attention_mask",
-                *(f"past.{layer}.{kind}" for layer in layers for kind in ("key", "value")),
+                *(f"past.{name}" for name in states),
             ),
             (
                 "logits",
-                *(f"present.{layer}.{kind}" for layer in layers for kind in ("key", "value")),
+                *(f"present.{name}" for name in states),
             ),
             (
                 {0: "batch", 1: "sequence"},

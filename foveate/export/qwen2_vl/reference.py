@@ -13,6 +13,7 @@ from foveate.calibration.f_theta import FTheta
 from foveate.calibration.qwen2_vl import visual_tokens
 from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt
+from foveate.runtime.language.base import state_names
 
 QUESTION = "What can be seen in the two pictures?"
 
@@ -99,7 +100,7 @@ def decoder_case(
             torch.zeros(1, text.num_key_value_heads, 0, width, dtype=model.dtype)
             for _ in range(2 * text.num_hidden_layers)
         ]
-    names = [f"{i}.{kind}" for i in range(text.num_hidden_layers) for kind in ("key", "value")]
+    names = state_names(text.num_hidden_layers)
     feeds: dict[str, NDArray[Any]] = {
         "inputs_embeds": host(embeds),
         "position_ids": positions[:, None],

@@ -36,8 +36,8 @@ class Backend(Protocol):
         """
         ...
 
-    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run the graph of "compressor"; outputs stay on the device.
+    def compress(self, feeds: Feeds) -> dict[str, Value]:
+        """Run the compressor graph; outputs stay on the device.
 
         Raises:
             BackendError: The backend refused the inputs or failed.

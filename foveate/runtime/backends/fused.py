@@ -87,8 +87,8 @@ class FusedBackend:
             start += count
         return whole
 
-    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run the compressor; see `Backend.run`."""
+    def compress(self, feeds: Feeds) -> dict[str, Value]:
+        """The prompt with fewer visual tokens; see `Backend.compress`."""
         keep, axes, text, total = (
             int(np.asarray(feeds["keep"])[0]),
             *(
@@ -97,7 +97,7 @@ class FusedBackend:
             ),
         )
         count = text + keep
-        outputs = self._engines[role].run(
+        outputs = self._engines["compressor"].run(
             feeds,
             {
                 "kept_position_ids": (axes, 1, count),

@@ -57,15 +57,19 @@ class OnnxBackend:
 
     def encode(self, vision: Vision) -> Value:
         """Visual tokens; see `Backend.encode`."""
-        return self.run("vision", vision.feeds)["visual_embeds"]
+        return self._run("vision", vision.feeds)["visual_embeds"]
 
-    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run a graph; see `Backend.run`."""
+    def compress(self, feeds: Feeds) -> dict[str, Value]:
+        """The prompt with fewer visual tokens; see `Backend.compress`."""
+        return self._run("compressor", feeds)
+
+    def _run(self, role: str, feeds: Feeds) -> dict[str, Value]:
+        """Run a graph."""
         return self._engines[role].run(feeds)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
         """Embedding rows, on the host; see `Backend.embed`."""
-        return self.run("embeddings", {"token_ids": token_ids})["text_embeds"].numpy()
+        return self._run("embeddings", {"token_ids": token_ids})["text_embeds"].numpy()
 
     def merge(
         self,

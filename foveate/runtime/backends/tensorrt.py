@@ -72,10 +72,14 @@ class TensorRTBackend:
 
     def encode(self, vision: Vision) -> Value:
         """Visual tokens; see `Backend.encode`."""
-        return self.run("vision", vision.feeds)["visual_embeds"]
+        return self._run("vision", vision.feeds)["visual_embeds"]
 
-    def run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run an engine and wait for it; see `Backend.run`."""
+    def compress(self, feeds: Feeds) -> dict[str, Value]:
+        """The prompt with fewer visual tokens; see `Backend.compress`."""
+        return self._run("compressor", feeds)
+
+    def _run(self, role: str, feeds: Feeds) -> dict[str, Value]:
+        """Run an engine and wait for it."""
         with self.gpu.lock:
             outputs = self.engines[role].run(feeds)
             self.gpu.synchronize()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from foveate.errors import BackendError, ClosedError
 from foveate.manifest import TensorSpec
 from foveate.runtime.engines.base import Feeds
+from foveate.runtime.engines.bindings import held
 from foveate.runtime.engines.library import ort
 from foveate.runtime.engines.onnx import OnnxOptions, first_line, open_session, spec
 
@@ -23,8 +24,6 @@ TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "float16":
 """ONNX's numbers of the types that graphs here take and give."""
 CAPTURING = {"enable_cuda_graph": "1", "cudnn_conv_algo_search": "HEURISTIC"}
 """What the CUDA provider is told: capture runs that are numbered, and do not try out every convolution."""
-HELD = {"bfloat16": "uint16"}
-"""Types that numpy lacks, and the type of the same size that holds them."""
 SMALL = 1 << 16
 """Bytes up to which comparing an array with what was written before is quicker than writing it."""
 MOST_GRAPHS = 16
@@ -60,7 +59,7 @@ class BoundTensor:
         Raises:
             BackendError: There is not as much.
         """
-        kind = np.dtype(HELD.get(dtype, dtype))
+        kind = held(dtype)
         with taking(prod(sizes) * kind.itemsize, device):
             return cls(
                 ort.OrtValue.ortvalue_from_shape_and_type(list(sizes), kind, device, 0),
@@ -75,13 +74,12 @@ class BoundTensor:
         Raises:
             BackendError: There is not as much.
         """
-        return cls.copied(np.zeros(sizes, HELD.get(dtype, dtype)), dtype, device)
+        return cls.copied(np.zeros(sizes, held(dtype)), dtype, device)
 
     @property
     def address(self) -> int:
         """Where it lies."""
-        width = np.dtype(HELD.get(self.dtype, self.dtype)).itemsize
-        return int(self.memory.data_ptr()) + self.start * width
+        return int(self.memory.data_ptr()) + self.start * held(self.dtype).itemsize
 
     @property
     def room(self) -> int:

@@ -5,7 +5,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.manifest import ModelFacts
 from foveate.runtime.engines import Tensor
+from foveate.runtime.engines.bindings import held
 
 
 class Sequence(Protocol):
@@ -42,3 +44,13 @@ class Sequence(Protocol):
     def close(self) -> None:
         """Give the cache back; closing twice is fine."""
         ...
+
+
+def state_names(layers: int) -> list[str]:
+    """The names of a cache's tensors, in the order in which decoder graphs take and give them."""
+    return [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def token_bytes(model: ModelFacts, dtype: str) -> int:
+    """Bytes of keys and values that a cache of the manifest's type `dtype` has for a token."""
+    return 2 * model.layers * model.kv_heads * model.head_dim * held(dtype).itemsize

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from foveate.manifest import ModelFacts
 from foveate.runtime.engines import Engine, Feeds, Tensor
+from foveate.runtime.language.base import state_names, token_bytes
 
 Embed = Callable[[NDArray[np.int64]], NDArray[np.generic]]
 """Token ids int64 [N] to embedding rows [N, H]."""
@@ -19,12 +20,11 @@ class Decoder:
         """Drive `engine`, a decoder graph of the sizes in `model`; `embed` looks tokens up."""
         self.engine = engine
         self.embed = embed
-        self.names = [
-            f"{layer}.{kind}" for layer in range(model.layers) for kind in ("key", "value")
-        ]
+        self.names = state_names(model.layers)
         (past,) = (spec for spec in engine.inputs if spec.name == "past.0.key")
         self.dtype = past.dtype
         self.empty = (1, model.kv_heads, 0, model.head_dim)
+        self.token_bytes = token_bytes(model, self.dtype)
 
     def start(self) -> "GrowingSequence":
         """Begin a sequence with an empty cache."""
@@ -66,9 +66,7 @@ class GrowingSequence:
     @property
     def cache_bytes(self) -> int:
         """Bytes that the cache holds now."""
-        shape = self.decoder.empty
-        size = np.dtype(self.decoder.dtype).itemsize
-        return len(self.decoder.names) * shape[1] * self.length * shape[3] * size
+        return self.length * self.decoder.token_bytes
 
     def close(self) -> None:
         """Give the cache back."""

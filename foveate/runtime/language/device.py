@@ -12,6 +12,7 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import TensorRTEngine
+from foveate.runtime.language.base import state_names
 from foveate.runtime.language.decoder import count_axes
 
 
@@ -25,9 +26,7 @@ class DeviceDecoder:
     def __init__(self, engine: TensorRTEngine, model: ModelFacts, table: EmbeddingTable) -> None:
         """Drive `engine`, a decoder of the sizes in `model`; tokens are looked up in `table`."""
         self.engine, self.table, self.gpu = engine, table, engine.gpu
-        self.names = [
-            f"{layer}.{kind}" for layer in range(model.layers) for kind in ("key", "value")
-        ]
+        self.names = state_names(model.layers)
         self.dtype: np.dtype[Any] = engine.dtype("past.0.key")
         self.empty = (1, model.kv_heads, 0, model.head_dim)
         self.token_bytes = model.kv_heads * model.head_dim * self.dtype.itemsize

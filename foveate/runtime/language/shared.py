@@ -11,6 +11,7 @@ from foveate.manifest import ModelFacts
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Tensor
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
+from foveate.runtime.language.base import state_names, token_bytes
 
 STEP = 256
 """Caches are as long as a multiple of this."""
@@ -41,9 +42,7 @@ class SharedDecoder:
     def __init__(self, engine: BoundEngine, model: ModelFacts, table: EmbeddingTable, most: int):
         """Drive `engine`, a decoder of the sizes in `model`, for sequences of up to `most` tokens."""
         self.engine, self.model, self.table, self.most = engine, model, table, most
-        self.names = [
-            f"{layer}.{kind}" for layer in range(model.layers) for kind in ("key", "value")
-        ]
+        self.names = state_names(model.layers)
         self.dtype = engine.types["inputs_embeds"]
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[0])
@@ -156,9 +155,7 @@ class SharedSequence:
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values that the cache holds now; its memory has room for more."""
-        model = self.decoder.model
-        size = 4 if self.decoder.dtype == "float32" else 2
-        return len(self.decoder.names) * model.kv_heads * model.head_dim * size * self.length
+        return self.length * token_bytes(self.decoder.model, self.decoder.dtype)
 
     def close(self) -> None:
         """Give the cache back."""
