@@ -13,7 +13,7 @@ from foveate.bundle import Bundle
 from foveate.checkpoint import Checkpoint
 from foveate.errors import CheckpointError
 from foveate.export.random_weights import count_parameters, draw
-from models.byte_tokenizer import CONTROL, byte_tokenizer
+from models.shape_tokenizer import CONTROL, shape_tokenizer
 from tests.command import invoke, refused
 
 SHAPE = Path(__file__).parents[2] / "models" / "qwen2-vl-7b"
@@ -89,9 +89,13 @@ class TestTheSevenBillionShape:
 
     def test_its_tokenizer_is_what_the_script_writes(self) -> None:
         tokenizer = Tokenizer.from_file(str(SHAPE / "tokenizer.json"))
-        assert json.loads(tokenizer.to_str()) == json.loads(byte_tokenizer().to_str())
+        assert json.loads(tokenizer.to_str()) == json.loads(shape_tokenizer().to_str())
         ids = tokenizer.encode("<|im_start|>é!<|image_pad|><|im_end|>").ids
         assert (len(ids), ids[0], ids[-2:]) == (6, 151644, [151655, 151645])
         for text, index in CONTROL.items():
             assert tokenizer.token_to_id(text) == index
         assert tokenizer.decode(ids, skip_special_tokens=True) == "é!"
+        question = "What is the dog doing?"
+        tokens = ["What", "Ġis", "Ġthe", "Ġdog", *"Ġdoing", "?"]
+        assert tokenizer.encode(question).tokens == tokens
+        assert tokenizer.decode(tokenizer.encode(question).ids) == question
