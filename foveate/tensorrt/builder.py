@@ -15,7 +15,7 @@ from foveate.runtime.engines.fit import NAMES
 from foveate.tensorrt.checks import check_network
 from foveate.tensorrt.conservative import conservative_graph
 from foveate.tensorrt.library import Builder, is_old
-from foveate.tensorrt.mixed import keep_exact
+from foveate.tensorrt.mixed import set_precisions
 from foveate.tensorrt.profiles import Plan
 from foveate.tensorrt.targets import Target
 from foveate.tensorrt.topk import topk_axes
@@ -115,7 +115,7 @@ def build_engine(
         if precision == "fp16" and role not in FLOAT_ROLES:
             config.set_flag(trt.BuilderFlag.FP16)
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            keep_exact(trt, network)
+            set_precisions(trt, network)
     for profile in profiles.values():
         _add_profile(maker, config, network, role, profile)
     if builder.library == "tensorrt_rtx":

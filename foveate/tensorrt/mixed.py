@@ -5,12 +5,15 @@ from typing import Any
 
 EXACT = ("REDUCE", "SOFTMAX", "UNARY", "NORMALIZATION")
 """Kinds of layers that overflow or lose positions in half precision; what reads a sum is kept, too."""
+PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+"""Kinds of layers that hold nearly all weights and work, and are what half precision is asked for."""
 
 
-def keep_exact(trt: Any, network: Any) -> int:
-    """Hold the layers of a network that half precision would spoil to float32; give their number.
+def set_precisions(trt: Any, network: Any) -> tuple[int, int]:
+    """Hold products to float16, and to float32 what half precision would spoil; how many of each.
 
-    Norms, softmax and rotary angles are exact in foveate's own fp16 graphs, too.
+    Left to itself, TensorRT computes products in float32 wherever it thinks that faster. Norms, softmax
+    and rotary angles are exact in foveate's own fp16 graphs, too. All else TensorRT may choose.
     """
     layers = [network.get_layer(place) for place in range(network.num_layers)]
     makers = {tensor.name: layer for layer in layers for tensor in _outputs(layer)}
@@ -28,14 +31,19 @@ def keep_exact(trt: Any, network: Any) -> int:
         exact[layer.name] = layer
         sources = (makers.get(tensor.name) for tensor in _inputs(layer))
         todo += [one for one in sources if one is not None and one.name not in exact]
-    held = 0
-    for layer in exact.values():
-        if all(tensor.dtype == trt.float32 for tensor in _outputs(layer)):
+    halves = kept = 0
+    for layer in layers:
+        if any(tensor.dtype != trt.float32 for tensor in _outputs(layer)):
+            continue
+        if layer.name in exact:
             layer.precision = trt.float32
             for place in range(layer.num_outputs):
                 layer.set_output_type(place, trt.float32)
-            held += 1
-    return held
+            kept += 1
+        elif layer.type.name in PRODUCTS:
+            layer.precision = trt.float16
+            halves += 1
+    return halves, kept
 
 
 def _turns(trt: Any, layer: Any) -> bool:
