@@ -77,20 +77,24 @@ def rank(tape: GraphTape, pooled: ir.Value, prompt: Prompt, network: FTheta | No
         count = tape.op("ReduceSum", ones, tape.constant(np.array([0], np.int64)), keepdims=0)
         scaled = tape.op("Mul", pooled, tape.cast(count, FLOAT))
         pooled = tape.op("Log", tape.op("Add", scaled, tape.constant(np.float32(EPSILON))))
-    hidden = pooled
+    # Each convolution is one product of every token's neighbourhood, which tensor cores take.
+    zero, one = (tape.constant(np.array([n], np.int64)) for n in (0, 1))
+    counting = tape.constant(np.arange(MOST_TOKENS, dtype=np.int64))
+    token = tape.op("Slice", counting, zero, tape.op("Shape", prompt.visual_index), zero)
+    offsets = tape.constant(np.arange(KERNEL, dtype=np.int64))
+    near = tape.op("Add", tape.op("Unsqueeze", token, one), offsets)
+    around = tape.constant(np.array([KERNEL // 2, 0, KERNEL // 2, 0], np.int64))
+    channels = tape.constant(np.array([network.channels_in, -1], np.int64))
+    hidden = tape.op("Transpose", tape.op("Reshape", pooled, channels), perm=[1, 0])
     for number, (weight, bias) in enumerate(network.merged()):
-        hidden = tape.op(
-            "Conv", hidden,
-            tape.weight(f"f_theta.{number}.weight", weight),
-            tape.weight(f"f_theta.{number}.bias", bias),
-            kernel_shape=[KERNEL], pads=[KERNEL // 2, KERNEL // 2],
-        )  # fmt: skip
-        hidden = tape.op("Relu", hidden)
-    head = tape.weight("f_theta.head.weight", network.head.weight[..., 0])
-    assert network.head.bias is not None
-    shift = tape.weight("f_theta.head.bias", network.head.bias)
-    logits = tape.op("MatMul", head, hidden)
-    return tape.op("Reshape", tape.op("Add", logits, shift), flat)
+        rows = tape.op("Gather", tape.op("Pad", hidden, around), near, axis=0)
+        shape = tape.constant(np.array([-1, KERNEL * weight.shape[1]], np.int64))
+        flat_weight = weight.transpose(1, 2).flatten(1)
+        rows = tape.op("Reshape", rows, shape)
+        hidden = tape.op("Relu", tape.linear(rows, f"f_theta.{number}", flat_weight, bias))
+    head = network.head
+    logits = tape.linear(hidden, "f_theta.head", head.weight[..., 0], head.bias)
+    return tape.op("Reshape", logits, flat)
 
 
 def select(

@@ -201,7 +201,8 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
 def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> ir.Model:
     """Probe, f_θ, top-k and gather; takes and gives what `foveate.export.compressor` does.
 
-    The probe and f_θ compute in float32.
+    The probe and f_θ compute in float32; on CUDA its products are of TF32, as exact as float16 and with
+    float32's range.
     """
     text, config = model.model.language_model, model.config.text_config
     tape = GraphTape(model.dtype)
@@ -210,22 +211,27 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
     attention = text.layers[0].self_attn
     prompt = prompt_inputs(tape, width, 3)
     norm = text.layers[0].input_layernorm
-    normed = tape.rms_norm(tape.cast(prompt.embeds, FLOAT), "norm", norm, norm.weight.float())
+    # Normalisation takes float16 and gives float32 at once; it has no such kernel for bfloat16.
+    embeds = prompt.embeds if tape.dtype == FLOAT16 else tape.cast(prompt.embeds, FLOAT)
+    normed = tape.rms_norm(embeds, "norm", norm, norm.weight.float())
+    places = tape.op("Gather", prompt.positions, prompt.index, axis=1)
+    angles = _text_angles(tape, places, config, depth)
+    turns = tape.op("Cos", angles), tape.op("Sin", angles)
+    # The text comes first, so the instruction's rows among it are those among all.
     asked = tape.op("Gather", normed, prompt.rows, axis=0)
     asked_index = tape.op("Gather", prompt.text_index, prompt.rows, axis=0)
+    asked_turns = tuple(tape.op("Gather", turn, prompt.rows, axis=0) for turn in turns)
 
-    def rotated(rows: ir.Value, name: str, layer: nn.Linear, index: ir.Value) -> ir.Value:
+    def rotated(
+        rows: ir.Value, name: str, layer: nn.Linear, turns: tuple[ir.Value, ...]
+    ) -> ir.Value:
         """Rows [N, H] projected and turned, float32 [1, N, heads · depth]."""
         states = tape.linear(rows, name, layer.weight.float(), layer.bias.float())
         states = tape.op("Unsqueeze", states, tape.constant(np.zeros(1, np.int64)))
-        angles = _text_angles(
-            tape, tape.op("Gather", prompt.positions, index, axis=1), config, depth
-        )
         start = tape.constant(np.zeros(1, np.int64))
         return tape.fused(
-            "RotaryEmbedding", states, start, tape.op("Cos", angles), tape.op("Sin", angles),
-            num_heads=layer.weight.shape[0] // depth,
-        )  # fmt: skip
+            "RotaryEmbedding", states, start, *turns, num_heads=layer.weight.shape[0] // depth
+        )
 
     def split(states: ir.Value, shape: list[int], order: list[int]) -> ir.Value:
         """Heads to the front."""
@@ -233,12 +239,10 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
         return tape.op("Transpose", apart, perm=order)
 
     query = split(
-        rotated(asked, "q_proj", attention.q_proj, asked_index), [-1, heads, depth], [1, 0, 2]
+        rotated(asked, "q_proj", attention.q_proj, asked_turns), [-1, heads, depth], [1, 0, 2]
     )
     query = tape.op("Reshape", query, tape.constant(np.array([groups, -1, depth], np.int64)))
-    key = split(
-        rotated(normed, "k_proj", attention.k_proj, prompt.index), [-1, groups, depth], [1, 2, 0]
-    )
+    key = split(rotated(normed, "k_proj", attention.k_proj, turns), [-1, groups, depth], [1, 2, 0])
     scores = tape.op("Mul", tape.op("MatMul", query, key), tape.constant(np.float32(depth**-0.5)))
     hidden = tape.op(
         "Less",

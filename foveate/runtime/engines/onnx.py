@@ -21,6 +21,8 @@ DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+EXACT = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+"""What a device's provider is told so that products of float32 are of float32."""
 HARMFUL: dict[str, list[str]] = {"int8": ["MatMulAddFusion", "CommonSubexpressionElimination"]}
 """Optimizers of onnxruntime that keep it from fusing quantized products, by precision."""
 
@@ -111,7 +113,7 @@ class OnnxEngine:
 
 
 def open_session(path: Path, options: OnnxOptions, settings: dict[str, str] | None = None) -> Any:
-    """A session on exactly the device asked for, its provider set up with `settings`.
+    """A session on exactly the device asked for, its provider set up with `settings` beside `EXACT`.
 
     Raises:
         BackendError: Unreadable graph, an operator the device lacks, or another provider was given.
@@ -121,7 +123,7 @@ def open_session(path: Path, options: OnnxOptions, settings: dict[str, str] | No
         session = ort.InferenceSession(
             str(path),
             sess_options=session_options(options),
-            providers=[(provider, settings or {})],
+            providers=[(provider, {**EXACT[options.device], **(settings or {})})],
             disabled_optimizers=HARMFUL.get(options.precision, []),
         )
     except Exception as error:
