@@ -76,6 +76,8 @@ def run_stages(
         ),
     )
     length = len(text_index) + count
+    key = "compressor.kept_position_ids"
+    found[key] = found[key][:, :, :length]
     sequence = backend.start(length + 2)
     prefill = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
     found["decoder.prefill"] = prefill

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,8 @@ from foveate import Pipeline
 from foveate.bundle import Bundle
 from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.export import ExportOptions, export
-from foveate.runtime.backends.fused import FusedBackend
+from foveate.runtime.backends import fused
+from foveate.runtime.backends.fused import TEXT, FusedBackend, fill_up
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions
 from foveate.runtime.language.shared import BUCKET, BUCKETED, STEP, bucket
@@ -129,6 +131,41 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
         sequence.close()
     assert bucket(count) == 2 * BUCKET
     np.testing.assert_allclose(logits[0], logits[1], atol=LOGITS, rtol=0)
+
+
+def test_a_filled_up_question_keeps_what_a_bare_one_keeps(
+    pipe: Pipeline, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fills up stands after the prompt and counts nothing in the mean."""
+    chosen = samples[3::20]
+
+    def ask() -> list[Any]:
+        """Answers with a quarter kept."""
+        return [pipe.generate(one.question, images=[one.image], keep=0.25) for one in chosen]
+
+    bare = ask()
+    monkeypatch.setattr(fused, "fill_up", lambda feeds, unit: fill_up(feeds, TEXT))
+    for given, wanted in zip(ask(), bare, strict=True):
+        assert given.token_ids == wanted.token_ids
+        assert given.cache_bytes == wanted.cache_bytes
+        assert np.array_equal(given.visual.indices, wanted.visual.indices)
+        np.testing.assert_allclose(given.visual.relevance, wanted.visual.relevance, rtol=RELEVANCE)
+
+
+def test_text_and_instruction_are_filled_up() -> None:
+    feeds = {
+        "text_embeds": np.ones((5, 2), np.float32), "text_index": np.array([0, 1, 2, 6, 7]),
+        "visual_index": np.array([3, 4, 5]), "instruction_rows": np.array([3, 4]),
+        "position_ids": np.arange(24).reshape(3, 8), "keep": np.array([2]),
+    }  # fmt: skip
+    filled = fill_up(feeds, 4)
+    assert filled["text_index"].tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
+    assert filled["text_embeds"].sum(1).tolist() == [2] * 5 + [0] * 3
+    assert filled["instruction_rows"].tolist() == [3, 4, 0, 0]
+    assert filled["instruction_weights"].tolist() == [0.5, 0.5, 0, 0]
+    assert filled["position_ids"].shape == (3, 11)
+    assert filled["position_ids"][:, :8].tolist() == feeds["position_ids"].tolist()
+    assert fill_up(feeds, 1)["text_index"].tolist() == feeds["text_index"].tolist()
 
 
 def test_caches_are_used_again_and_no_longer_than_the_model(pipe: Pipeline) -> None:

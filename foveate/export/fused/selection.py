@@ -20,6 +20,7 @@ class Prompt:
         text: [N_t, H], `visual`: [N_v, H], `embeds`: both, [N_t + N_v, H].
         text_index: int64 [N_t], `visual_index`: int64 [N_v], `index`: both, places in the prompt.
         rows: int64 [N_u], the instruction's among the text's.
+        weights: float32 [N_u], what each counts in the mean; 0 for one that only fills up.
         positions: int64 [A, N_t + N_v], of the prompt.
         keep: int64 [1], in host memory.
     """
@@ -31,17 +32,23 @@ class Prompt:
     visual_index: ir.Value
     index: ir.Value
     rows: ir.Value
+    weights: ir.Value
     positions: ir.Value
     keep: ir.Value
 
 
 def prompt_inputs(tape: GraphTape, width: int, axes: int) -> Prompt:
-    """The inputs that every family's compressor takes, in their order (`foveate.export.compressor`)."""
+    """The inputs that every family's compressor takes, in their order.
+
+    They are those of `foveate.export.compressor` and `instruction_weights`. Rows of text may follow that
+    only fill up: their places come after the prompt, so no token looks at them and they end up last.
+    """
     text = tape.input("text_embeds", tape.dtype, ["text", width])
     visual = tape.input("visual_embeds", tape.dtype, ["visual", width])
     text_index = tape.input("text_index", INT64, ["text"])
     visual_index = tape.input("visual_index", INT64, ["visual"])
     rows = tape.input("instruction_rows", INT64, ["instruction"])
+    weights = tape.input("instruction_weights", FLOAT, ["instruction"])
     positions = tape.input("position_ids", INT64, [axes, "prompt"])
     keep = tape.input("keep", INT64, [1])
     return Prompt(
@@ -52,19 +59,33 @@ def prompt_inputs(tape: GraphTape, width: int, axes: int) -> Prompt:
         visual_index=visual_index,
         index=tape.op("Concat", text_index, visual_index, axis=0),
         rows=rows,
+        weights=weights,
         positions=positions,
         keep=keep,
     )
 
 
-def pool(tape: GraphTape, prompt: Prompt, attention: ir.Value, channels: int) -> ir.Value:
-    """Attention float32 [heads, N_u, N_t + N_v] averaged, of visual tokens alone: [1, channels, N_v]."""
-    axes = [0, 1] if channels == 1 else [1]
-    mean = tape.op("ReduceMean", attention, tape.constant(np.array(axes, np.int64)), keepdims=1)
-    mean = tape.op("Reshape", mean, tape.constant(np.array([1, channels, -1], np.int64)))
+def pool(
+    tape: GraphTape, prompt: Prompt, attention: ir.Value, heads: int, channels: int
+) -> ir.Value:
+    """Attention float32 [heads, N_u, N_t + N_v] averaged, of visual tokens alone: [channels, N_v].
+
+    Args:
+        tape: Where to record it.
+        prompt: Whose instruction's weights are those of the mean.
+        attention: From each instruction token to text, then visual tokens.
+        heads: How many heads it has.
+        channels: 1 averages over heads too; else as many as there are heads.
+    """
+    share = tape.op("Unsqueeze", prompt.weights, tape.constant(np.array([1], np.int64)))
+    if channels == 1:
+        share = tape.op("Mul", share, tape.constant(np.float32(1 / heads)))
+    axes = tape.constant(np.array([0, 1] if channels == 1 else [1], np.int64))
+    mean = tape.op("ReduceSum", tape.op("Mul", attention, share), axes, keepdims=1)
+    mean = tape.op("Reshape", mean, tape.constant(np.array([channels, -1], np.int64)))
     text = tape.op("Shape", prompt.text_index)
     ends = tape.constant(np.array([np.iinfo(np.int64).max], np.int64))
-    return tape.op("Slice", mean, text, ends, tape.constant(np.array([2], np.int64)))
+    return tape.op("Slice", mean, text, ends, tape.constant(np.array([1], np.int64)))
 
 
 def rank(tape: GraphTape, pooled: ir.Value, prompt: Prompt, network: FTheta | None) -> ir.Value:
@@ -84,8 +105,7 @@ def rank(tape: GraphTape, pooled: ir.Value, prompt: Prompt, network: FTheta | No
     offsets = tape.constant(np.arange(KERNEL, dtype=np.int64))
     near = tape.op("Add", tape.op("Unsqueeze", token, one), offsets)
     around = tape.constant(np.array([KERNEL // 2, 0, KERNEL // 2, 0], np.int64))
-    channels = tape.constant(np.array([network.channels_in, -1], np.int64))
-    hidden = tape.op("Transpose", tape.op("Reshape", pooled, channels), perm=[1, 0])
+    hidden = tape.op("Transpose", pooled, perm=[1, 0])
     for number, (weight, bias) in enumerate(network.merged()):
         rows = tape.op("Gather", tape.op("Pad", hidden, around), near, axis=0)
         shape = tape.constant(np.array([-1, KERNEL * weight.shape[1]], np.int64))

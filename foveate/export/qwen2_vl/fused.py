@@ -199,7 +199,7 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
 
 
 def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> ir.Model:
-    """Probe, f_θ, top-k and gather; takes and gives what `foveate.export.compressor` does.
+    """Probe, f_θ, top-k and gather; takes and gives what `foveate.export.compressor` does, and weights.
 
     The probe and f_θ compute in float32; on CUDA its products are of TF32, as exact as float16 and with
     float32's range.
@@ -258,7 +258,7 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
             f"this f_θ reads {channels} heads and the model has {heads}; "
             "train one on this checkpoint (foveate calibrate train)"
         )
-    ranked = rank(tape, pool(tape, prompt, weights, channels), prompt, network)
+    ranked = rank(tape, pool(tape, prompt, weights, heads, channels), prompt, network)
     return select(tape, prompt, ranked, network is None, width, 3)
 
 

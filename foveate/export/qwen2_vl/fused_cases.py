@@ -18,10 +18,10 @@ def fused_cases(cases: list[Case], family: Family) -> list[Case]:
             fused.extend(vision_cases(case, family))
         elif case.role == "decoder":
             fused.append(decoder_case(case))
+        elif case.role == "compressor":
+            fused += [compressor_case(case), merge_case(case)]
         else:
             fused.append(case)
-            if case.role == "compressor":
-                fused.append(merge_case(case))
     return fused
 
 
@@ -36,6 +36,15 @@ def vision_cases(case: Case, family: Family) -> list[Case]:
         )
         start = end
     return cases
+
+
+def compressor_case(case: Case) -> Case:
+    """The same, every token of the instruction counting alike."""
+    count = len(case.feeds["instruction_rows"])
+    weights = np.full(count, 1 / count, np.float32)
+    return Case(
+        "compressor", {**case.feeds, "instruction_weights": weights}, case.expected, case.check
+    )
 
 
 def merge_case(case: Case) -> Case:

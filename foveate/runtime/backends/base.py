@@ -37,7 +37,8 @@ class Backend(Protocol):
         ...
 
     def compress(self, feeds: Feeds) -> dict[str, Value]:
-        """Run the compressor graph; outputs stay on the device.
+        """Run the compressor graph; outputs stay on the device, and `kept_position_ids` may go on after
+        the prompt.
 
         Raises:
             BackendError: The backend refused the inputs or failed.

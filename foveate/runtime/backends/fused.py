@@ -1,6 +1,7 @@
 """onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
 
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ HOST = {
     "decoder": ("total_sequence_length",),
 }
 """Each graph's role, and its inputs that are read from host memory."""
+TEXT = 32
+"""The compressor takes text and instruction as multiples of this: questions about as long as earlier ones
+are then launched as a CUDA graph that there is."""
 
 
 class FusedBackend:
@@ -89,16 +93,14 @@ class FusedBackend:
 
     def compress(self, feeds: Feeds) -> dict[str, Value]:
         """The prompt with fewer visual tokens; see `Backend.compress`."""
-        keep, axes, text, total = (
-            int(np.asarray(feeds["keep"])[0]),
-            *(
-                len(np.asarray(feeds[name]))
-                for name in ("position_ids", "text_index", "visual_index")
-            ),
+        engine, keep = self._engines["compressor"], int(np.asarray(feeds["keep"])[0])
+        padded = fill_up(feeds, TEXT if engine.captures else 1)
+        axes, text, total = (
+            len(padded[name]) for name in ("position_ids", "text_index", "visual_index")
         )
         count = text + keep
-        outputs = self._engines["compressor"].run(
-            feeds,
+        outputs = engine.run(
+            padded,
             {
                 "kept_position_ids": (axes, 1, count),
                 "kept_indices": (keep,),
@@ -107,7 +109,9 @@ class FusedBackend:
             },
             {"inputs_embeds": self._prompt(count)},
         )
-        return dict(outputs)
+        kept = len(np.asarray(feeds["text_index"])) + keep
+        embeds = outputs["inputs_embeds"].viewed((1, kept, self._width))
+        return {**outputs, "inputs_embeds": embeds}
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
         """Embedding rows, on the host; see `Backend.embed`."""
@@ -147,3 +151,33 @@ class FusedBackend:
         """Free every graph."""
         for engine in self._engines.values():
             engine.close()
+
+
+def fill_up(feeds: Feeds, unit: int) -> dict[str, Any]:
+    """A compressor's feeds with its text and its instruction filled up to multiples of `unit`.
+
+    What fills up stands after the prompt, where no token looks, and counts nothing.
+    """
+    text, rows = np.asarray(feeds["text_embeds"]), np.asarray(feeds["instruction_rows"])
+    places = np.asarray(feeds["position_ids"])
+    count, prompt = len(text), places.shape[1]
+    more = rounded(count, unit) - count
+    weights = np.zeros(rounded(len(rows), unit), np.float32)
+    weights[: len(rows)] = np.float32(1 / len(rows))
+    return {
+        **feeds,
+        "text_embeds": lengthened(text, more),
+        "text_index": np.append(np.asarray(feeds["text_index"]), np.arange(prompt, prompt + more)),
+        "instruction_rows": lengthened(rows, len(weights) - len(rows)),
+        "instruction_weights": weights,
+        "position_ids": lengthened(places.T, more).T,
+    }
+
+
+def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
+    """An array with `more` rows of zeros after its own."""
+    if not more:
+        return rows
+    whole = np.zeros((len(rows) + more, *rows.shape[1:]), rows.dtype)
+    whole[: len(rows)] = rows
+    return whole

@@ -106,9 +106,11 @@ class SharedSequence:
         self.next = -1
 
     def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
-        """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket."""
+        """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket, and
+        `positions` may go on after the prompt."""
         decoder, cache = self.decoder, self._held()
         places = positions if isinstance(positions, np.ndarray) else positions.numpy()
+        places = places[:, :, :count]
         padded, width = bucket(count) if decoder.pads else count, decoder.model.hidden_size
         roomy = isinstance(embeds, BoundTensor) and embeds.room >= padded * width
         if roomy and count < padded <= cache.capacity:
