@@ -12,7 +12,7 @@ from foveate import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
@@ -158,7 +158,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     family: Text
     precision: Precision
     weights: Weights

@@ -725,10 +725,10 @@ def test_a_checkpoint_and_any_other_folder(tmp_path: Path) -> None:
 
 
 def test_another_version_is_told_by_version_alone(tmp_path: Path) -> None:
-    data = b'{"format": "foveate-bundle", "version": 4, "colour": "blue"}'
+    data = b'{"format": "foveate-bundle", "version": 3, "colour": "blue"}'
     with pytest.raises(BundleError) as caught:
         decode(data, HERE)
     assert str(caught.value) == (
-        f"manifest.json has version 4 of the format; Foveate {__version__} reads version 3. "
+        f"manifest.json has version 3 of the format; Foveate {__version__} reads version 4. "
         "Export the checkpoint again, or upgrade foveate."
     )

@@ -123,24 +123,24 @@ def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Mod
 def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     """The language model over a cache of fixed length that it writes in place.
 
-    Takes `inputs_embeds` [1, S, H]; `position_ids` int64 [A, 1, R], the rotary positions by slot of
-    the cache, R ≥ total_sequence_length; `seqlens_k` int32 [1], tokens in the cache after this step
-    less one; `total_sequence_length` int32 [1] in host memory: S for a first prompt, else up to
-    where the cache may be filled; `last` int64 [1], the row whose successor is wanted; and the
-    cache, `past.N.key` and `past.N.value` [1, kv_heads, C, head_dim], given back as `present`,
-    which may be the same memory. Gives `logits` float32 [1, V].
+    Takes `inputs_embeds` [B, S, H]; `position_ids` int64 [A, 1, R], the rotary positions by slot of
+    the cache, in all rows the same, R ≥ total_sequence_length; `seqlens_k` int32 [B], tokens in each
+    row of the cache after this step less one; `total_sequence_length` int32 [1] in host memory: S
+    for a first prompt, else up to where the cache may be filled; `last` int64 [1], the token whose
+    successor is wanted; and the cache, `past.N.key` and `past.N.value` [B, kv_heads, C, head_dim],
+    given back as `present`, which may be the same memory. Gives `logits` float32 [B, V].
     """
     text, config = model.model.language_model, model.config.text_config
     tape = GraphTape(model.dtype)
     sizes = facts(model)
     width, heads, groups, depth = sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim
-    hidden = tape.input("inputs_embeds", tape.dtype, [1, "sequence", width])
+    hidden = tape.input("inputs_embeds", tape.dtype, ["batch", "sequence", width])
     positions = tape.input("position_ids", INT64, [3, 1, "slots"])
-    seen = tape.input("seqlens_k", INT32, [1])
+    seen = tape.input("seqlens_k", INT32, ["batch"])
     total = tape.input("total_sequence_length", INT32, [1])
     last = tape.input("last", INT64, [1])
     past = {
-        name: tape.input(f"past.{name}", tape.dtype, [1, groups, "capacity", depth])
+        name: tape.input(f"past.{name}", tape.dtype, ["batch", groups, "capacity", depth])
         for name in state_names(sizes.layers)
     }
     cos, sin = _text_rotary(tape, positions, config, depth)
@@ -174,7 +174,7 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
             domain=FUSED,
         )
         for kind, state in (("key", key), ("value", value)):
-            shape: list[int | str] = [1, groups, "capacity", depth]
+            shape: list[int | str] = ["batch", groups, "capacity", depth]
             outputs[f"present.{number}.{kind}"] = (state, tape.dtype, shape)
         if number + 1 == len(text.layers):
             attended, hidden = (
@@ -193,9 +193,11 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
         label = "norm" if final else f"layers.{number + 1}.input_layernorm"
         normed, hidden = tape.skip_rms_norm(hidden, narrow, label, norm)
 
-    row = tape.op("Reshape", normed, tape.constant(np.array([1, width], np.int64)))
-    logits = tape.cast(tape.linear(row, "lm_head", model.lm_head.weight, None), FLOAT)
-    return tape.model("decoder", {"logits": (logits, FLOAT, [1, config.vocab_size]), **outputs})
+    rows = tape.op("Reshape", normed, tape.constant(np.array([-1, width], np.int64)))
+    logits = tape.cast(tape.linear(rows, "lm_head", model.lm_head.weight, None), FLOAT)
+    return tape.model(
+        "decoder", {"logits": (logits, FLOAT, ["batch", config.vocab_size]), **outputs}
+    )
 
 
 def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> ir.Model:

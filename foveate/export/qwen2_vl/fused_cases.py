@@ -18,6 +18,8 @@ def fused_cases(cases: list[Case], family: Family) -> list[Case]:
             fused.extend(vision_cases(case, family))
         elif case.role == "decoder":
             fused.append(decoder_case(case))
+            if case.feeds["past.0.key"].shape[2]:
+                fused.append(twice(fused[-1]))
         elif case.role == "compressor":
             fused += [compressor_case(case), merge_case(case)]
         else:
@@ -72,3 +74,16 @@ def decoder_case(case: Case) -> Case:
         if name.startswith("past."):
             feeds[name] = np.pad(states, ((0, 0), (0, 0), (0, count), (0, 0)))
     return Case("decoder", feeds, case.expected, case.check)
+
+
+def twice(case: Case) -> Case:
+    """The decoder's step for two sequences that are the same."""
+    once = {"position_ids", "total_sequence_length", "last"}
+    feeds, expected = (
+        {
+            name: array if name in once else np.concatenate([array, array])
+            for name, array in arrays.items()
+        }
+        for arrays in (case.feeds, case.expected)
+    )
+    return Case("decoder", feeds, expected)
