@@ -45,6 +45,13 @@ def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def fused_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The nano checkpoint's fp32 bundle of onnxruntime's operators; tests must not write in it."""
+    options = ExportOptions(operators="onnxruntime")
+    return export(NANO, tmp_path_factory.mktemp("fused") / "bundle", options)
+
+
+@pytest.fixture(scope="session")
 def quantized_bundles(
     nano_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Bundle]:

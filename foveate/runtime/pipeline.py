@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL.Image import Image
 from tokenizers import Tokenizer
 
@@ -21,10 +20,11 @@ from foveate.runtime.backends import Backend, check_name, open_backend
 from foveate.runtime.engines import Tensor, Value
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
-from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.language.base import Sequence
+from foveate.runtime.reply import Reply, finish_together
+from foveate.runtime.request import Picture, Ready, Request, naming
+from foveate.runtime.sampling import Sampling
 from foveate.runtime.stream import Stream
-
-Picture = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
@@ -94,91 +94,117 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             pass
         return stream.answer
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        images: Iterable[Picture] | None = None,
-        video: Iterable[Picture] | None = None,
-        keep: float | int | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-        repetition_penalty: float | None = None,
-        stop_tokens: Iterable[int] = (),
-        ignore_eos: bool = False,
-    ) -> Stream:
+    def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
+        """Answer several requests; all of them decode together, a run of the decoder for a token each.
+
+        Everything up to a request's first token is done for one after the other, so that nothing is
+        padded and each keeps what it asked to keep. Before that all are checked.
+
+        Returns:
+            The answers, in the requests' order. In their timing, `first_token` and `total` count from
+            the call and `decode` counts every step that the answer took part in, whole: the tokens
+            of a second are those of all answers.
+
+        Raises:
+            FoveateError: What `stream` raises, with the index of the request that it is about.
+            BackendError: More requests than the backend decodes together, or no memory for them.
+        """
+        began = time.perf_counter()
+        asked = list(requests)
+        self.check_batch(len(asked))
+        ready = []
+        for number, request in enumerate(asked):
+            with naming(number):
+                ready.append(self._prepare(request, began))
+        if not ready:
+            return []
+        batch = self._backend.start_batch([one.extent for one in ready])
+        try:
+            replies = []
+            for number, (one, sequence) in enumerate(zip(ready, batch.rows, strict=True)):
+                with naming(number):
+                    replies.append(self._begin(one, sequence))
+            return finish_together(replies, batch)
+        finally:
+            batch.close()
+
+    def check_batch(self, count: int) -> None:
+        """Refuse more requests at once than the backend decodes together.
+
+        Raises:
+            BackendError: They are more.
+        """
+        most = self._backend.batch
+        if most is not None and count > most:
+            raise BackendError(
+                f"{count} requests were asked at once and {self.backend} decodes {most} together, "
+                f"which its engines are built for; ask {most} at a time, or load the bundle with "
+                "backend='onnxruntime'"
+            )
+
+    def stream(self, prompt: str, **options: Any) -> Stream:
         """Answer a prompt about pictures, piece by piece; returns when the first token is there.
 
         Args:
             prompt: The instruction.
-            images: Paths, bytes, PIL images or uint8 arrays [H, W, 3]; the prompt comes after them.
-            video: Frames of one size instead of pictures: a uint8 array [F, H, W, 3], or a list of
-                what `images` takes. Two frames make one step in time.
-            keep: A ratio in (0, 1] or a count of visual tokens; None takes the bundle's default.
-            max_new_tokens: The most tokens to generate; None takes the bundle's default.
-            temperature: 0 is greedy.
-            top_p: Nucleus sampling's probability mass.
-            top_k: Sample from this many best tokens only.
-            seed: Makes sampling repeatable.
-            repetition_penalty: None takes the checkpoint's own.
-            stop_tokens: Token ids that end the answer, beside the checkpoint's own.
-            ignore_eos: Go on past the checkpoint's own stop tokens, to `max_new_tokens`.
+            options: The other fields of `Request`, by name.
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
             PromptError: An empty prompt, or one with a control token's text in it.
-            KeepError: A `keep` that is neither.
+            KeepError: A `keep` that is neither a ratio nor a count.
             LimitError: More tokens than the bundle takes.
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
-        began = time.perf_counter()
+        ready = self._prepare(Request(prompt, **options), time.perf_counter())
+        sequence = self._backend.start(ready.extent.capacity)
+        try:
+            return Stream(sequence, self._begin(ready, sequence))
+        except BaseException:
+            sequence.close()
+            raise
+
+    def _prepare(self, request: Request, began: float) -> Ready:
+        """Open the pictures and lay the prompt out, with all that can be refused refused."""
+        mark = time.perf_counter()
         if self._closed:
             raise ClosedError("the pipeline is closed; load the bundle again")
-        manifest, timing = self.bundle.manifest, Timing()
-        penalty = manifest.generation.repetition_penalty
+        manifest, penalty = self.bundle.manifest, request.repetition_penalty
         sampling = Sampling(
-            temperature,
-            top_p,
-            top_k,
-            seed,
-            penalty if repetition_penalty is None else repetition_penalty,
+            request.temperature,
+            request.top_p,
+            request.top_k,
+            request.seed,
+            manifest.generation.repetition_penalty if penalty is None else penalty,
         )
-        vision = look(self._family, images, video, manifest.operators == "onnxruntime")
+        apart = manifest.operators == "onnxruntime"
+        vision = look(self._family, request.images, request.video, apart)
         self._check_visual(vision)
-        laid_out = self._family.layout(prompt, vision)
-        count = kept_count(manifest.compressor.keep if keep is None else keep, vision.tokens)
-        most = self._new_tokens(max_new_tokens, laid_out, vision.tokens - count)
-        timing.preprocess = time.perf_counter() - began
+        prompt = self._family.layout(request.prompt, vision)
+        keep = manifest.compressor.keep if request.keep is None else request.keep
+        count = kept_count(keep, vision.tokens)
+        most = self._new_tokens(request.max_new_tokens, prompt, vision.tokens - count)
+        eos = () if request.ignore_eos else manifest.generation.eos
+        stops = frozenset((*eos, *request.stop_tokens))
+        timing = Timing(preprocess=time.perf_counter() - mark)
+        return Ready(vision, prompt, count, most, sampling, stops, timing, began)
 
+    def _begin(self, ready: Ready, sequence: Sequence) -> Reply:
+        """Look, compress, and take the prompt in."""
+        vision, timing = ready.vision, ready.timing
         mark = time.perf_counter()
         visual_embeds = self._backend.encode(vision)
         timing.vision = time.perf_counter() - mark
 
         mark = time.perf_counter()
-        embeds, positions, visual = self._compress(laid_out, visual_embeds, count, vision)
+        embeds, positions, visual = self._compress(ready.prompt, visual_embeds, ready.count, vision)
         timing.compress = time.perf_counter() - mark
 
         mark = time.perf_counter()
-        length = len(laid_out.token_ids) - vision.tokens + count
-        sequence = self._backend.start(length + most)
-        logits = sequence.extend(embeds, positions, length)
+        logits = sequence.extend(embeds, positions, ready.extent.prompt)
         timing.prefill = time.perf_counter() - mark
-        return Stream(
-            sequence=sequence,
-            logits=logits,
-            sampler=Sampler(sampling, laid_out.token_ids),
-            position=laid_out.next_position,
-            tokenizer=self._tokenizer,
-            stops={*(() if ignore_eos else manifest.generation.eos), *stop_tokens},
-            most=most,
-            visual=visual,
-            timing=timing,
-            began=began,
-        )
+        return Reply(ready, sequence, logits, visual, self._tokenizer)
 
     def close(self) -> None:
         """Free every graph; requests under way finish, later ones raise ClosedError."""

@@ -34,20 +34,14 @@ cuda = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    options = ExportOptions(operators="onnxruntime")
-    return export(NANO, tmp_path_factory.mktemp("fused") / "bundle", options)
-
-
-@pytest.fixture(scope="module")
 def standard(nano_bundle: Bundle) -> Iterator[Pipeline]:
     with Pipeline.load(nano_bundle.root, device="cpu") as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="module")
-def pipe(bundle: Bundle) -> Iterator[Pipeline]:
-    with Pipeline.load(bundle.root, device="cpu") as pipeline:
+def pipe(fused_bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(fused_bundle.root, device="cpu") as pipeline:
         yield pipeline
 
 
@@ -183,8 +177,8 @@ def test_caches_are_used_again_and_no_longer_than_the_model(pipe: Pipeline) -> N
         backend.start(backend.capacity + 1)
 
 
-def test_a_closed_pipeline_is_refused(bundle: Bundle, samples: list[Sample]) -> None:
-    pipeline = Pipeline.load(bundle.root, device="cpu")
+def test_a_closed_pipeline_is_refused(fused_bundle: Bundle, samples: list[Sample]) -> None:
+    pipeline = Pipeline.load(fused_bundle.root, device="cpu")
     backend = pipeline._backend
     vision = pipeline._family.levels([Image.open(samples[0].image)])
     pipeline.close()

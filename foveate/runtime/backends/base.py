@@ -1,5 +1,6 @@
 """What a pipeline asks of a backend: encode, embed, compress, merge, and begin a sequence."""
 
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from foveate.families.base import Vision
 from foveate.runtime.engines import Feeds, Tensor, Value
-from foveate.runtime.language.base import Sequence
+from foveate.runtime.language.base import Batch, Extent, Sequence
 
 
 class Backend(Protocol):
@@ -19,6 +20,7 @@ class Backend(Protocol):
         visual_tokens: The most visual tokens of one request.
         capacity: The most tokens of one sequence, prompt and answer together.
         remedy: How to raise these limits.
+        batch: The most sequences that decode together; None for any number.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Backend(Protocol):
     visual_tokens: int
     capacity: int
     remedy: str
+    batch: int | None
 
     def encode(self, vision: Vision) -> Value:
         """Visual tokens [N_v, H] of preprocessed pictures; they stay on the device.
@@ -72,6 +75,18 @@ class Backend(Protocol):
 
         Args:
             capacity: The most tokens it will hold, prompt and answer together.
+
+        Raises:
+            LimitError: More than the backend was built for.
+            BackendError: No memory for it.
+        """
+        ...
+
+    def start_batch(self, extents: Collection[Extent]) -> Batch:
+        """Begin sequences that decode together, with an empty cache.
+
+        Args:
+            extents: What each of them is going to hold; one at least, and no more than `batch`.
 
         Raises:
             LimitError: More than the backend was built for.

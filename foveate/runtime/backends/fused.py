@@ -1,6 +1,7 @@
 """onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
 
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
-from foveate.runtime.language.base import Sequence
+from foveate.runtime.language.base import Batch, Extent, Sequence
 from foveate.runtime.language.shared import BUCKETED, SharedDecoder, rounded
 
 HOST = {
@@ -32,6 +33,7 @@ class FusedBackend:
     """A fused bundle in onnxruntime, embedding rows from the host; see `Backend`."""
 
     name = "onnxruntime"
+    batch: int | None = None
 
     def __init__(
         self, bundle: Bundle, engines: dict[str, BoundEngine], table: EmbeddingTable, device: str
@@ -136,6 +138,10 @@ class FusedBackend:
     def start(self, capacity: int) -> Sequence:
         """Begin a sequence; see `Backend.start`."""
         return self._decoder.start(capacity)
+
+    def start_batch(self, extents: Collection[Extent]) -> Batch:
+        """Begin sequences that decode together; see `Backend.start_batch`."""
+        return self._decoder.start_batch(extents)
 
     def _prompt(self, count: int) -> BoundTensor:
         """The thread's own memory [1, count, H] for a prompt; it grows, and is used again."""

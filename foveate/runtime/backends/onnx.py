@@ -1,5 +1,7 @@
 """onnxruntime: the backend that runs everywhere, with the cache growing by concatenation."""
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from foveate.manifest import Limits, ModelFacts
 from foveate.runtime.engines import Engine, Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.engines.precision import check_precision
-from foveate.runtime.language.base import Sequence
+from foveate.runtime.language.base import Batch, Extent, Sequence
 from foveate.runtime.language.decoder import Decoder
 
 ROLES = ("vision", "embeddings", "compressor", "decoder")
@@ -20,6 +22,7 @@ class OnnxBackend:
 
     name = "onnxruntime"
     remedy = "export with a higher --visual-tokens"
+    batch: int | None = None
 
     def __init__(
         self, engines: dict[str, Engine], model: ModelFacts, limits: Limits, device: str
@@ -88,6 +91,10 @@ class OnnxBackend:
     def start(self, capacity: int) -> Sequence:
         """Begin a sequence; its cache grows, so `capacity` is not asked for."""
         return self._decoder.start()
+
+    def start_batch(self, extents: Collection[Extent]) -> Batch:
+        """Begin sequences that decode together; their cache grows, so that they may be of any size."""
+        return self._decoder.start_batch(len(extents))
 
     def close(self) -> None:
         """Free every graph."""

@@ -1,6 +1,6 @@
 """TensorRT: a target's engines on one GPU; what lies between them stays there."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from foveate.runtime.engines.choose import choose_engines
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import Opener, TensorRTEngine, installed_version
 from foveate.runtime.gpu import capability
-from foveate.runtime.language.base import Sequence
+from foveate.runtime.language.base import Alone, Batch, Extent, Sequence
 from foveate.runtime.language.device import DeviceDecoder
 
 
@@ -29,6 +29,7 @@ class TensorRTBackend:
     """
 
     device = "cuda"
+    batch: int | None = 1
 
     def __init__(
         self, bundle: Bundle, gpu: Gpu, engines: dict[str, TensorRTEngine], table: EmbeddingTable
@@ -119,6 +120,11 @@ class TensorRTBackend:
     def start(self, capacity: int) -> Sequence:
         """Begin a sequence; see `Backend.start`."""
         return self._decoder.start(capacity)
+
+    def start_batch(self, extents: Collection[Extent]) -> Batch:
+        """Begin one sequence, which is all that engines are built for; see `Backend.start_batch`."""
+        (extent,) = extents
+        return Alone(self.start(extent.capacity))
 
     def close(self) -> None:
         """Free every engine, and all memory."""

@@ -1,17 +1,19 @@
 """A decoder that writes its cache in place: fixed memory, a token a CUDA graph launch."""
 
 import threading
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import LimitError
+from foveate.errors import BackendError, LimitError
 from foveate.manifest import ModelFacts
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.engines import Tensor
+from foveate.runtime.engines import Tensor, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
-from foveate.runtime.language.base import state_names, token_bytes
+from foveate.runtime.language.base import Extent, Step, state_names, token_bytes
 
 STEP = 256
 """Caches are as long as a multiple of this."""
@@ -19,21 +21,26 @@ BUCKET, BUCKETED = 128, 1024
 """Prompts of up to BUCKETED tokens are run as a multiple of BUCKET: what is padded comes after them,
 where they do not look, and lengths that repeat become CUDA graphs. Longer ones keep the GPU busy."""
 SPARE = 2
+"""Caches for one sequence that are kept for the next; of those for each other number of rows, one is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Memory for one sequence at a time, and the call that adds a token to it.
+    """Memory for some sequences at a time, a row each, and the calls that fill it.
 
     Attributes:
-        capacity: Tokens that it has room for.
-        states: Keys and values by name, [1, kv_heads, capacity, head_dim].
-        step: The decoder bound for one token.
+        rows: How many sequences.
+        capacity: Tokens that each row has room for.
+        states: Keys and values by name, [rows, kv_heads, capacity, head_dim].
+        step: The decoder bound for one token a row.
+        prompts: What a row's prompt is written to: the row's part of the states, and logits [1, V].
     """
 
+    rows: int
     capacity: int
     states: dict[str, BoundTensor]
     step: Call
+    prompts: tuple[dict[str, BoundTensor], ...]
 
 
 class SharedDecoder:
@@ -57,60 +64,176 @@ class SharedDecoder:
             LimitError: More than the model takes.
             BackendError: No memory for it.
         """
+        return SharedBatch(self, self.take(1, capacity), [0]).rows[0]
+
+    def start_batch(self, extents: Collection[Extent]) -> "SharedBatch":
+        """Begin sequences that decode together.
+
+        A step finds every row's rotary position by its slot in one table, so the rows' positions are
+        moved until those after the prompts agree; attention sees the distances alone, which stay.
+
+        Raises:
+            LimitError: More than the model takes.
+            BackendError: No memory for them.
+        """
+        ahead = [one.position - one.prompt for one in extents]
+        cache = self.take(len(extents), max(one.capacity for one in extents))
+        return SharedBatch(self, cache, [max(ahead) - one for one in ahead])
+
+    def take(self, rows: int, capacity: int) -> Cache:
+        """A spare cache that is large enough, or a new one, for which all spare ones may have to go.
+
+        Raises:
+            LimitError: More than the model takes.
+            BackendError: No memory for it.
+        """
         if capacity > self.most:
             raise LimitError(f"{capacity} tokens were asked for, and the model takes {self.most}")
         with self.lock:
-            fitting = [cache for cache in self.spare if cache.capacity >= capacity]
+            fitting = [one for one in self.spare if one.rows == rows and one.capacity >= capacity]
             if fitting:
                 cache = min(fitting, key=lambda one: one.capacity)
                 self.spare.remove(cache)
-                return SharedSequence(self, cache)
-        return SharedSequence(self, self.make(rounded(capacity, STEP)))
+                return cache
+            capacity = rounded(capacity, STEP)
+            try:
+                return self.make(rows, capacity)
+            except BackendError:
+                if not self.spare:
+                    raise
+                for cache in self.spare:
+                    self.engine.forget(cache.states.values())
+                self.spare.clear()
+            return self.make(rows, capacity)
 
-    def make(self, capacity: int) -> Cache:
+    def make(self, rows: int, capacity: int) -> Cache:
         """Take memory for a cache."""
-        model = self.model
-        sizes = (1, model.kv_heads, capacity, model.head_dim)
-        states = {
-            name: BoundTensor.zeros(sizes, self.dtype, self.engine.device) for name in self.names
-        }
-        row = self.table.look_up(np.zeros(1, np.int64))[None]
+        model, device = self.model, self.engine.device
+        sizes = (rows, model.kv_heads, capacity, model.head_dim)
+        states = {name: BoundTensor.zeros(sizes, self.dtype, device) for name in self.names}
         feeds: dict[str, Tensor] = {
-            "inputs_embeds": row,
+            "inputs_embeds": self.table.look_up(np.zeros(rows, np.int64))[:, None],
             "position_ids": np.zeros((self.axes, 1, capacity), np.int64),
-            "seqlens_k": np.zeros(1, np.int32),
+            "seqlens_k": np.zeros(rows, np.int32),
             "total_sequence_length": np.array([capacity], np.int32),
             "last": np.zeros(1, np.int64),
             **{f"past.{name}": state for name, state in states.items()},
         }
         outputs = {f"present.{name}": state for name, state in states.items()}
-        outputs["logits"] = BoundTensor.empty((1, model.vocabulary), "float32", self.engine.device)
-        return Cache(capacity, states, self.engine.bind(feeds, outputs, captured=True))
+        outputs["logits"] = BoundTensor.empty((rows, model.vocabulary), "float32", device)
+        step = self.engine.bind(feeds, outputs, captured=True)
+        return Cache(rows, capacity, states, step, self.prompts(rows, outputs))
+
+    def prompts(
+        self, rows: int, outputs: Mapping[str, BoundTensor]
+    ) -> tuple[dict[str, BoundTensor], ...]:
+        """Each row's part of what a step of all rows writes; their prompts' logits share memory."""
+        if rows == 1:
+            return (dict(outputs),)
+        sizes = (1, self.model.vocabulary)
+        logits = BoundTensor.empty(sizes, "float32", self.engine.device)
+        return tuple(
+            {
+                name: logits if name == "logits" else row_of(tensor, row)
+                for name, tensor in outputs.items()
+            }
+            for row in range(rows)
+        )
 
     def give_back(self, cache: Cache) -> None:
-        """Keep a cache for the next sequence; the smallest goes where enough are kept."""
+        """Keep a cache for the next sequences; the smallest goes where enough are kept."""
         with self.lock:
             self.spare = sorted([*self.spare, cache], key=lambda one: one.capacity)
-            if len(self.spare) > SPARE:
-                self.engine.forget(self.spare.pop(0).states.values())
+            alike = [one for one in self.spare if one.rows == cache.rows]
+            if len(alike) > (SPARE if cache.rows == 1 else 1):
+                self.spare.remove(alike[0])
+                self.engine.forget(alike[0].states.values())
+
+
+class SharedBatch:
+    """Sequences in the rows of one cache; see `Batch`."""
+
+    def __init__(self, decoder: SharedDecoder, cache: Cache, shifts: Sequence[int]) -> None:
+        """Begin with nothing in the rows of `cache`; their positions are moved by `shifts`."""
+        self.decoder, self.cache, self.shifts = decoder, cache, shifts
+        self.lengths = np.zeros(cache.rows, np.int32)
+        self.open = set(range(cache.rows))
+        self.ahead: int | None = None
+
+    @property
+    def rows(self) -> tuple["SharedSequence", ...]:
+        """The sequences."""
+        return tuple(SharedSequence(self, row) for row in range(self.cache.rows))
+
+    def step(self, tokens: Step) -> dict[int, NDArray[np.float32]]:
+        """Take in a token for each row that goes on; see `Batch.step`.
+
+        The other rows compute as well, on the slot after their last, which nobody reads.
+        """
+        decoder, cache, call = self.decoder, self.cache, self.cache.step
+        if not self.open.issuperset(tokens):
+            raise LimitError("a sequence was closed; begin another")
+        ids = np.zeros(cache.rows, np.int64)
+        ahead = set()
+        for row, (token, position) in tokens.items():
+            ids[row] = token
+            ahead.add(position + self.shifts[row] - int(self.lengths[row]))
+        if len(ahead) > 1:
+            raise LimitError(
+                "a batch's rows go on at the positions they were begun for; begin another"
+            )
+        with decoder.engine.lock:
+            if self.ahead not in ahead:
+                (self.ahead,) = ahead
+                slots = np.arange(cache.capacity, dtype=np.int64) + self.ahead
+                call.inputs["position_ids"].write(
+                    np.broadcast_to(slots, (decoder.axes, 1, cache.capacity))
+                )
+            call.inputs["inputs_embeds"].write(decoder.table.look_up(ids)[:, None])
+            call.inputs["seqlens_k"].write(self.lengths)
+            decoder.engine.repeat(call)
+            logits: NDArray[np.float32] = call.outputs["logits"].numpy()
+        self.lengths[list(tokens)] += 1
+        return {row: logits[row] for row in tokens}
+
+    def leave(self, row: int) -> None:
+        """Give a row back; the last one gives back the cache."""
+        if row in self.open:
+            self.open.remove(row)
+            if not self.open:
+                self.decoder.give_back(self.cache)
+
+    def close(self) -> None:
+        """Give the cache back."""
+        for row in range(self.cache.rows):
+            self.leave(row)
 
 
 class SharedSequence:
-    """A sequence in a cache of fixed length; see `Sequence`."""
+    """A sequence in a row of a cache of fixed length; see `Sequence`."""
 
-    def __init__(self, decoder: SharedDecoder, cache: Cache) -> None:
-        """Begin with nothing in the cache."""
-        self.decoder = decoder
-        self.cache: Cache | None = cache
-        self.length = 0
-        self.next = -1
+    def __init__(self, batch: SharedBatch, row: int) -> None:
+        """Look at a row of `batch`, which holds all there is."""
+        self.batch, self.row, self.decoder = batch, row, batch.decoder
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return int(self.batch.lengths[self.row])
+
+    @property
+    def cache(self) -> Cache:
+        """Where it lies; a sequence that was closed has none."""
+        if self.row not in self.batch.open:
+            raise LimitError("the sequence was closed; begin another")
+        return self.batch.cache
 
     def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
         """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket, and
         `positions` may go on after the prompt."""
-        decoder, cache = self.decoder, self._held()
-        places = positions if isinstance(positions, np.ndarray) else positions.numpy()
-        places = places[:, :, :count]
+        decoder, cache = self.decoder, self.cache
+        written = cache.prompts[self.row]
+        places = on_host(positions)[:, :, :count] + self.batch.shifts[self.row]
         padded, width = bucket(count) if decoder.pads else count, decoder.model.hidden_size
         roomy = isinstance(embeds, BoundTensor) and embeds.room >= padded * width
         if roomy and count < padded <= cache.capacity:
@@ -126,33 +249,19 @@ class SharedSequence:
                 "seqlens_k": np.array([padded - 1], np.int32),
                 "total_sequence_length": np.array([padded], np.int32),
                 "last": np.array([count - 1], np.int64),
-                **{f"past.{name}": state for name, state in cache.states.items()},
+                **{f"past.{name}": written[f"present.{name}"] for name in decoder.names},
             },
             {},
-            cache.step.outputs,
+            written,
             repeats=count <= BUCKETED,
         )
-        self.length = count
+        self.batch.lengths[self.row] = count
         logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
         return logits
 
     def step(self, token: int, position: int) -> NDArray[np.float32]:
         """Take in one token; see `Sequence.step`."""
-        decoder, cache = self.decoder, self._held()
-        call = cache.step
-        with decoder.engine.lock:
-            if position != self.next:
-                slots = np.arange(cache.capacity, dtype=np.int64) + (position - self.length)
-                call.inputs["position_ids"].write(
-                    np.broadcast_to(slots, (decoder.axes, 1, cache.capacity))
-                )
-            call.inputs["inputs_embeds"].write(decoder.table.look_up(np.array([token]))[None])
-            call.inputs["seqlens_k"].write(np.array([self.length], np.int32))
-            decoder.engine.repeat(call)
-            logits: NDArray[np.float32] = call.outputs["logits"].numpy()[0]
-        self.length += 1
-        self.next = position + 1
-        return logits
+        return self.batch.step({self.row: (token, position)})[self.row]
 
     @property
     def cache_bytes(self) -> int:
@@ -160,16 +269,14 @@ class SharedSequence:
         return self.length * token_bytes(self.decoder.model, self.decoder.dtype)
 
     def close(self) -> None:
-        """Give the cache back."""
-        cache, self.cache = self.cache, None
-        if cache is not None:
-            self.decoder.give_back(cache)
+        """Give the row back."""
+        self.batch.leave(self.row)
 
-    def _held(self) -> Cache:
-        """The cache; a sequence that was closed has none."""
-        if self.cache is None:
-            raise LimitError("the sequence was closed; begin another")
-        return self.cache
+
+def row_of(tensor: BoundTensor, row: int) -> BoundTensor:
+    """One row [1, …] of a tensor [rows, …], where it lies."""
+    sizes = (1, *tensor.sizes[1:])
+    return tensor.viewed(sizes, row * prod(sizes))
 
 
 def rounded(count: int, unit: int) -> int:
