@@ -333,6 +333,10 @@ def run(
         help="Visual tokens to keep, one after the other: ratios, counts, 1 for all.",
     ),
     click.option(
+        "--batch", default="1", show_default=True, metavar="LIST",
+        help="Requests to ask at once, one number after the other, such as 1,4,8.",
+    ),
+    click.option(
         "--image-size", metavar="WIDTHxHEIGHT,...",
         help="Pictures of noise to ask about.  [default: 1008x1008, unless there is a video]",
     ),

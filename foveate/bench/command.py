@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.bench.facts import bench_facts
 from foveate.bench.run import PICTURE, PROMPT, BenchOptions, bench
-from foveate.bench.scenes import parse_keeps, parse_list, parse_picture, parse_video
+from foveate.bench.scenes import parse_batches, parse_keeps, parse_list, parse_picture, parse_video
 from foveate.bench.table import describe_bench
 from foveate.bundle import Bundle
 from foveate.errors import DataError, OutputExistsError
@@ -22,6 +22,7 @@ def run_bench(
     progress: Callable[[str], None],
     *,
     keep: str,
+    batch: str,
     image_size: str | None,
     video: str | None,
     prompt: str | None,
@@ -37,6 +38,7 @@ def run_bench(
         bundle: The bundle's folder.
         progress: Told as each stage begins.
         keep: A list, as a person writes it.
+        batch: Another.
         image_size: A list of sizes; None for the default, unless there is a video.
         video: A list of frames and sizes.
         prompt: The question; None for the default.
@@ -51,7 +53,11 @@ def run_bench(
     """
     scenes = (*parse_list(image_size, parse_picture), *parse_list(video, parse_video))
     options = BenchOptions(
-        keeps=parse_keeps(keep), scenes=scenes or (PICTURE,), prompt=prompt or PROMPT, **how
+        keeps=parse_keeps(keep),
+        batches=parse_batches(batch),
+        scenes=scenes or (PICTURE,),
+        prompt=prompt or PROMPT,
+        **how,
     )
     options.check()
     target = None if out in (None, PRINTED) else Path(str(out))

@@ -36,6 +36,7 @@ def _row_facts(case: Case, row: Row) -> dict[str, Any]:
     return {
         "side": row.side,
         "keep": row.keep,
+        "batch": row.batch,
         "kept": row.visual.kept,
         "prompt_tokens": row.prompt_tokens,
         "cache_bytes": row.cache_bytes,

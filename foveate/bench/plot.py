@@ -69,16 +69,21 @@ def read_quality(path: Path, compressor: str) -> dict[str, Curve]:
 
 
 def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
-    """A panel a picture or video; stages are stacked up to the first token."""
+    """A panel a picture or video; stages are stacked up to the first token, of the smallest batch.
+
+    Where there are several batches, another panel has the tokens of a second by batch.
+    """
     width, height = PANEL
-    figure = Figure(figsize=(width * len(bench.cases), height), dpi=DPI, layout="constrained")
+    batched = len(bench.made["batches"]) > 1 < bench.made["new_tokens"]
+    size = (width * len(bench.cases), height * (1 + batched))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     facts = bench.made["bundle"]
     gpu = bench.machine["gpu"]
     where = (gpu and gpu["name"]) or bench.machine["processor"] or bench.machine["machine"]
     note = ", random weights" if facts["weights"] == "random" else ""
     figure.suptitle(f"{facts['family']} {facts['precision']}{note} on {where}")
-    panels = figure.subplots(1, len(bench.cases), squeeze=False)[0]
-    for axes, case in zip(panels, bench.cases, strict=True):
+    panels = figure.subplots(1 + batched, len(bench.cases), squeeze=False)
+    for axes, case in zip(panels[0], bench.cases, strict=True):
         _draw_case(axes, case)
         if quality:
             _draw_quality(axes, case, quality)
@@ -90,6 +95,9 @@ def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
     figure.legend(
         list(names.values()), list(names), fontsize="small", loc="outside lower center", ncols=4
     )
+    if batched:
+        for axes, case in zip(panels[1], bench.cases, strict=True):
+            _draw_batches(axes, case)
     return figure
 
 
@@ -109,7 +117,10 @@ def write_plot(
 
 def _draw_case(axes: Axes, case: Case) -> None:
     """Foveate's stages as bars, transformers' first tokens as marks."""
-    rows = [row for row in case.rows if row.side == OURS]
+    ours = [row for row in case.rows if row.side == OURS]
+    batch = min(row.batch for row in ours)
+    rows = [row for row in ours if row.batch == batch]
+    whose = "" if batch == 1 else f" of the last of {batch}"
     places = [row.visual.kept for row in rows]
     width = _bar_width(places, case.total)
     bottom = [0.0] * len(rows)
@@ -129,9 +140,27 @@ def _draw_case(axes: Axes, case: Case) -> None:
     axes.set(
         title=f"{case.scene}, {case.total} visual tokens",
         xlabel="visual tokens kept",
-        ylabel="median time to the first token [ms]",
+        ylabel=f"median time to the first token{whose} [ms]",
         xlim=(0, case.total + width),
     )
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _draw_batches(axes: Axes, case: Case) -> None:
+    """Tokens of a second of all requests at once, a line for each number of tokens kept."""
+    ours = [row for row in case.rows if row.side == OURS]
+    counts = sorted({row.batch for row in ours})
+    for kept in dict.fromkeys(row.visual.kept for row in ours):
+        curve = [
+            (counts.index(row.batch), speed)
+            for row in ours
+            if row.visual.kept == kept and (speed := row.tokens_per_second)
+        ]
+        axes.plot(*zip(*curve, strict=True), "o-", label=str(kept))
+    axes.legend(title="visual tokens kept", fontsize="small", loc="lower right")
+    axes.set(xlabel="requests at once", ylabel="tokens per second, all requests together")
+    axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.25)
 

@@ -10,13 +10,16 @@ from foveate.runtime.answer import Visual
 FORMAT = "foveate-bench"
 VERSION = 1
 STAGES = ("preprocess", "vision", "compress", "prefill")
-MEASURES = (*STAGES, "first_token", "per_token")
+MEASURES = (*STAGES, "first_token", "last_first_token", "per_token")
 OURS = "foveate"
 ALL = "transformers"
 SAME = "transformers, same tokens"
 
 Sample = dict[str, float]
-"""Seconds of one request by measure; `first_token` from the call on, `per_token` for each later token."""
+"""Seconds by measure of one request, or of several at once.
+
+Stages are those of all requests together; `first_token` is the first request's, from the call on,
+`last_first_token` that of the last of several; `per_token` is each later step, a token a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,11 @@ class Row:
         side: Foveate, or transformers with all or with the same tokens.
         keep: As it was asked for.
         visual: What was kept.
-        prompt_tokens: What the language model took in: text and kept visual tokens.
-        cache_bytes: Of keys and values at the end of the answer.
+        prompt_tokens: What the language model took in of a request: text and kept visual tokens.
+        cache_bytes: Of keys and values at the end of the answers, of all requests together.
         first: The first generated token.
         samples: A sample a round.
+        batch: Requests at once.
     """
 
     side: str
@@ -49,6 +53,7 @@ class Row:
     cache_bytes: int
     first: int
     samples: list[Sample] = field(default_factory=list)
+    batch: int = 1
 
     def spread(self, measure: str) -> Spread | None:
         """Of one measure; None where this side does not have it."""
@@ -60,9 +65,9 @@ class Row:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of later tokens; None where there was only one token."""
+        """Later tokens of all requests; None where there was only one token each."""
         spread = self.spread("per_token")
-        return 1 / spread.median if spread and spread.median else None
+        return self.batch / spread.median if spread and spread.median else None
 
 
 def speedup(slow: Row, fast: Row, measure: str) -> float | None:
@@ -83,7 +88,7 @@ class Case:
         scene: Its size as it was asked for.
         total: Its visual tokens.
         text_tokens: The other tokens of the prompt.
-        rows: Foveate's by keep, then transformers'.
+        rows: Foveate's by batch and keep, then transformers', which is asked once at a time.
     """
 
     scene: str
@@ -97,20 +102,17 @@ class Case:
             (row for row in self.rows if row.side == side and keep in (None, row.keep)), None
         )
 
-    @property
-    def whole(self) -> Row | None:
-        """Foveate's row with all visual tokens."""
-        return next(
-            (row for row in self.rows if row.side == OURS and row.visual.kept == self.total), None
-        )
+    def whole(self, batch: int) -> Row | None:
+        """Foveate's row with all visual tokens, of so many requests at once."""
+        ours = (row for row in self.rows if row.side == OURS and row.batch == batch)
+        return next((row for row in ours if row.visual.kept == self.total), None)
 
     def ratios(self, row: Row) -> dict[str, dict[str, float]]:
-        """How many times faster one of Foveate's rows is than others, by what and by measure."""
-        others = {
-            "all_tokens": self.whole,
-            "transformers": self.find(ALL),
-            "transformers_same_tokens": self.find(SAME, row.keep),
-        }
+        """How many times faster one of Foveate's rows is than others as large, by what and by measure."""
+        others = {"all_tokens": self.whole(row.batch)}
+        if row.batch == 1:
+            others["transformers"] = self.find(ALL)
+            others["transformers_same_tokens"] = self.find(SAME, row.keep)
         return {
             name: {
                 measure: ratio
@@ -130,13 +132,15 @@ class Memory:
         of: "device", or "process".
         before: Before the bundle was loaded; None where the system does not say.
         loaded: After it was.
-        peak: The most while the warm-up ran, over all keeps.
+        peak: The most while the warm-up ran, over all keeps and batches.
+        by_batch: The most while it ran with so many requests at once, smaller batches before.
     """
 
     of: str
     before: int | None
     loaded: int | None
     peak: int | None
+    by_batch: dict[int, int | None]
 
 
 @dataclass(frozen=True, slots=True)

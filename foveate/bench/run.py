@@ -16,6 +16,7 @@ from foveate.families.base import Family, Prompt, Vision, preprocess_frames
 from foveate.runtime.answer import Answer, Visual
 from foveate.runtime.engines.onnx import PROVIDERS, resolve_device
 from foveate.runtime.pipeline import Pipeline, read_family, read_tokenizer
+from foveate.runtime.request import Request
 
 if TYPE_CHECKING:
     from foveate.bench.peer import Peer, Reply
@@ -39,7 +40,9 @@ class BenchOptions:
         device: As `Pipeline.load` takes it.
         backend: As `Pipeline.load` takes it.
         prompt: The question.
-        against: A checkpoint to run in transformers beside; None to leave that out.
+        against: A checkpoint to run in transformers beside, one request at a time; None to leave
+            that out.
+        batches: How many requests to ask at once, way by way, in rising order.
     """
 
     keeps: tuple[float | int, ...] = (1.0, 0.5, 0.25, 0.1)
@@ -51,16 +54,20 @@ class BenchOptions:
     backend: str = "auto"
     prompt: str = PROMPT
     against: str | None = None
+    batches: tuple[int, ...] = (1,)
 
     def check(self) -> None:
         """Refuse what would measure nothing.
 
         Raises:
-            LimitError: No token, no round, or no warm-up, without which the first round is another.
+            LimitError: No token, no round, or no warm-up, without which the first round is another;
+                or transformers beside batches alone.
         """
         for name in ("new_tokens", "repeats", "warmup"):
             if getattr(self, name) < 1:
                 raise LimitError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.against is not None and 1 not in self.batches:
+            raise LimitError("transformers is asked one request at a time; add 1 to --batch")
 
 
 @dataclass(slots=True)
@@ -70,11 +77,11 @@ class Work:
     scene: Scene
     pictures: list[Image]
     prompt: Prompt
-    rows: dict[tuple[str, float | int], Row] = field(default_factory=dict)
+    rows: dict[tuple[str, float | int, int], Row] = field(default_factory=dict)
 
     @property
     def request(self) -> dict[str, Any]:
-        """What `Pipeline.stream` takes of the scene: pixels in memory."""
+        """What a request has of the scene: pixels in memory."""
         return {"video" if self.scene.frames else "images": self.pictures}
 
 
@@ -97,16 +104,20 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
     before = read()
     progress("loading the bundle")
     with Pipeline.load(bundle, backend=options.backend, device=device) as pipe:
+        pipe.check_batch(max(options.batches))
         loaded = read()
         family = read_family(pipe.bundle, read_tokenizer(pipe.bundle))
         works = [_prepare(family, scene, options.prompt) for scene in options.scenes]
         progress("warm-up")
-        with Peak(read) as peak:
-            for work in works:
-                for _ in range(options.warmup):
-                    _ask(pipe, work, options)
-        most = peak.most if device == "cuda" else resident_peak()
-        memory = Memory("device" if device == "cuda" else "process", before, loaded, most)
+        peaks: dict[int, int | None] = {}
+        for batch in options.batches:
+            with Peak(read) as peak:
+                for work in works:
+                    for _ in range(options.warmup):
+                        _ask(pipe, work, options, batch)
+            peaks[batch] = peak.most if device == "cuda" else resident_peak()
+        most = max((seen for seen in peaks.values() if seen is not None), default=None)
+        memory = Memory("device" if device == "cuda" else "process", before, loaded, most, peaks)
         peer = None
         if options.against is not None:
             progress("loading transformers")
@@ -120,7 +131,8 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
                 row.samples.clear()
             for number in range(options.repeats):
                 progress(f"{work.scene.label}, round {number + 1} of {options.repeats}")
-                _ask(pipe, work, options)
+                for batch in options.batches:
+                    _ask(pipe, work, options, batch)
                 if peer is not None:
                     _ask_peer(peer, family, work, options)
         return Bench(
@@ -147,30 +159,38 @@ def look(family: Family, scene: Scene, pictures: list[Image]) -> Vision:
     return preprocess_frames(family, pictures) if scene.frames else family.preprocess(pictures)
 
 
-def _ask(pipe: Pipeline, work: Work, options: BenchOptions) -> None:
-    """One round of Foveate's: each keep once."""
+def _ask(pipe: Pipeline, work: Work, options: BenchOptions, batch: int) -> None:
+    """One round of Foveate's: each keep once, in as many requests at once."""
     for keep in options.keeps:
-        answer = pipe.generate(
-            options.prompt,
+        how: dict[str, Any] = {
             **work.request,
-            keep=keep,
-            max_new_tokens=options.new_tokens,
-            ignore_eos=True,
-        )
-        row = work.rows.get((OURS, keep))
+            "keep": keep,
+            "max_new_tokens": options.new_tokens,
+            "ignore_eos": True,
+        }
+        if batch == 1:
+            answers = [pipe.generate(options.prompt, **how)]
+        else:
+            answers = pipe.generate_batch([Request(options.prompt, **how)] * batch)
+        row = work.rows.get((OURS, keep, batch))
         if row is None:
-            row = work.rows[OURS, keep] = Row(
-                OURS, keep, answer.visual, answer.prompt_tokens, answer.cache_bytes,
-                answer.token_ids[0],
+            row = work.rows[OURS, keep, batch] = Row(
+                OURS, keep, answers[0].visual, answers[0].prompt_tokens,
+                sum(one.cache_bytes for one in answers), answers[0].token_ids[0], batch=batch,
             )  # fmt: skip
-        row.samples.append(_sample(answer))
+        row.samples.append(_sample(answers))
 
 
-def _sample(answer: Answer) -> Sample:
-    """An answer's seconds by measure."""
-    timing, later = answer.timing, len(answer.token_ids) - 1
-    sample = {stage: getattr(timing, stage) for stage in (*STAGES, "first_token")}
-    return {**sample, "per_token": timing.decode / later} if later else sample
+def _sample(answers: list[Answer]) -> Sample:
+    """Seconds of answers as long as each other, by measure."""
+    timings, later = [one.timing for one in answers], len(answers[0].token_ids) - 1
+    sample = {stage: sum(getattr(one, stage) for one in timings) for stage in STAGES}
+    sample["first_token"] = timings[0].first_token
+    if len(answers) > 1:
+        sample["last_first_token"] = timings[-1].first_token
+    if later:
+        sample["per_token"] = timings[0].decode / later
+    return sample
 
 
 def _load_peer(against: str, pipe: Pipeline, device: str) -> "Peer":
@@ -188,7 +208,7 @@ def _ask_peer(peer: "Peer", family: Family, work: Work, options: BenchOptions) -
         own = peer.through(lambda frames: look(family, work.scene, frames))
     whole, visual = peer.whole(work.pictures, given, options.new_tokens, own)
     total = len(work.prompt.visual_index)
-    ours = [row for row in work.rows.values() if row.side == OURS]
+    ours = [row for row in work.rows.values() if row.side == OURS and row.batch == 1]
     everything = Visual(total, total, np.arange(total), None, ours[0].visual.grids)
     _note(work, ALL, 1.0, everything, whole)
     for row in ours:
@@ -199,11 +219,11 @@ def _ask_peer(peer: "Peer", family: Family, work: Work, options: BenchOptions) -
 
 def _note(work: Work, side: str, keep: float | int, visual: Visual, reply: "Reply") -> None:
     """Add one pass of transformers' to its row."""
-    row = work.rows.get((side, keep))
+    row = work.rows.get((side, keep, 1))
     if row is None:
         tokens = len(work.prompt.token_ids) - visual.total + visual.kept
         row = Row(side, keep, visual, tokens, reply.cache_bytes, reply.first)
-        work.rows[side, keep] = row
+        work.rows[side, keep, 1] = row
     row.samples.append(reply.sample)
 
 
@@ -228,6 +248,7 @@ def _made(path: Path, pipe: Pipeline, options: BenchOptions) -> dict[str, Any]:
         "repeats": options.repeats,
         "warmup": options.warmup,
         "keeps": list(options.keeps),
+        "batches": list(options.batches),
         "against": options.against,
     }
 

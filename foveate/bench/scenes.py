@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.errors import ImageError, KeepError
+from foveate.errors import ImageError, KeepError, LimitError
 from foveate.runtime.keep import parse_keep
 
 SEED = 0
@@ -82,6 +82,18 @@ def parse_keeps(text: str) -> tuple[float | int, ...]:
     if not keeps:
         raise KeepError(f"keep is {text!r}; give a list such as 1,0.5,0.25,0.1")
     return keeps
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Read a list such as "1,4,8": requests at once; each number once, in rising order.
+
+    Raises:
+        LimitError: Something that is no such number, or nothing.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(re.fullmatch(r"[1-9]\d{0,3}", part) for part in parts):
+        raise LimitError(f"batch is {text!r}; give a list of requests at once, such as 1,4,8")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_list(text: str | None, parse: Callable[[str], Scene]) -> tuple[Scene, ...]:

@@ -6,7 +6,13 @@ from typing import Any
 from foveate.bench.result import ALL, MEASURES, OURS, SAME, Bench, Case, Row, Spread
 from foveate.terminal import one_line, plural, size, table
 
-NAMES = {"first_token": "first token", "per_token": "per token"}
+NAMES = {
+    "first_token": "first token",
+    "last_first_token": "last first token",
+    "per_token": "per token",
+}
+LAST = "last_first_token"
+TOGETHER = "; of a batch, stages are all requests' together and a step gives each of them a token"
 RATIOS = {
     "all_tokens": "all visual tokens",
     "transformers": ALL,
@@ -64,25 +70,35 @@ def _describe_machine(machine: dict[str, Any]) -> str:
 
 def _describe_case(case: Case, rounds: str) -> str:
     """One picture or video: its rows, and what is how many times faster."""
-    lines: list[list[str]] = [
-        ["", "kept", *(NAMES.get(measure, measure) for measure in MEASURES), "tokens/s", "KV cache"]
-    ]
-    lines += [_describe_row(row) for row in case.rows]
+    batched = any(row.batch > 1 for row in case.rows)
+    measures = [name for name in MEASURES if batched or name != LAST]
+    names = [NAMES.get(measure, measure) for measure in measures]
+    lines = [["", *_way("batch", "kept", batched), *names, "tokens/s", "KV cache"]]
+    lines += [_describe_row(row, measures, batched) for row in case.rows]
     parts = [
         f"{case.scene}: {case.total} visual tokens and {case.text_tokens} others; {rounds}; "
-        f"medians (5–95 %) in ms\n{table(lines)}"
+        f"medians (5–95 %) in ms{TOGETHER if batched else ''}\n{table(lines)}"
     ]
-    parts += filter(None, (_describe_ratios(case, other) for other in RATIOS))
+    for other in RATIOS:
+        lines = [_way("batch", "kept", batched) + names]
+        lines += _describe_ratios(case, other, measures, batched)
+        if len(lines) > 1:
+            parts.append(f"times faster than {RATIOS[other]}, round by round\n{table(lines)}")
     return "\n".join(parts)
 
 
-def _describe_row(row: Row) -> list[str]:
+def _way(batch: object, kept: object, batched: bool) -> list[str]:
+    """What is asked at once, where that may be several, and what is kept."""
+    return [str(batch), str(kept)] if batched else [str(kept)]
+
+
+def _describe_row(row: Row, measures: list[str], batched: bool) -> list[str]:
     """One way to answer."""
     speed = row.tokens_per_second
     return [
         SIDES[row.side],
-        str(row.visual.kept),
-        *(_milliseconds(row.spread(measure)) for measure in MEASURES),
+        *_way(row.batch, row.visual.kept, batched),
+        *(_milliseconds(row.spread(measure)) for measure in measures),
         "–" if speed is None else f"{speed:.1f}",
         size(row.cache_bytes),
     ]
@@ -98,17 +114,15 @@ def _milliseconds(spread: Spread | None) -> str:
     return f"{median} ({low}–{high})"
 
 
-def _describe_ratios(case: Case, other: str) -> str:
+def _describe_ratios(
+    case: Case, other: str, measures: list[str], batched: bool
+) -> Iterable[list[str]]:
     """How many times faster than something each of Foveate's rows is; nothing where it is not there."""
-    lines = [["kept", *(NAMES.get(measure, measure) for measure in MEASURES)]]
     for row in case.rows:
         ratios = case.ratios(row).get(other) if row.side == OURS else None
         if ratios:
-            cells = (f"{ratios[name]:.2f}" if name in ratios else "–" for name in MEASURES)
-            lines.append([str(row.visual.kept), *cells])
-    if len(lines) == 1:
-        return ""
-    return f"times faster than {RATIOS[other]}, round by round\n{table(lines)}"
+            cells = [f"{ratios[name]:.2f}" if name in ratios else "–" for name in measures]
+            yield _way(row.batch, row.visual.kept, batched) + cells
 
 
 def _describe_memory(bench: Bench) -> str:
@@ -116,6 +130,10 @@ def _describe_memory(bench: Bench) -> str:
     memory = bench.memory
     whose = "of the GPU as a whole" if memory.of == "device" else "of this process"
     lines = [(name, _bytes(getattr(memory, key))) for key, name in _MOMENTS]
+    if len(memory.by_batch) > 1:
+        lines += [
+            (f"at most, up to batch {n}", _bytes(most)) for n, most in memory.by_batch.items()
+        ]
     if bench.peer is not None and bench.peer["peak_bytes"] is not None:
         lines.append(("transformers alone, at most", size(bench.peer["peak_bytes"])))
     return f"memory in use {whose}\n{table(lines)}"

@@ -10,11 +10,19 @@ import pytest
 from PIL import Image
 
 from foveate.bench.plot import read_quality
-from foveate.bench.result import OURS, Case, Row, speedup
+from foveate.bench.result import OURS, STAGES, Case, Row, speedup
 from foveate.bench.run import BenchOptions
-from foveate.bench.scenes import Scene, parse_keeps, parse_list, parse_picture, parse_video
+from foveate.bench.scenes import (
+    Scene,
+    parse_batches,
+    parse_keeps,
+    parse_list,
+    parse_picture,
+    parse_video,
+)
 from foveate.bundle import Bundle
 from foveate.errors import DataError, FoveateError, ImageError, KeepError, LimitError
+from foveate.runtime.backends.onnx import OnnxBackend
 from tests.command import invoke, refused
 
 QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")
@@ -94,6 +102,39 @@ def check_case(case: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def test_batches(tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Cache and tokens a second are of all requests at once; transformers is asked one at a time."""
+    out, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    told = invoke(
+        "bench", tiny_bundle.root, *QUICK, *SIZE, "--batch", "3,1", "--against", tiny_checkpoint,
+        "--json", out, "--plot", plot,
+    )  # fmt: skip
+    assert told.exit_code == 0, told.stderr
+    for said in ("batch", "last first token", "a step gives each of them a token", "up to batch 3"):
+        assert said in told.stdout
+    with Image.open(plot) as picture:
+        assert picture.height > picture.width
+    facts = json.loads(out.read_text())
+    assert facts["batches"] == [1, 3]
+    assert set(facts["memory"]["by_batch"]) == {"1", "3"}
+    (case,) = facts["cases"]
+    check_case({**case, "rows": [row for row in case["rows"] if row["batch"] == 1]})
+    single, several = case["rows"][:3], case["rows"][3:6]
+    for one, other in zip(single, several, strict=True):
+        assert (one["batch"], other["batch"], other["side"]) == (1, 3, "foveate")
+        assert other["kept"] == one["kept"]
+        assert other["first_token_id"] == one["first_token_id"]
+        assert other["prompt_tokens"] == one["prompt_tokens"]
+        assert other["cache_bytes"] == 3 * one["cache_bytes"]
+        assert set(other["seconds"]) - set(one["seconds"]) == {"last_first_token"}
+        step = other["seconds"]["per_token"]["median"]
+        assert other["tokens_per_second"] == pytest.approx(3 / step)
+        for sample in other["rounds"]:
+            assert sample["first_token"] < sample["last_first_token"]
+            assert sum(sample[stage] for stage in STAGES) <= sample["last_first_token"]
+    assert set(several[1]["times_faster_than"]) == {"all_tokens"}
+
+
 def test_json_on_standard_output(tiny_bundle: Bundle) -> None:
     facts = json.loads(invoke("bench", tiny_bundle.root, *QUICK, *SIZE, "--json").stdout)
     assert facts["provider"] == "CPUExecutionProvider"
@@ -124,15 +165,27 @@ def test_what_is_refused(tiny_bundle: Bundle, evaluation: Path, tmp_path: Path) 
     refused(invoke("bench", root, "--json", tmp_path / "no" / "b.json"), "folder does not exist")
     refused(invoke("bench", root, *SIZE, "--keep", "99", "--warmup", 1), "keep is 99 tokens")
     refused(invoke("bench", root, "--backend", "abacus"), "abacus")
+    refused(invoke("bench", root, "--batch", "4,8", "--against", root), "add 1 to --batch")
+    refused(invoke("bench", root, "--batch", "0"), "batch is '0'")
     refused(invoke("bench", tmp_path / "none"), "none")
     for name in ("new_tokens", "repeats", "warmup"):
         with pytest.raises(LimitError, match=name):
             BenchOptions(**{name: 0}).check()
 
 
+def test_a_backend_that_takes_one_sequence_is_refused(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is measured, with the reason."""
+    monkeypatch.setattr(OnnxBackend, "batch", 1)
+    monkeypatch.setattr(OnnxBackend, "encode", None)
+    refused(invoke("bench", tiny_bundle.root, *SIZE, "--batch", "1,4"), "decodes 1 together")
+
+
 def test_scenes_and_keeps_are_read() -> None:
     assert parse_list("28x56, 28x56,1x2", parse_picture) == (Scene(28, 56), Scene(1, 2))
     assert parse_video("32x728x392") == Scene(728, 392, 32)
+    assert parse_batches("8,1, 4,1") == (1, 4, 8)
     assert parse_keeps("1,0.5,64,0.5") == (1.0, 0.5, 64)
     for text in ("28", "0x28", "28x99999", "x", "28x28x28", "-1x2"):
         with pytest.raises(ImageError):
@@ -140,6 +193,9 @@ def test_scenes_and_keeps_are_read() -> None:
     for text in ("28x28", "0x28x28", "9999x28x28", "2x0x2"):
         with pytest.raises(ImageError):
             parse_video(text)
+    for text in ("", ",", "a", "0", "1.5", "-1", "1,x"):
+        with pytest.raises(LimitError, match="batch is"):
+            parse_batches(text)
     for text in ("", ",", "a"):
         with pytest.raises(KeepError):
             parse_keeps(text)
