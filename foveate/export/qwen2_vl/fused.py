@@ -213,9 +213,7 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
     attention = text.layers[0].self_attn
     prompt = prompt_inputs(tape, width, 3)
     norm = text.layers[0].input_layernorm
-    # Normalisation takes float16 and gives float32 at once; it has no such kernel for bfloat16.
-    embeds = prompt.embeds if tape.dtype == FLOAT16 else tape.cast(prompt.embeds, FLOAT)
-    normed = tape.rms_norm(embeds, "norm", norm, norm.weight.float())
+    normed = tape.rms_norm(tape.cast(prompt.embeds, FLOAT), "norm", norm, norm.weight.float())
     places = tape.op("Gather", prompt.positions, prompt.index, axis=1)
     angles = _text_angles(tape, places, config, depth)
     turns = tape.op("Cos", angles), tape.op("Sin", angles)
