@@ -97,13 +97,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
 
-        Everything up to a request's first token is done for one after the other, so that nothing is
-        padded and each keeps what it asked to keep. Before that all are checked.
+        All are checked first. Then everything up to the first token is done for one after the other,
+        so that nothing is padded and each keeps what it asked to keep.
 
         Returns:
             The answers, in the requests' order. In their timing, `first_token` and `total` count from
-            the call and `decode` counts every step that the answer took part in, whole: the tokens
-            of a second are those of all answers.
+            this call on, and `decode` is the whole time of every step that gave the answer a token,
+            though the same step gave one to others too.
 
         Raises:
             FoveateError: What `stream` raises, with the index of the request that it is about.

@@ -242,11 +242,11 @@ class BoundEngine:
             self.session = None
 
     def forget(self, tensors: Collection[BoundTensor]) -> None:
-        """Let go of calls that write to these tensors, or to parts of them."""
+        """Let go of calls that write to these tensors."""
         with self.lock:
-            gone = {id(tensor.memory) for tensor in tensors}
+            gone = {tensor.address for tensor in tensors}
             for key, call in list(self.calls.items()):
-                if any(id(output.memory) in gone for output in call.outputs.values()):
+                if any(output.address in gone for output in call.outputs.values()):
                     del self.calls[key]
 
     def _key(

@@ -234,7 +234,9 @@ class SharedSequence:
         decoder, cache = self.decoder, self.cache
         written = cache.prompts[self.row]
         places = on_host(positions)[:, :, :count] + self.batch.shifts[self.row]
-        padded, width = bucket(count) if decoder.pads else count, decoder.model.hidden_size
+        # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
+        alone, width = cache.rows == 1, decoder.model.hidden_size
+        padded = bucket(count) if decoder.pads and alone else count
         roomy = isinstance(embeds, BoundTensor) and embeds.room >= padded * width
         if roomy and count < padded <= cache.capacity:
             assert isinstance(embeds, BoundTensor)
@@ -253,7 +255,7 @@ class SharedSequence:
             },
             {},
             written,
-            repeats=count <= BUCKETED,
+            repeats=alone and count <= BUCKETED,
         )
         self.batch.lengths[self.row] = count
         logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
