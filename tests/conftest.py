@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveate.bundle import Bundle
+from foveate.calibration.f_theta import FTheta
 from foveate.export import ExportOptions, QuantizationOptions, export
 from tests.checkpoints import write_checkpoint
 from tests.quantized import quantize_bundle
@@ -36,6 +37,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_checkpoint: Path) -> Bundle:
     """The random checkpoint's fp32 bundle; tests must not write in it."""
     return export(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Path) -> Bundle:
+    """The random checkpoint's fp16 bundle, ranked by an untrained f_θ; tests must not write in it."""
+    weights = tiny_checkpoint.parent / "f_theta.safetensors"
+    FTheta(4, "log").save(weights, {"trained_on": "nothing"})
+    options = ExportOptions(weights, precision="fp16")
+    return export(tiny_checkpoint, tiny_checkpoint.parent / "half", options)
 
 
 @pytest.fixture(scope="session")

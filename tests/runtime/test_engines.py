@@ -24,7 +24,6 @@ from foveate.errors import (
     LimitError,
     MissingDependencyError,
 )
-from foveate.export import ExportOptions, export
 from foveate.manifest import Library
 from foveate.runtime import cuda, gpu
 from foveate.runtime.backends import open_backend
@@ -260,11 +259,9 @@ def test_merging_by_runs_is_what_merging_by_index_is(tiny_bundle: Bundle) -> Non
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rows_of_the_table_are_those_of_the_graph(
-    tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path, precision: Any
+    tiny_bundle: Bundle, half_bundle: Bundle, precision: str
 ) -> None:
-    bundle = tiny_bundle
-    if precision != "fp32":
-        bundle = export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(precision=precision))
+    bundle = {"fp32": tiny_bundle, "fp16": half_bundle}[precision]
     table, backend = EmbeddingTable(bundle), open_backend(bundle, "onnxruntime", device="cpu")
     ids = np.random.default_rng(0).integers(0, bundle.manifest.model.vocabulary, 200)
     rows, wanted = table.look_up(ids), backend.embed(ids)

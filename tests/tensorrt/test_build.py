@@ -16,10 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.bundle import Bundle
-from foveate.calibration.f_theta import FTheta
 from foveate.engine_writer import EngineWriter
 from foveate.errors import ExportError, MissingDependencyError
-from foveate.export import ExportOptions, export
 from foveate.manifest import GraphSpec, TensorSpec, outdated
 from foveate.tensorrt import library
 from foveate.tensorrt.build import Result, build_engines
@@ -98,13 +96,11 @@ def test_nano_ahead_of_time(
 
 
 def test_fp16_with_f_theta_ahead_of_time(
-    tiny_checkpoint: Path, tmp_path: Path, targets_file: Callable[[str], Path]
+    half_bundle: Bundle, tmp_path: Path, targets_file: Callable[[str], Path]
 ) -> None:
-    weights = tmp_path / "f_theta.safetensors"
-    FTheta(4, "log").save(weights, {"trained_on": "nothing"})
-    options = ExportOptions(weights, precision="fp16")
-    exported = export(tiny_checkpoint, tmp_path / "bundle", options)
-    check_built(build_engines(exported.root, ["rtx"], targets_file(FOUR)), exported, "fp16")
+    shutil.copytree(half_bundle.root, tmp_path / "bundle")
+    copied = Bundle(tmp_path / "bundle", half_bundle.manifest)
+    check_built(build_engines(copied.root, ["rtx"], targets_file(FOUR)), copied, "fp16")
 
 
 def test_graphs_fused_for_onnxruntime_are_refused(copy: Path) -> None:
