@@ -9,7 +9,7 @@ import click
 from foveate import __version__
 from foveate.cli_calibrate import calibrate
 from foveate.terminal import Progress, note, tell, tell_json
-from foveate.verbs import PATH, Verbs, as_json, debug, force, options, verb
+from foveate.verbs import PATH, Verbs, as_json, debug, decoder, force, options, verb
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -97,6 +97,7 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
         "--target", "names", multiple=True, metavar="NAME",
         help="Also build TensorRT engines for this target, as build does; several times for several.",
     ),
+    decoder,
     force,
     as_json,
 )  # fmt: skip
@@ -110,6 +111,7 @@ def export(
     random_weights: bool,
     operators: Any,
     names: tuple[str, ...],
+    decoder: Any,
     force: bool,
     as_json: bool,
     **quantization: Any,
@@ -119,12 +121,14 @@ def export(
     Every graph is compared with transformers before the bundle is moved into place, unless its
     weights are random and large.
     """
+    if decoder and not names:
+        raise click.UsageError("--decoder is of the engines that --target builds; name a target")
     from foveate.tensorrt.build import build_engines, build_facts, check_targets, describe_build
 
     built = None
     with Progress() as progress:
         if names:
-            check_targets(bundle, names, precision, operators)
+            check_targets(bundle, names, precision, operators, decoder)
         progress.begin("loading torch and transformers")
         from foveate.export import ExportOptions, QuantizationOptions
         from foveate.export import export as export_bundle
@@ -147,7 +151,9 @@ def export(
             progress.detail,
         )
         if names:
-            built = build_engines(bundle, names, progress=progress.begin, say=progress.detail)
+            built = build_engines(
+                bundle, names, decoder=decoder, progress=progress.begin, say=progress.detail
+            )
     if as_json:
         tell_json(export_facts(written) | ({"build": build_facts(built)} if built else {}))
         return
@@ -172,6 +178,7 @@ def export(
         "--precision", type=click.Choice(["fp32", "fp16"]),
         help="fp16 engines of fp32 graphs: TensorRT before version 10 alone.  [default: the bundle's]",
     ),
+    decoder,
     force,
     as_json,
 )  # fmt: skip
@@ -180,6 +187,7 @@ def build(
     names: tuple[str, ...],
     targets_file: Path | None,
     precision: Any,
+    decoder: Any,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -195,6 +203,7 @@ def build(
             names,
             targets_file,
             precision=precision,
+            decoder=decoder,
             force=force,
             progress=progress.begin,
             say=progress.detail,

@@ -20,6 +20,7 @@ Quantized = Literal["int8", "fp8", "int4"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 Weights = Literal["trained", "random"]
 Operators = Literal["standard", "onnxruntime"]
+Decoder = Literal["concat", "static"]
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
     "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
@@ -104,7 +105,8 @@ class Profile(Record, frozen=True, kw_only=True):
 class EngineVariant(Record, frozen=True, kw_only=True):
     """A TensorRT engine of one graph for one target.
 
-    `version` is the library's own, exactly; `built_from` holds the SHA-256 of the graph and of its
+    `decoder` says of a decoder whether its cache grows by concatenation or has a fixed length and is
+    written in place; None for other graphs. `version` is the library's own, exactly; `built_from` holds the SHA-256 of the graph and of its
     weights by role, `profiles` the profiles by name in the engine's order.
     """
 
@@ -115,6 +117,7 @@ class EngineVariant(Record, frozen=True, kw_only=True):
     version: Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\w{1,12}){0,6}\Z")]
     compute_capabilities: Annotated[list[Capability], msgspec.Meta(min_length=1)]
     precision: Precision
+    decoder: Decoder | None
     profiles: dict[Role, Profile]
     built_from: dict[Role, Digest]
 
@@ -289,8 +292,19 @@ def _engine_problems(manifest: Manifest) -> Iterator[str]:
         if (engine.target, engine.role) in made:
             yield f"{name} is not the only one of {engine.role!r} for {engine.target!r}"
         made.add((engine.target, engine.role))
+        if (engine.decoder is None) == (engine.role == "decoder"):
+            yield f"{name} of {engine.role!r} has the decoder {engine.decoder!r}"
+        if engine.decoder == "static" and len(_cache_lengths(engine)) != 1:
+            yield f"{name} has a static decoder, and its profiles do not give its cache one length"
         for profile, ranges in engine.profiles.items():
             for tensor, span in (*ranges.shapes.items(), *ranges.values.items()):
                 rising = all(a <= b <= c for a, b, c in zip(*span, strict=False))
                 if not rising or len({len(part) for part in span}) > 1:
                     yield f"{name} has an impossible range for {short(tensor)!r} in {profile!r}"
+
+
+def _cache_lengths(engine: EngineVariant) -> set[tuple[int, ...]]:
+    """The lengths that a decoder's profiles give its cache."""
+    spans = (profile.shapes.get("past.0.key", ([], [], [])) for profile in engine.profiles.values())
+    lengths = {tuple(shape[2:3]) for span in spans for shape in span}
+    return lengths if all(lengths) else set()

@@ -12,7 +12,9 @@ from foveate.bundle import Bundle
 from foveate.manifest import EngineVariant, GraphSpec, Manifest, Operators, TensorSpec, outdated
 from foveate.quantization import cost_facts, describe_cost
 from foveate.runtime.answer import Answer, Timing
+from foveate.runtime.engines.bindings import engine_spec
 from foveate.runtime.engines.fit import NAMES
+from foveate.runtime.engines.ranges import largest
 from foveate.terminal import duration, plain, plural, size, table
 
 OPERATORS: dict[Operators, str] = {
@@ -200,12 +202,14 @@ def _engine_rows(manifest: Manifest, engine: EngineVariant) -> Iterable[tuple[st
     """A row for an engine, and one for each of its profiles."""
     yield (
         f"{engine.target} {engine.role}",
-        f"{NAMES[engine.library]} {engine.version}, {engine.precision}, compute capability "
+        f"{NAMES[engine.library]} {engine.version}, {engine.precision}, "
+        f"{f'{engine.decoder} decoder, ' if engine.decoder else ''}compute capability "
         f"{', '.join(engine.compute_capabilities)}",
         size(manifest.files[engine.file].bytes),
         *(["OUTDATED: build it again"] if outdated(manifest, engine) else []),
     )
-    axes = {tensor.name: tensor.shape for tensor in manifest.graphs[engine.role].inputs}
+    spec = engine_spec(manifest.graphs[engine.role], engine)
+    axes = {tensor.name: tensor.shape for tensor in spec.inputs}
     for name, profile in engine.profiles.items():
         ranges = {
             axis: " ".join(str(shape[place]) for shape in span)
@@ -217,6 +221,8 @@ def _engine_rows(manifest: Manifest, engine: EngineVariant) -> Iterable[tuple[st
             tensor: " ".join(str(value[0]) for value in span)
             for tensor, span in profile.values.items()
         }
+        if engine.decoder == "static":
+            ranges["cache"] = str(largest(engine, "past.0.key", 2))
         yield f"  {name}", ", ".join(f"{axis} {span}" for axis, span in ranges.items())
 
 

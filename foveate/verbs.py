@@ -68,6 +68,11 @@ debug = click.Option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 force = click.option("--force", is_flag=True, help="Replace what is already there.")
+decoder = click.option(
+    "--decoder", type=click.Choice(["concat", "static"]),
+    help="The engine's KV cache: one that grows, or one of fixed memory written in place (TensorRT from "
+    "10.15 on, TensorRT for RTX).  [default: the target's]",
+)  # fmt: skip
 
 
 def verb(group: click.Group, example: str) -> Callable[[Callable[..., None]], click.Command]:

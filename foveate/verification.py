@@ -164,7 +164,8 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
 
 def origin(engine: EngineVariant) -> str:
     """What an engine was built from and by."""
-    return f"built from this graph by {NAMES[engine.library]} {engine.version}"
+    cache = " with a static cache" if engine.decoder == "static" else ""
+    return f"built from this graph{cache} by {NAMES[engine.library]} {engine.version}"
 
 
 def first_sentence(error: FoveateError) -> str:

@@ -128,6 +128,7 @@ def example(files: dict[str, FileEntry]) -> Manifest:
                 version="10.3.0",
                 compute_capabilities=["8.7"],
                 precision="fp32",
+                decoder=None,
                 profiles={
                     "default": Profile(shapes={"pixels": ([1, 4], [64, 4], [256, 4])}, values={})
                 },

@@ -1,21 +1,23 @@
 """What `foveate build` does: a bundle's graphs to the engines of one or more targets."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from msgspec.structs import replace
 
 from foveate.bundle import Bundle
 from foveate.engine_writer import EngineWriter
 from foveate.errors import ExportError, TargetError
 from foveate.external_data import external_data
-from foveate.manifest import Digest, EngineVariant, GraphSpec, Operators, Precision
+from foveate.manifest import Decoder, Digest, EngineVariant, GraphSpec, Operators, Precision
 from foveate.output import writing
 from foveate.runtime.engines.fit import NAMES
 from foveate.tensorrt.builder import build_engine
-from foveate.tensorrt.library import Builder, engine_precision, open_library
-from foveate.tensorrt.profiles import LOOKUPS, Plan, plan_profiles
+from foveate.tensorrt.library import Builder, check_decoder, engine_precision, open_library
+from foveate.tensorrt.profiles import LOOKUPS, Plan, cache_capacity, plan_profiles
 from foveate.tensorrt.targets import Target, choose_target, read_targets
 from foveate.terminal import duration, size, table
 
@@ -70,6 +72,7 @@ def build_engines(
     targets_file: Path | None = None,
     *,
     precision: Precision | None = None,
+    decoder: Decoder | None = None,
     force: bool = False,
     progress: Progress = lambda stage, number, total: None,
     say: Callable[[str], None] = lambda detail: None,
@@ -82,6 +85,7 @@ def build_engines(
         targets_file: TOML that changes or adds targets.
         precision: "fp16" for fp16 engines of fp32 graphs, with TensorRT before version 10; None takes
             the bundle's.
+        decoder: The decoder graph, in place of the one that each target takes.
         force: Replace engines that the bundle already has for these targets.
         progress: Told as each engine is begun.
         say: Told what TensorRT is at.
@@ -97,7 +101,7 @@ def build_engines(
     if not names:
         raise TargetError("no target was given; name one with --target")
     targets = read_targets(targets_file)
-    chosen = {name: choose_target(targets, name) for name in names}
+    chosen = {name: _choose(targets, name, decoder) for name in names}
     progress("checksums", 0, 0)
     bundle = Bundle.open(path)
     _check_operators(bundle.root, bundle.manifest.operators)
@@ -113,10 +117,11 @@ def build_engines(
                 number += 1
                 progress(f"{job.name} {role}", number, total)
                 began = time.perf_counter()
-                spec = bundle.graph(role)
+                kind = job.target.decoder if role == "decoder" else None
+                capacity = cache_capacity(bundle.manifest, job.target) if kind == "static" else None
                 engine, profiles, timing = build_engine(
-                    job.builder, job.target, bundle.file(role), role, spec, plans, say, timing,
-                    job.precision,
+                    job.builder, job.target, bundle.file(role), role, bundle.graph(role), plans, say,
+                    timing, job.precision, capacity,
                 )  # fmt: skip
                 entry = f"engine.{job.name}.{role}"
                 files[entry] = writer.root / f"{role}.engine"
@@ -131,6 +136,7 @@ def build_engines(
                     version=job.builder.version,
                     compute_capabilities=job.target.compute_capabilities,
                     precision=job.precision,
+                    decoder=kind,
                     profiles=profiles,
                     built_from=_sources(bundle, role),
                 )
@@ -144,7 +150,11 @@ def build_engines(
 
 
 def check_targets(
-    root: Path, names: Sequence[str], precision: Precision, operators: Operators
+    root: Path,
+    names: Sequence[str],
+    precision: Precision,
+    operators: Operators,
+    decoder: Decoder | None = None,
 ) -> None:
     """Refuse, before a checkpoint is exported, targets that its bundle could not be built for here.
 
@@ -153,6 +163,7 @@ def check_targets(
         names: The targets.
         precision: What the bundle is to compute in.
         operators: What its graphs are to be made of.
+        decoder: The decoder graph, in place of the one that each target takes.
 
     Raises:
         TargetError: A target that is unknown.
@@ -162,8 +173,16 @@ def check_targets(
     _check_operators(root, operators)
     targets = read_targets(None)
     for name in names:
-        target = choose_target(targets, name)
-        engine_precision(name, target, open_library(name, target), precision, None)
+        target = _choose(targets, name, decoder)
+        builder = open_library(name, target)
+        engine_precision(name, target, builder, precision, None)
+        check_decoder(name, target, builder)
+
+
+def _choose(targets: Mapping[str, Target], name: str, decoder: Decoder | None) -> Target:
+    """A target by its name, with another decoder graph where one was asked for."""
+    target = choose_target(targets, name)
+    return target if decoder is None else replace(target, decoder=decoder)
 
 
 def _check_operators(root: Path, operators: Operators) -> None:
@@ -182,6 +201,7 @@ def _prepare(
     EngineWriter(bundle, name, force=force).check_existing()
     builder = open_library(name, target)
     precision = engine_precision(name, target, builder, bundle.manifest.precision, wanted)
+    check_decoder(name, target, builder)
     return Job(name, target, builder, precision, plan_profiles(bundle.manifest, target))
 
 
@@ -208,6 +228,7 @@ def build_facts(result: Result) -> dict[str, Any]:
                 "version": one.engine.version,
                 "compute_capabilities": one.engine.compute_capabilities,
                 "precision": one.engine.precision,
+                "decoder": one.engine.decoder,
                 "bytes": one.bytes,
                 "seconds": round(one.seconds, 3),
             }
@@ -227,11 +248,16 @@ def describe_build(result: Result) -> str:
             f"{name}: {NAMES[first.library]} {first.version}, {first.precision}, for compute "
             f"capability {', '.join(first.compute_capabilities)}; layers may use up to "
             f"{target.workspace_mib} MiB of workspace",
-            table((one.engine.role, size(one.bytes), duration(one.seconds)) for one in engines),
+            table((_kind(one.engine), size(one.bytes), duration(one.seconds)) for one in engines),
         ]
     for role in left_out(result.bundle.manifest.graphs):
         lines.append(f"{role} has no engine: looking rows up needs none")
     return "\n".join(lines)
+
+
+def _kind(engine: EngineVariant) -> str:
+    """An engine's graph, and which decoder it is."""
+    return f"{engine.role} ({engine.decoder})" if engine.decoder else engine.role
 
 
 def left_out(graphs: dict[str, GraphSpec]) -> list[str]:

@@ -11,12 +11,14 @@ from typing import Any
 
 from foveate.errors import ExportError
 from foveate.manifest import GraphSpec, Precision, Profile
+from foveate.runtime.engines.bindings import static_spec
 from foveate.runtime.engines.fit import NAMES
-from foveate.tensorrt.checks import check_network
+from foveate.tensorrt.checks import check_cache, check_network
 from foveate.tensorrt.conservative import conservative_graph
 from foveate.tensorrt.library import Builder, is_old
 from foveate.tensorrt.mixed import set_precisions
 from foveate.tensorrt.profiles import Plan
+from foveate.tensorrt.static import static_graph
 from foveate.tensorrt.targets import Target
 from foveate.tensorrt.topk import topk_axes
 
@@ -61,6 +63,7 @@ def build_engine(
     say: Callable[[str], None],
     timing: bytes = b"",
     precision: Precision = "fp32",
+    capacity: int | None = None,
 ) -> tuple[Any, dict[str, Profile], bytes]:
     """Build the engine of one graph.
 
@@ -74,6 +77,7 @@ def build_engine(
         say: Told what TensorRT is at, from any thread.
         timing: A timing cache of plain TensorRT; empty for none.
         precision: What a float32 graph is computed in where TensorRT chooses types itself.
+        capacity: Tokens that the cache of a static decoder has room for; None for any other graph.
 
     Returns:
         The serialized engine, as a buffer; the profiles; the timing cache, empty where there is none.
@@ -93,7 +97,9 @@ def build_engine(
         ) from error
     network = maker.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if not _parse(parser, graph, is_old(builder)):
+    if capacity is not None:
+        spec = static_spec(spec, capacity)
+    if not _parse(parser, graph, is_old(builder), capacity):
         faults = [parser.get_error(place) for place in range(parser.num_errors)]
         said = "; ".join(str(fault.desc()) for fault in faults) or journal.last()
         raise ExportError(
@@ -103,6 +109,8 @@ def build_engine(
     profiles = {plan.name: plan.ranges(spec, role) for plan in plans}
     largest = [plan.sizes(2) for plan in plans]
     check_network(trt, network, role, spec, largest, topk_axes(graph))
+    if capacity is not None:
+        check_cache(trt, network, role, spec)
 
     config = maker.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib * MIB)
@@ -146,8 +154,10 @@ def build_engine(
     return engine, profiles, timing
 
 
-def _parse(parser: Any, graph: Path, old: bool) -> bool:
-    """Have a graph parsed, in older words where the parser would misread newer ones."""
+def _parse(parser: Any, graph: Path, old: bool, capacity: int | None) -> bool:
+    """Have a graph parsed: with a static cache, or in older words where newer would be misread."""
+    if capacity is not None:
+        return bool(parser.parse(static_graph(graph, capacity), str(graph)))
     if old:
         return bool(parser.parse(conservative_graph(graph), str(graph)))
     return bool(parser.parse_from_file(str(graph)))

@@ -5,7 +5,7 @@ from typing import Any
 
 from foveate.errors import ExportError
 from foveate.manifest import GraphSpec, TensorSpec
-from foveate.runtime.engines.bindings import DTYPES, agrees
+from foveate.runtime.engines.bindings import DTYPES, WRITE_INDICES, agrees
 from foveate.tensorrt.axes import axis_size
 
 TOPK_LIMIT = 3840
@@ -57,6 +57,36 @@ def check_network(
         if layer.type == trt.LayerType.TOPK:
             layer.__class__ = trt.ITopKLayer
             _check_topk(role, layer, largest, topk)
+
+
+def check_cache(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
+    """Refuse a static decoder whose caches TensorRT would not write in place.
+
+    Raises:
+        ExportError: A cache that no cache update, or not that of the graph, writes.
+    """
+    kind = getattr(trt.LayerType, "KV_CACHE_UPDATE", None)
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    updates = [layer for layer in layers if kind is not None and layer.type == kind]
+    makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
+    found = {}
+    for layer in updates:
+        place = layer.get_input(2).name
+        while place in makers and makers[place].type == trt.LayerType.CAST:
+            place = makers[place].get_input(0).name
+        found[layer.get_input(0).name] = layer.get_output(0).name, place
+    wanted = {
+        tensor.name: (tensor.name.replace("past.", "present."), WRITE_INDICES)
+        for tensor in spec.inputs
+        if tensor.name.startswith("past.")
+    }
+    if len(updates) != len(wanted) or found != wanted:
+        lacking = [name for name, update in wanted.items() if found.get(name) != update]
+        raise ExportError(
+            f"{role}: TensorRT makes {len(updates)} cache updates of {len(wanted)}, and not that of "
+            f"{', '.join(lacking[:3]) or 'the graph'}. Build with --decoder concat, or install a "
+            "later library."
+        )
 
 
 def _check_tensors(

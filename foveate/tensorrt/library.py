@@ -11,6 +11,8 @@ from foveate.runtime.gpu import capability
 from foveate.tensorrt.targets import Target, release
 
 QUANTIZED_FROM: dict[Library, tuple[int, ...]] = {"tensorrt": (10,), "tensorrt_rtx": (1,)}
+STATIC_FROM: dict[Library, tuple[int, ...]] = {"tensorrt": (10, 15), "tensorrt_rtx": (1, 7)}
+"""The libraries' first versions that write caches in place."""
 FP8_HINT = ", or build for a target of compute capability 8.9 or later: rtx-40, h100, jetson-thor."
 EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 
@@ -90,6 +92,18 @@ def engine_precision(
         f"{precision}. Export the checkpoint again with --precision {wanted}; --precision fp16 turns "
         "fp32 graphs into fp16 engines with TensorRT before version 10 alone."
     )
+
+
+def check_decoder(name: str, target: Target, builder: Builder) -> None:
+    """ExportError for a decoder graph that the library does not have the operators of."""
+    first = STATIC_FROM[target.library]
+    if target.decoder == "static" and numbers(builder.version) < first:
+        least = ".".join(map(str, first))
+        raise ExportError(
+            f"{NAMES[builder.library]} {builder.version} cannot write a cache in place, as the static "
+            f"decoder asked for with the target {name} does: that came with {least}. Build with "
+            f"--decoder concat, or install {least} or later."
+        )
 
 
 def chooses_types(builder: Builder) -> bool:

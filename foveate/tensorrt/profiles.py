@@ -93,7 +93,9 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
                 {"keep": keep},
             )
         ],
-        "decoder": _decoder_plans(prompt, cache, target.decoder_profiles),
+        "decoder": (_static_plans if target.decoder == "static" else _decoder_plans)(
+            prompt, cache, target.decoder_profiles
+        ),
     }
     wanted = [role for role in manifest.graphs if role not in LOOKUPS]
     for role in wanted:
@@ -125,6 +127,23 @@ def _decoder_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
             },
         )
     ]
+
+
+def cache_capacity(manifest: Manifest, target: Target) -> int:
+    """Tokens that the cache of a static decoder has room for."""
+    return _within(target.ranges.cache, manifest.limits.prompt_tokens)[2]
+
+
+def _static_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
+    """Profiles of a decoder whose cache has a fixed length; steps are looked for first."""
+    one = (1, 1, 1)
+    taken = (1, min(prompt[1], cache[2]), min(prompt[2], cache[2]))
+    if count == 2:
+        return [
+            Plan("decode", {"batch": one, "sequence": one}),
+            Plan("prefill", {"batch": one, "sequence": taken}),
+        ]
+    return [Plan("default", {"batch": one, "sequence": (1, 1, taken[2])})]
 
 
 def _within(chosen: Range, limit: int) -> Sizes:

@@ -10,6 +10,7 @@ from foveate.errors import MissingDependencyError, TargetError
 from foveate.manifest import (
     Capability,
     Count,
+    Decoder,
     Library,
     Precision,
     Record,
@@ -56,7 +57,9 @@ class Target(Record, frozen=True, kw_only=True):
         library: What builds and runs its engines.
         versions: The library's, from the first and before the second.
         precisions: Those its bundles may have.
-        decoder: The decoder graph it takes; "concat" is the one of plain operators.
+        decoder: The decoder graph it takes: "concat", of plain operators, whose cache grows; or "static",
+            whose cache has the largest length of `ranges.cache` and is written in place, with TensorRT
+            from 10.15 on or TensorRT for RTX.
         decoder_profiles: 2 tunes it for prompts and for single tokens apart; 1 for both at once.
         workspace_mib: Memory that a layer may use, while an engine is built and when it runs.
         optimization_level: How long TensorRT searches for kernels, 0 to 5; None leaves it to TensorRT.
@@ -68,7 +71,7 @@ class Target(Record, frozen=True, kw_only=True):
     library: Library
     versions: tuple[Release, Release]
     precisions: Annotated[list[Precision], msgspec.Meta(min_length=1)]
-    decoder: Literal["concat"]
+    decoder: Decoder
     decoder_profiles: Literal[1, 2]
     workspace_mib: Count
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None

@@ -239,6 +239,7 @@ OUT_OF_RANGE = {
     "engines/0/target": "../vision",
     "engines/0/library": "openvino",
     "engines/0/version": "10.3; rm",
+    "engines/0/decoder": "growing",
     "engines/0/compute_capabilities": [],
     "engines/0/compute_capabilities/0": "sm_87",
     "engines/0/built_from/vision": "6c556e",
@@ -366,6 +367,11 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
     "two engines of a graph for a target": (
         edit(lambda document: document["engines"].append(document["engines"][0])),
         "is not the only one of 'vision' for 'jetson-orin'",
+        AGAIN,
+    ),
+    "decoder engine of another graph": (
+        put("engines/0/decoder", "static"),
+        "of 'vision' has the decoder 'static'",
         AGAIN,
     ),
     "engine with a range that falls": (

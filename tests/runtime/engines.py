@@ -3,12 +3,15 @@
 import shutil
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from foveate.bundle import Bundle
 from foveate.engine_writer import EngineWriter
-from foveate.manifest import EngineVariant, Library
+from foveate.manifest import Decoder, EngineVariant, Library
+from foveate.runtime.engines.bindings import static_spec
 from foveate.tensorrt.build import _sources
-from foveate.tensorrt.profiles import plan_profiles
-from foveate.tensorrt.targets import read_targets
+from foveate.tensorrt.profiles import cache_capacity, plan_profiles
+from foveate.tensorrt.targets import Ranges, read_targets
 
 ROLES = ("vision", "compressor", "decoder")
 
@@ -19,6 +22,42 @@ def copy_of(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle(folder, bundle.manifest)
 
 
+def variants(
+    bundle: Bundle,
+    target: str,
+    *,
+    capability: str = "9.0",
+    library: Library = "tensorrt",
+    version: str = "10.3.0",
+    roles: tuple[str, ...] = ROLES,
+    decoder: Decoder = "concat",
+    ranges: Ranges | None = None,
+    profiles: int = 2,
+) -> list[EngineVariant]:
+    """What the manifest says of a target's engines."""
+    h100 = read_targets()["h100"]
+    like = replace(h100, decoder=decoder, ranges=ranges or h100.ranges, decoder_profiles=profiles)
+    plans = plan_profiles(bundle.manifest, like)
+    specs = {role: bundle.graph(role) for role in roles}
+    if decoder == "static":
+        specs["decoder"] = static_spec(specs["decoder"], cache_capacity(bundle.manifest, like))
+    return [
+        EngineVariant(
+            target=target,
+            role=role,
+            file=f"engine.{target}.{role}",
+            library=library,
+            version=version,
+            compute_capabilities=[capability],
+            precision=bundle.manifest.precision,
+            decoder=decoder if role == "decoder" else None,
+            profiles={plan.name: plan.ranges(specs[role], role) for plan in plans[role]},
+            built_from=_sources(bundle, role),
+        )
+        for role in roles
+    ]
+
+
 def with_engines(
     bundle: Bundle,
     target: str,
@@ -27,25 +66,15 @@ def with_engines(
     library: Library = "tensorrt",
     version: str = "10.3.0",
     roles: tuple[str, ...] = ROLES,
+    decoder: Decoder = "concat",
 ) -> Bundle:
     """The bundle with files that its manifest takes for the engines of a target."""
-    plans = plan_profiles(bundle.manifest, read_targets()["h100"])
+    engines = variants(
+        bundle, target, capability=capability, library=library, version=version, roles=roles,
+        decoder=decoder,
+    )  # fmt: skip
     with EngineWriter(bundle, target) as writer:
-        files = {f"engine.{target}.{role}": writer.root / f"{role}.engine" for role in roles}
+        files = {one.file: writer.root / f"{one.role}.engine" for one in engines}
         for path in files.values():
             path.write_bytes(b"no engine")
-        engines = [
-            EngineVariant(
-                target=target,
-                role=role,
-                file=f"engine.{target}.{role}",
-                library=library,
-                version=version,
-                compute_capabilities=[capability],
-                precision=bundle.manifest.precision,
-                profiles={plan.name: plan.ranges(bundle.graph(role), role) for plan in plans[role]},
-                built_from=_sources(bundle, role),
-            )
-            for role in roles
-        ]
         return writer.finish(engines, files)

@@ -60,6 +60,7 @@ def check_built(result: Result, before: Bundle, precision: str) -> None:
     bundle = Bundle.open(before.root)
     assert bundle == result.bundle
     assert [engine.role for engine in bundle.manifest.engines] == ROLES
+    assert [engine.decoder for engine in bundle.manifest.engines] == [None, None, "concat"]
     for engine in bundle.manifest.engines:
         assert (engine.library, engine.precision) == ("tensorrt_rtx", precision)
         assert engine.compute_capabilities == ["8.0", "8.6", "8.9", "12.0"]

@@ -1,17 +1,23 @@
-"""What a TensorRT engine takes and gives, held against what the manifest promises of its graph."""
+"""What a TensorRT engine takes and gives, and whether that is what the manifest promises."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from foveate.manifest import TensorSpec
+from foveate.manifest import EngineVariant, GraphSpec, TensorSpec
+from foveate.runtime.engines.ranges import largest
 
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
     "INT8": "int8", "UINT8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 """TensorRT's names of types and the manifest's."""
+
+STATIC_OPSET = 24
+"""The version of ONNX that brought TensorScatter, which writes into a cache."""
+WRITE_INDICES = "write_indices"
+"""The input of a static decoder that says how many tokens each cache holds, int64 [batch]."""
 
 HELD = {"bfloat16": "uint16"}
 """Types that numpy lacks, and the type of the same size that holds them."""
@@ -20,6 +26,38 @@ HELD = {"bfloat16": "uint16"}
 def held(dtype: str) -> np.dtype[Any]:
     """The numpy type that holds a type of the manifest."""
     return np.dtype(HELD.get(dtype, dtype))
+
+
+def engine_spec(spec: GraphSpec, variant: EngineVariant) -> GraphSpec:
+    """What an engine takes and gives: its graph's tensors, unless it is a static decoder."""
+    if variant.decoder != "static":
+        return spec
+    return static_spec(spec, largest(variant, "past.0.key", 2))
+
+
+def static_spec(spec: GraphSpec, capacity: int) -> GraphSpec:
+    """A decoder's tensors where its caches have a fixed length and are written in place.
+
+    Args:
+        spec: The decoder whose caches [batch, kv_heads, past, head_dim] grow, and that takes a mask.
+        capacity: The fixed length.
+    """
+
+    def static(tensor: TensorSpec) -> TensorSpec:
+        """One tensor; the mask gives way to where the cache is written."""
+        if tensor.name == "attention_mask":
+            return TensorSpec(name=WRITE_INDICES, dtype="int64", shape=["batch"])
+        if not tensor.name.startswith(("past.", "present.")):
+            return tensor
+        batch, heads, _, width = tensor.shape
+        shape = [batch, heads, capacity, width]
+        return TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=shape)
+
+    return GraphSpec(
+        opset=max(spec.opset, STATIC_OPSET),
+        inputs=[static(tensor) for tensor in spec.inputs],
+        outputs=[static(tensor) for tensor in spec.outputs],
+    )
 
 
 def agrees(
