@@ -248,6 +248,16 @@ class Gpu:
             check(cuda, cuda.cudaEventRecord(staging.event, self.stream), "recording an event")
             self._staged.append(staging)
 
+    def clear(self, tensor: DeviceTensor) -> None:
+        """Fill a tensor with zeros, without waiting for it."""
+        with self.lock:
+            self.check_open()
+            check(
+                self.cuda,
+                self.cuda.cudaMemsetAsync(tensor.address, 0, tensor.bytes, self.stream),
+                "clearing memory of the GPU",
+            )
+
     def copy(
         self, source: DeviceTensor, target: DeviceTensor, start: int, row: int, rows: int
     ) -> None:

@@ -17,6 +17,7 @@ from foveate.runtime.engines.tensorrt import Opener, TensorRTEngine, installed_v
 from foveate.runtime.gpu import capability
 from foveate.runtime.language.base import Alone, Batch, Extent, Sequence
 from foveate.runtime.language.device import DeviceDecoder
+from foveate.runtime.language.static import StaticDecoder
 
 
 class TensorRTBackend:
@@ -39,7 +40,8 @@ class TensorRTBackend:
         self.name = "tensorrt"
         self.target, self.gpu, self.engines = variant.target, gpu, engines
         self._table = table
-        self._decoder = DeviceDecoder(engines["decoder"], bundle.manifest.model, table)
+        drive = StaticDecoder if engines["decoder"].variant.decoder == "static" else DeviceDecoder
+        self._decoder = drive(engines["decoder"], bundle.manifest.model, table)
         limits, seen = bundle.manifest.limits, engines["compressor"].variant
         self.visual_tokens = min(limits.visual_tokens, largest(seen, "visual_embeds", 0))
         self.capacity = min(limits.prompt_tokens, self._decoder.capacity)

@@ -33,11 +33,7 @@ class Graphs:
         Raises:
             BackendError: The work failed.
         """
-        record = self._records.get(key)
-        if record is not None:
-            self._records.move_to_end(key)
-            self.gpu.launch(record)
-            self.launched += 1
+        if self.launch(key):
             return
         work()
         if self.refusal is not None:
@@ -51,6 +47,20 @@ class Graphs:
         except BackendError as error:
             self.refusal = str(error)
             self.clear()
+
+    def launch(self, key: Hashable) -> bool:
+        """Do the work by its record; False where there is none.
+
+        Raises:
+            BackendError: The work failed.
+        """
+        record = self._records.get(key)
+        if record is None:
+            return False
+        self._records.move_to_end(key)
+        self.gpu.launch(record)
+        self.launched += 1
+        return True
 
     def clear(self) -> None:
         """Forget all records."""

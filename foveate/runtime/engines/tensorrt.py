@@ -4,7 +4,7 @@ import functools
 import importlib
 import mmap
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from foveate.errors import BackendError, ClosedError, MissingDependencyError
 from foveate.manifest import EngineVariant, Library, TensorSpec
 from foveate.runtime.cuda import Block, DeviceTensor, Gpu
 from foveate.runtime.engines.base import Feeds, Tensor, Value, on_host
-from foveate.runtime.engines.bindings import DTYPES, agrees, held
+from foveate.runtime.engines.bindings import DTYPES, agrees, engine_spec, held
 from foveate.runtime.engines.fit import NAMES
 from foveate.runtime.engines.graphs import Graphs
 from foveate.runtime.engines.ranges import only_sizes, pick_profile
@@ -105,6 +105,23 @@ class Opener:
         return TensorRTEngine(self, engine, bundle, variant)
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Inputs and outputs at addresses that stay, ready to run again and again.
+
+    Attributes:
+        place: The profile's number.
+        inputs: Tensors by input.
+        outputs: Tensors by output.
+        key: What a CUDA graph of it must have been recorded with.
+    """
+
+    place: int
+    inputs: dict[str, DeviceTensor]
+    outputs: dict[str, DeviceTensor]
+    key: Hashable
+
+
 class TensorRTEngine:
     """One engine, with an execution context for each of its profiles."""
 
@@ -125,7 +142,7 @@ class TensorRTEngine:
             for name in sorted(inputs)
             if engine.get_tensor_location(name) == trt.TensorLocation.HOST
         }
-        spec = bundle.graph(variant.role)
+        spec = engine_spec(bundle.graph(variant.role), variant)
         narrow = "INT64" not in trt.DataType.__members__
         for promised, found in (
             (spec.inputs, inputs),
@@ -157,8 +174,7 @@ class TensorRTEngine:
             ClosedError: The engine was closed.
         """
         with self.gpu.lock:
-            if self.engine is None:
-                raise ClosedError(f"{self._title()} is closed; load the bundle again")
+            self._check_open()
             shapes = {spec.name: tuple(_shape(feeds[spec.name])) for spec in self.inputs}
             values = {name: self._hold(name, feeds[name]) for name in self.hosted}
             place = pick_profile(self.variant, shapes, values)
@@ -171,9 +187,7 @@ class TensorRTEngine:
                 spec.name: self._output(context, spec, (into or {}).get(spec.name))
                 for spec in self.outputs
             }
-            addresses = {name: tensor.address for name, tensor in (placed | outputs).items()}
-            for name, address in addresses.items():
-                self._must(context.set_tensor_address(name, address), repr(name))
+            addresses = self._set_addresses(context, placed | outputs)
             work = functools.partial(self._enqueue, context)
             if repeats:
                 key = (place, *shapes.values(), *values.values(), *addresses.values())
@@ -183,6 +197,50 @@ class TensorRTEngine:
             if self.hosted:
                 self.gpu.synchronize()
             return dict(outputs)
+
+    def bind(self, feeds: Mapping[str, DeviceTensor], into: Mapping[str, Block]) -> Call:
+        """Fix where every input and output lies, without running; `repeat` runs the call.
+
+        Args:
+            feeds: Every input, on this GPU.
+            into: Memory for outputs by name, which may be that of an input; others get their own.
+
+        Raises:
+            LimitError: Shapes that no profile of the engine takes.
+            BackendError: TensorRT refused the inputs, or reads some of them in host memory.
+            ClosedError: The engine was closed.
+        """
+        with self.gpu.lock:
+            self._check_open()
+            self._must(
+                not self.hosted, f"to be bound: {', '.join(self.hosted)} must change with it"
+            )
+            inputs = {spec.name: self._placed(spec.name, feeds[spec.name]) for spec in self.inputs}
+            shapes = {name: tensor.sizes for name, tensor in inputs.items()}
+            place = pick_profile(self.variant, shapes, {})
+            context = self.contexts[place]
+            self._set_shapes(context, shapes)
+            outputs = {
+                spec.name: self._output(context, spec, into.get(spec.name)) for spec in self.outputs
+            }
+            addresses = (tensor.address for tensor in (inputs | outputs).values())
+            return Call(place, inputs, outputs, (place, *shapes.values(), *addresses))
+
+    def repeat(self, call: Call) -> None:
+        """Run a bound call on what its memory holds now, from the third time on as one CUDA graph.
+
+        Raises:
+            BackendError: TensorRT failed.
+            ClosedError: The engine was closed.
+        """
+        with self.gpu.lock:
+            self._check_open()
+            if self.graphs.launch(call.key):
+                return
+            context = self.contexts[call.place]
+            self._set_shapes(context, {name: one.sizes for name, one in call.inputs.items()})
+            self._set_addresses(context, call.inputs | call.outputs)
+            self.graphs.run(call.key, functools.partial(self._enqueue, context))
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """What holds an input or output in memory."""
@@ -249,6 +307,13 @@ class TensorRTEngine:
             raise BackendError(f"{self._title()}: {self.opener.log.take()} ({error})") from error
         self._must(not lacking, f"the inputs: it lacks {', '.join(lacking)}")
 
+    def _set_addresses(self, context: Any, tensors: Mapping[str, DeviceTensor]) -> dict[str, int]:
+        """Tell TensorRT where all that lies on the GPU lies."""
+        addresses = {name: tensor.address for name, tensor in tensors.items()}
+        for name, address in addresses.items():
+            self._must(context.set_tensor_address(name, address), repr(name))
+        return addresses
+
     def _enqueue(self, context: Any) -> None:
         """Put the engine's work on the stream."""
         if not context.execute_async_v3(self.gpu.handle):
@@ -284,6 +349,11 @@ class TensorRTEngine:
         if kind == spec.dtype:
             return tensor
         return DeviceTensor(tensor.block, sizes, tensor.dtype, held(spec.dtype))
+
+    def _check_open(self) -> None:
+        """ClosedError after `close`."""
+        if self.engine is None:
+            raise ClosedError(f"{self._title()} is closed; load the bundle again")
 
     def _must(self, done: Any, what: str) -> None:
         """BackendError where TensorRT refused something."""
