@@ -5,7 +5,8 @@
 
 The reference holds the pictures too, already of sizes that need no resizing: so it does not matter that
 the two environments may have different Pillows. The second command needs no onnxruntime, no torch and no
-network; it builds the engines first where the bundle has none for the target.
+network; it builds the engines first where the bundle has none for the target. With --decoder static they
+have a KV cache of fixed memory (TensorRT from 10.15 on, TensorRT for RTX).
 """
 
 import argparse
@@ -81,10 +82,18 @@ def stages_of(
     return run_stages(backend, vision, prompt, max(1, round(vision.tokens * keep)), given)
 
 
-def build(root: Path, target: str, targets: Path | None, precision: Any, force: bool) -> Any:
+def build(
+    root: Path, target: str, targets: Path | None, precision: Any, decoder: Any, force: bool
+) -> Any:
     """Build the target's engines where the bundle has none; seconds and sizes of what was built."""
     bundle = Bundle.open(root)
-    if any(engine.target == target for engine in bundle.manifest.engines) and not force:
+    built = [one for one in bundle.manifest.engines if one.target == target]
+    other = decoder and any(one.decoder not in (None, decoder) for one in built)
+    if other and not force:
+        sys.exit(
+            f"the bundle's engines for {target} have another decoder; build again with --force"
+        )
+    if built and not force:
         return []
     from foveate.tensorrt.build import build_engines
 
@@ -92,7 +101,10 @@ def build(root: Path, target: str, targets: Path | None, precision: Any, force: 
         """Say what is being built."""
         print(f"{time.strftime('%H:%M:%S')} {stage} {number}/{total}", flush=True)
 
-    result = build_engines(root, [target], targets, precision=precision, force=force, progress=tell)
+    result = build_engines(
+        root, [target], targets,
+        precision=precision, decoder=decoder, force=force, progress=tell,
+    )  # fmt: skip
     return [
         {"role": one.engine.role, "bytes": one.bytes, "seconds": round(one.seconds, 2)}
         for one in result.built
@@ -191,7 +203,8 @@ def describe(result: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"{result['library']} on {result['gpu']}, engines in {result['precision']}",
+            f"{result['library']} on {result['gpu']}, engines in {result['precision']}, "
+            f"{result['decoder']} decoder",
             table(built),
             table((name, f"{distance:.2e}") for name, distance in result["parity"].items()),
             f"largest difference {result['worst']:.2e}, allowed {result['bound']:g}; "
@@ -216,6 +229,7 @@ def main() -> None:
     parser.add_argument("--target", default="h100")
     parser.add_argument("--targets", type=Path, metavar="FILE.toml")
     parser.add_argument("--precision", choices=["fp32", "fp16"])
+    parser.add_argument("--decoder", choices=["concat", "static"], help="default: the target's")
     parser.add_argument("--force", action="store_true", help="build engines again")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--json", type=Path, metavar="OUT.json")
@@ -228,7 +242,10 @@ def main() -> None:
     if options.reference is None:
         parser.error("give --reference, or --write-reference first")
     began = time.perf_counter()
-    built = build(options.bundle, options.target, options.targets, options.precision, options.force)
+    built = build(
+        options.bundle, options.target, options.targets, options.precision, options.decoder,
+        options.force,
+    )  # fmt: skip
     reference = np.load(options.reference, allow_pickle=False)
     engines = [
         one for one in Bundle.open(options.bundle, checksums=False).manifest.engines
@@ -240,6 +257,7 @@ def main() -> None:
         "library": f"{engines[0].library} {engines[0].version}",
         "gpu": gpu_name(),
         "precision": engines[0].precision,
+        "decoder": next(one.decoder for one in engines if one.role == "decoder"),
         "engines": built,
         **compare(options.bundle, reference, options.target, options.runs),
         "seconds": round(time.perf_counter() - began, 1),

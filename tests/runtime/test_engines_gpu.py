@@ -13,9 +13,9 @@ from PIL import Image
 
 from foveate import Pipeline
 from foveate.bundle import Bundle
-from foveate.errors import BackendError, ClosedError, LimitError
+from foveate.errors import BackendError, ClosedError, ExportError, LimitError
 from foveate.runtime import gpu
-from foveate.tensorrt.build import build_engines
+from foveate.tensorrt.build import build_engines, check_targets
 from foveate.tensorrt.library import numbers
 from foveate.tensorrt.targets import read_targets
 from tests.command import invoke
@@ -145,6 +145,25 @@ def test_requests_beyond_the_ranges_are_refused(pipe: Pipeline) -> None:
         pipe.generate("What?", images=[big[0]], max_new_tokens=2000)
     with pytest.raises(LimitError, match="'text_embeds' is"):
         pipe.generate("What " * 600, images=[big[0]], max_new_tokens=1, keep=0.5)
+
+
+def test_a_static_decoder_answers_the_same_and_launches_its_steps(
+    nano_bundle: Bundle, graphs: Pipeline, samples: list[Sample], tmp_path: Path
+) -> None:
+    shutil.copytree(nano_bundle.root, tmp_path / "bundle")
+    targets = tmp_path / "targets.toml"
+    targets.write_text(f"[{NAME}]" + RANGES.format(name=NAME))
+    try:
+        check_targets(tmp_path / "bundle", [str(NAME)], "fp32", "standard", "static")
+    except ExportError as error:
+        pytest.skip(str(error))
+    built = build_engines(tmp_path / "bundle", [str(NAME)], targets, decoder="static").bundle
+    with Pipeline.load(built.root, backend="tensorrt") as pipeline:
+        for sample in samples[::6]:
+            assert ask(pipeline, sample, 0.5).token_ids == ask(graphs, sample, 0.5).token_ids
+        engine = pipeline._backend.engines["decoder"]  # type: ignore[attr-defined]
+        assert engine.graphs.refusal is None
+        assert engine.graphs.launched > 0
 
 
 def test_verify_runs_them(built: Bundle) -> None:
