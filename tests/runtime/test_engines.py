@@ -24,12 +24,13 @@ from foveate.errors import (
     LimitError,
     MissingDependencyError,
 )
-from foveate.manifest import Library
+from foveate.manifest import Library, encode
 from foveate.runtime import cuda, gpu
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.onnx import OnnxBackend
 from foveate.runtime.backends.tensorrt import runs
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.engines.bindings import WRITE_INDICES, engine_spec
 from foveate.runtime.engines.choose import choose_engines, fitting_engines
 from foveate.runtime.engines.ranges import largest, pick_profile
 from tests.command import invoke, refused
@@ -119,6 +120,28 @@ def test_engines_of_another_export_and_truncated_ones(bundle: Bundle) -> None:
     os.truncate(bundle.file("engine.h100.decoder"), 3)
     with pytest.raises(BackendError, match="it was cut short"):
         choose_engines(bundle, "h100", *HERE)
+
+
+def test_a_static_decoder_is_told_by_its_variant_and_has_one_cache_length(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    bundle = with_engines(copy_of(tiny_bundle, tmp_path / "bundle"), "thor", decoder="static")
+    assert [one.decoder for one in bundle.manifest.engines] == [None, None, "static"]
+    assert choose_engines(bundle, None, *HERE)["decoder"].decoder == "static"
+    (*others, decoder) = bundle.manifest.engines
+    spec = engine_spec(bundle.graph("decoder"), decoder)
+    assert spec.inputs[2].name == WRITE_INDICES
+    capacity = largest(decoder, "past.0.key", 2)
+    assert spec.inputs[3].shape == spec.outputs[1].shape == ["batch", 2, capacity, 16]
+    assert engine_spec(bundle.graph("vision"), others[0]) == bundle.graph("vision")
+    first, last = decoder.profiles.values()
+    low, best, most = last.shapes["past.0.key"]
+    for span in ((low, best, [*most[:2], most[2] + 1, most[3]]), ([1], [1], [1])):
+        shapes = {**last.shapes, "past.0.key": span}
+        profiles = {"decode": first, "prefill": msgspec.structs.replace(last, shapes=shapes)}
+        odd = msgspec.structs.replace(decoder, profiles=profiles)
+        with pytest.raises(BundleError, match="do not give its cache one length"):
+            encode(msgspec.structs.replace(bundle.manifest, engines=[*others, odd]))
 
 
 # What a machine without a GPU says

@@ -9,7 +9,7 @@ import pytest
 from foveate import Pipeline
 from foveate.bundle import Bundle
 from foveate.errors import BackendError, LimitError
-from foveate.manifest import EngineVariant
+from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.tensorrt import TensorRTBackend
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines.bindings import WRITE_INDICES
@@ -27,17 +27,13 @@ RANGES = Ranges(
 )  # fmt: skip
 
 
-def static_variants(bundle: Bundle, ranges: Ranges, profiles: int) -> list[EngineVariant]:
-    return variants(bundle, "h100", decoder="static", ranges=ranges, profiles=profiles)
-
-
 @pytest.fixture
 def decoder(tiny_bundle: Bundle) -> StaticDecoder:
-    """The tiny bundle's decoder with a cache of 40 tokens, for prompts of up to 32."""
+    """The tiny bundle's decoder with a cache of 40 tokens, for up to 32 at once."""
     ranges = Ranges(
         visual=(4, 8), pictures=(1, 1), text=(4, 8), keep=(4, 8), prompt=(16, 32), cache=(20, CAPACITY)
     )  # fmt: skip
-    described = [one for one in static_variants(tiny_bundle, ranges, 2) if one.role == "decoder"]
+    described = variants(tiny_bundle, "h100", roles=("decoder",), decoder="static", ranges=ranges)
     graph = static_graph(tiny_bundle.file("decoder"), CAPACITY)
     engine = host_engines(tiny_bundle, described, {"decoder": graph})["decoder"]
     return StaticDecoder(engine, tiny_bundle.manifest.model, EmbeddingTable(tiny_bundle))
@@ -58,12 +54,17 @@ def cuda_of(decoder: StaticDecoder) -> Cuda:
 # Whole answers
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one profile", "two profiles"])
+@pytest.fixture(
+    scope="module", params=[("static", 1), ("static", 2), ("concat", 2)],
+    ids=["static, one profile", "static", "concat"],
+)  # fmt: skip
 def pipe(nano_bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    """Nano on engines with a static decoder."""
-    described = static_variants(nano_bundle, RANGES, request.param)
+    """Nano on engines with a decoder of either kind."""
+    decoder, count = request.param
+    described = variants(nano_bundle, "h100", decoder=decoder, ranges=RANGES, profiles=count)
     graph = static_graph(nano_bundle.file("decoder"), RANGES.cache[1])
-    engines = host_engines(nano_bundle, described, {"decoder": graph})
+    graphs = {"decoder": graph} if decoder == "static" else {}
+    engines = host_engines(nano_bundle, described, graphs)
     backend = TensorRTBackend(
         nano_bundle, engines["vision"].gpu, engines, EmbeddingTable(nano_bundle)
     )
@@ -78,7 +79,7 @@ def graphs(nano_bundle: Bundle) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def test_answers_are_those_of_the_growing_decoder(
+def test_answers_are_those_of_the_graphs(
     pipe: Pipeline, graphs: Pipeline, samples: list[Sample]
 ) -> None:
     for number, sample in enumerate(samples[::9]):
@@ -89,11 +90,13 @@ def test_answers_are_those_of_the_growing_decoder(
         assert np.array_equal(found.visual.indices, wanted.visual.indices)
         assert found.cache_bytes == wanted.cache_bytes
     decoder = pipe._backend._decoder  # type: ignore[attr-defined]
-    assert isinstance(decoder, StaticDecoder)
-    assert len(decoder.spare) == 1
     assert decoder.engine.graphs.refusal is None
-    steps = 7 * (number + 1)
-    assert decoder.engine.graphs.launched >= steps - 2
+    if isinstance(decoder, StaticDecoder):
+        assert len(decoder.spare) == 1
+        steps = 7 * (number + 1)
+        assert decoder.engine.graphs.launched >= steps - 2
+    else:
+        assert decoder.engine.variant.decoder == "concat"
 
 
 # Steps
@@ -193,8 +196,6 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(decoder: StaticDecoder
 def test_a_filled_cache_gives_what_the_growing_decoder_gives(
     decoder: StaticDecoder, tiny_bundle: Bundle
 ) -> None:
-    from foveate.runtime.backends import open_backend
-
     backend = open_backend(tiny_bundle, "onnxruntime", device="cpu")
     several: list[Any] = [decoder.start(CAPACITY), backend.start(CAPACITY)]
     for sequence in several:
@@ -206,7 +207,7 @@ def test_a_filled_cache_gives_what_the_growing_decoder_gives(
 
 
 def test_inputs_that_host_memory_holds_cannot_be_bound(tiny_bundle: Bundle) -> None:
-    described = [one for one in static_variants(tiny_bundle, RANGES, 2) if one.role == "compressor"]
+    described = variants(tiny_bundle, "h100", roles=("compressor",), ranges=RANGES)
     engine = host_engines(tiny_bundle, described, {})["compressor"]
     with pytest.raises(BackendError, match="keep"):
         engine.bind({}, {})

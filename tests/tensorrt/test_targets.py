@@ -30,9 +30,12 @@ def test_the_targets_that_are_known() -> None:
 
 def test_a_file_changes_targets_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "targets.toml"
-    file.write_text("[rtx]\nworkspace_mib = 512\n[rtx.ranges]\nkeep = [8, 16]\n")
+    file.write_text(
+        "[rtx]\nworkspace_mib = 512\ndecoder = 'static'\n[rtx.ranges]\nkeep = [8, 16]\n"
+    )
     targets, builtin = read_targets(file), read_targets()
     assert targets["rtx"].workspace_mib == 512
+    assert (targets["rtx"].decoder, builtin["rtx"].decoder) == ("static", "concat")
     assert targets["rtx"].ranges.keep == (8, 16)
     assert targets["rtx"].ranges.text == builtin["rtx"].ranges.text
     assert targets["a100"] == builtin["a100"]
@@ -54,6 +57,7 @@ def test_a_file_adds_targets(tmp_path: Path) -> None:
         ("[new]\nworkspace_mib = 1\n", "missing required field"),
         ("[rtx]\ncolour = 'blue'\n", "unknown field `colour`"),
         ("[rtx]\nlibrary = 'openvino'\n", "Invalid enum value"),
+        ("[rtx]\ndecoder = 'paged'\n", "Invalid enum value"),
         ("[rtx]\ncompute_capabilities = ['sm_86']\n", "matching regex"),
         ("[rtx]\ncompute_capabilities = []\n", "length >= 1"),
         ("[rtx]\nversions = ['2', '1.7']\n", "versions 2 to before 1.7 are none"),
