@@ -61,23 +61,20 @@ def run_stages(
     text = backend.embed(prompt.token_ids[text_index])
     merged = backend.merge(text, visual, text_index, prompt.visual_index)
     found["merge.inputs_embeds"] = on_host(merged)
-    kept = note(
-        "compressor",
-        backend.compress(
-            {
-                "text_embeds": text,
-                "visual_embeds": visual,
-                "text_index": text_index,
-                "visual_index": prompt.visual_index,
-                "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
-                "position_ids": prompt.position_ids,
-                "keep": np.array([count], dtype=np.int64),
-            },
-        ),
+    asked = backend.place(
+        {
+            "text_embeds": text,
+            "text_index": text_index,
+            "visual_index": prompt.visual_index,
+            "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
+            "position_ids": prompt.position_ids,
+            "keep": np.array([count], dtype=np.int64),
+        }
     )
+    kept = note("compressor", backend.compress({**asked, "visual_embeds": visual}))
     length = len(text_index) + count
-    key = "compressor.kept_position_ids"
-    found[key] = found[key][:, :, :length]
+    found["compressor.inputs_embeds"] = found["compressor.inputs_embeds"][:, :length]
+    found["compressor.kept_position_ids"] = found["compressor.kept_position_ids"][:, :, :length]
     sequence = backend.start(length + 2)
     prefill = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
     found["decoder.prefill"] = prefill

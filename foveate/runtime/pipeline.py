@@ -17,7 +17,7 @@ from foveate.errors import BackendError, BundleError, ClosedError, ImageError, L
 from foveate.families.base import Family, Prompt, Vision, preprocess_frames
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.backends import Backend, check_name, open_backend
-from foveate.runtime.engines import Tensor, Value
+from foveate.runtime.engines import Feeds, Tensor, Value
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
 from foveate.runtime.language.base import Sequence
@@ -194,11 +194,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         """Look, compress, and take the prompt in."""
         vision, timing = ready.vision, ready.timing
         mark = time.perf_counter()
-        visual_embeds = self._backend.encode(vision)
+        asked: dict[str, Tensor] = {}
+        visual_embeds = self._backend.encode(vision, lambda: asked.update(self._ask(ready)))
         timing.vision = time.perf_counter() - mark
 
         mark = time.perf_counter()
-        embeds, positions, visual = self._compress(ready.prompt, visual_embeds, ready.count, vision)
+        embeds, positions, visual = self._compress(ready, visual_embeds, asked)
         timing.compress = time.perf_counter() - mark
 
         mark = time.perf_counter()
@@ -220,30 +221,36 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         """Close."""
         self.close()
 
-    def _compress(
-        self, prompt: Prompt, visual_embeds: Value, count: int, vision: Vision
-    ) -> tuple[Tensor, Tensor, Visual]:
-        """The prompt's embeddings and positions, with `count` visual tokens left in it."""
-        total = vision.tokens
-        text_index = prompt.text_index
+    def _ask(self, ready: Ready) -> Feeds:
+        """What is to be compressed beside the visual tokens, or merged with them if all are kept."""
+        prompt, text_index = ready.prompt, ready.prompt.text_index
         text_embeds = self._backend.embed(prompt.token_ids[text_index])
-        if count == total:
-            embeds = self._backend.merge(
-                text_embeds, visual_embeds, text_index, prompt.visual_index
-            )
-            everything = Visual(total, total, np.arange(total), None, vision.grids)
-            return embeds, prompt.position_ids[:, None], everything
-        outputs = self._backend.compress(
+        if ready.count == ready.vision.tokens:
+            return {"text_embeds": text_embeds}
+        return self._backend.place(
             {
                 "text_embeds": text_embeds,
-                "visual_embeds": visual_embeds,
                 "text_index": text_index,
                 "visual_index": prompt.visual_index,
                 "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
                 "position_ids": prompt.position_ids,
-                "keep": np.array([count], dtype=np.int64),
-            },
+                "keep": np.array([ready.count], dtype=np.int64),
+            }
         )
+
+    def _compress(
+        self, ready: Ready, visual_embeds: Value, asked: Feeds
+    ) -> tuple[Tensor, Tensor, Visual]:
+        """The prompt's embeddings and positions, with as many visual tokens left in it as are kept."""
+        prompt, vision, count = ready.prompt, ready.vision, ready.count
+        total = vision.tokens
+        if count == total:
+            embeds = self._backend.merge(
+                asked["text_embeds"], visual_embeds, prompt.text_index, prompt.visual_index
+            )
+            everything = Visual(total, total, np.arange(total), None, vision.grids)
+            return embeds, prompt.position_ids[:, None], everything
+        outputs = self._backend.compress({**asked, "visual_embeds": visual_embeds})
         relevance = outputs["relevance"].numpy()
         if not np.isfinite(relevance).all():
             raise BackendError(

@@ -146,6 +146,27 @@ def test_a_filled_up_question_keeps_what_a_bare_one_keeps(
         np.testing.assert_allclose(given.visual.relevance, wanted.visual.relevance, rtol=RELEVANCE)
 
 
+def test_the_host_works_once_while_pictures_are_encoded(
+    pipe: Pipeline, standard: Pipeline, samples: list[Sample]
+) -> None:
+    pictures = [Image.open(samples[0].image)] * 2
+    for pipeline in (pipe, standard):
+        backend, family = pipeline._backend, pipeline._family
+        prepare = family.levels if pipeline is pipe else family.preprocess
+        done: list[int] = []
+        vision = prepare(pictures)
+        encoded = backend.encode(vision, lambda done=done: done.append(1)).numpy()  # type: ignore[misc]
+        assert (encoded.shape[0], done) == (vision.tokens, [1])
+
+        def fail() -> None:
+            """Refuse."""
+            raise LimitError("no room")
+
+        with pytest.raises(LimitError, match="no room"):
+            backend.encode(vision, fail)
+        assert np.array_equal(backend.encode(vision).numpy(), encoded)
+
+
 def test_text_and_instruction_are_filled_up() -> None:
     feeds = {
         "text_embeds": np.ones((5, 2), np.float32), "text_index": np.array([0, 1, 2, 6, 7]),

@@ -1,6 +1,6 @@
 """What a pipeline asks of a backend: encode, embed, compress, merge, and begin a sequence."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +30,12 @@ class Backend(Protocol):
     remedy: str
     batch: int | None
 
-    def encode(self, vision: Vision) -> Value:
+    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
         """Visual tokens [N_v, H] of preprocessed pictures; they stay on the device.
+
+        Args:
+            vision: The pictures.
+            meanwhile: What the host does while the device encodes; what it raises is raised.
 
         Raises:
             BackendError: The backend refused the inputs or failed.
@@ -39,9 +43,25 @@ class Backend(Protocol):
         """
         ...
 
+    def place(self, feeds: Feeds) -> Feeds:
+        """Bring what `compress` takes beside the visual tokens to where it is read from.
+
+        Args:
+            feeds: Of the compressor graph, as `foveate.export.compressor` has them.
+
+        Raises:
+            BackendError: There is no memory for it.
+        """
+        ...
+
     def compress(self, feeds: Feeds) -> dict[str, Value]:
-        """Run the compressor graph; outputs stay on the device, and `kept_position_ids` may go on after
-        the prompt.
+        """Run the compressor graph; outputs stay on the device.
+
+        Args:
+            feeds: What `place` gave, and `visual_embeds`.
+
+        Returns:
+            The graph's outputs; `inputs_embeds` and `kept_position_ids` may go on after the prompt.
 
         Raises:
             BackendError: The backend refused the inputs or failed.

@@ -1,7 +1,7 @@
 """onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.engines import Feeds, Tensor, Value
+from foveate.runtime.engines import Feeds, Tensor, Value, length, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
 from foveate.runtime.language.base import Batch, Extent, Sequence
@@ -27,6 +27,8 @@ HOST = {
 TEXT = 32
 """The compressor takes text and instruction as multiples of this: questions about as long as earlier ones
 are then launched as a CUDA graph that there is."""
+MOST_PLACED = 256
+"""How many inputs of different sizes a thread has memory for."""
 
 
 class FusedBackend:
@@ -77,32 +79,42 @@ class FusedBackend:
             engines[role] = engine
         return cls(bundle, engines, table, device)
 
-    def encode(self, vision: Vision) -> BoundTensor:
+    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> BoundTensor:
         """Visual tokens, picture by picture into one tensor; see `Backend.encode`."""
         engine = self._engines["vision"]
         counts = [int(np.prod(grid)) for grid in vision.grids]
         if len(counts) == 1:
             sizes = {"visual_embeds": (counts[0], self._width)}
-            return engine.run(vision.runs[0], sizes)["visual_embeds"]
+            return engine.run(vision.runs[0], sizes, meanwhile=meanwhile)["visual_embeds"]
         dtype = engine.types["visual_embeds"]
         whole = BoundTensor.empty((sum(counts), self._width), dtype, self.device)
         start = 0
         for feeds, count in zip(vision.runs, counts, strict=True):
             part = whole.viewed((count, self._width), start * self._width)
-            engine.run(feeds, {}, {"visual_embeds": part}, repeats=False)
+            into = {"visual_embeds": part}
+            engine.run(feeds, {}, into, repeats=False, meanwhile=meanwhile)
+            meanwhile = None
             start += count
         return whole
 
+    def place(self, feeds: Feeds) -> Feeds:
+        """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
+        captures = self._engines["compressor"].captures
+        filled = fill_up(feeds, TEXT if captures else 1)
+        return {
+            name: array if name in HOST["compressor"] else self._placed(name, array)
+            for name, array in filled.items()
+        }
+
     def compress(self, feeds: Feeds) -> dict[str, Value]:
         """The prompt with fewer visual tokens; see `Backend.compress`."""
-        engine, keep = self._engines["compressor"], int(np.asarray(feeds["keep"])[0])
-        padded = fill_up(feeds, TEXT if engine.captures else 1)
+        keep = int(on_host(feeds["keep"])[0])
         axes, text, total = (
-            len(padded[name]) for name in ("position_ids", "text_index", "visual_index")
+            length(feeds[name]) for name in ("position_ids", "text_index", "visual_index")
         )
         count = text + keep
-        outputs = engine.run(
-            padded,
+        outputs = self._engines["compressor"].run(
+            feeds,
             {
                 "kept_position_ids": (axes, 1, count),
                 "kept_indices": (keep,),
@@ -111,9 +123,7 @@ class FusedBackend:
             },
             {"inputs_embeds": self._prompt(count)},
         )
-        kept = len(np.asarray(feeds["text_index"])) + keep
-        embeds = outputs["inputs_embeds"].viewed((1, kept, self._width))
-        return {**outputs, "inputs_embeds": embeds}
+        return dict(outputs)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
         """Embedding rows, on the host; see `Backend.embed`."""
@@ -152,6 +162,18 @@ class FusedBackend:
             dtype = self._engines["decoder"].types["inputs_embeds"]
             prompt = self._own.prompt = BoundTensor.zeros(sizes, dtype, self.device)
         return prompt.viewed((1, count, self._width))
+
+    def _placed(self, name: str, array: NDArray[Any]) -> BoundTensor:
+        """An array in memory that the thread has for an input of these sizes."""
+        memory: dict[Any, BoundTensor] = self._own.__dict__.setdefault("placed", {})
+        key = name, array.shape
+        if key not in memory:
+            if len(memory) >= MOST_PLACED:
+                memory.clear()
+            dtype = self._engines["compressor"].types[name]
+            memory[key] = BoundTensor.copied(np.array(array, order="C"), dtype, self.device)
+        memory[key].write(array)
+        return memory[key]
 
     def close(self) -> None:
         """Free every graph."""

@@ -1,6 +1,6 @@
 """onnxruntime: the backend that runs everywhere, with the cache growing by concatenation."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +58,15 @@ class OnnxBackend:
             engines[role] = engine
         return cls(engines, bundle.manifest.model, bundle.manifest.limits, device)
 
-    def encode(self, vision: Vision) -> Value:
-        """Visual tokens; see `Backend.encode`."""
+    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
+        """Visual tokens; `meanwhile` is done before. See `Backend.encode`."""
+        if meanwhile is not None:
+            meanwhile()
         return self._run("vision", vision.feeds)["visual_embeds"]
+
+    def place(self, feeds: Feeds) -> Feeds:
+        """What `compress` takes, on the host as it is."""
+        return feeds
 
     def compress(self, feeds: Feeds) -> dict[str, Value]:
         """The prompt with fewer visual tokens; see `Backend.compress`."""

@@ -1,6 +1,6 @@
 """TensorRT: a target's engines on one GPU; what lies between them stays there."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,19 +73,29 @@ class TensorRTBackend:
             gpu.close()
             raise
 
-    def encode(self, vision: Vision) -> Value:
+    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
         """Visual tokens; see `Backend.encode`."""
-        return self._run("vision", vision.feeds)["visual_embeds"]
+        return self._run("vision", vision.feeds, meanwhile)["visual_embeds"]
+
+    def place(self, feeds: Feeds) -> Feeds:
+        """What `compress` takes, on the host as it is."""
+        return feeds
 
     def compress(self, feeds: Feeds) -> dict[str, Value]:
         """The prompt with fewer visual tokens; see `Backend.compress`."""
         return self._run("compressor", feeds)
 
-    def _run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run an engine and wait for it."""
+    def _run(
+        self, role: str, feeds: Feeds, meanwhile: Callable[[], None] | None = None
+    ) -> dict[str, Value]:
+        """Run an engine and wait for it, doing `meanwhile` before."""
         with self.gpu.lock:
             outputs = self.engines[role].run(feeds)
-            self.gpu.synchronize()
+            try:
+                if meanwhile is not None:
+                    meanwhile()
+            finally:
+                self.gpu.synchronize()
             return outputs
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:

@@ -32,6 +32,11 @@ def on_host(tensor: Tensor) -> NDArray[Any]:
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
+def length(tensor: Tensor) -> int:
+    """The size of a tensor's first axis."""
+    return len(tensor) if isinstance(tensor, np.ndarray) else tensor.shape()[0]
+
+
 class Engine(Protocol):
     """One opened graph."""
 

@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -108,12 +108,21 @@ class BoundTensor:
         return whole.reshape(-1)[self.start : self.start + prod(self.sizes)].reshape(self.sizes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """Inputs and outputs at fixed addresses, ready to run again and again."""
+    """Inputs and outputs at fixed addresses, ready to run again and again.
+
+    Attributes:
+        binding: onnxruntime's.
+        options: For a run that is waited for.
+        unwaited: For one that is waited for later; None on a CPU.
+        inputs: By name.
+        outputs: By name.
+    """
 
     binding: Any
     options: Any
+    unwaited: Any
     inputs: dict[str, BoundTensor]
     outputs: dict[str, BoundTensor]
 
@@ -150,6 +159,7 @@ class BoundEngine:
         into: Mapping[str, BoundTensor] | None = None,
         *,
         repeats: bool = True,
+        meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, BoundTensor]:
         """Run once.
 
@@ -159,6 +169,7 @@ class BoundEngine:
                 memory each time: what is in it holds until the same thread makes the same call again.
             into: The outputs to write to memory that is there.
             repeats: Whether a call that is like an earlier one may become a CUDA graph.
+            meanwhile: What the host does before it waits for the device.
 
         Raises:
             BackendError: onnxruntime refused the inputs or failed.
@@ -182,13 +193,14 @@ class BoundEngine:
                 call = self.bind(feeds, {**taken, **into}, captured=captured)
                 if captured:
                     self.calls[key] = call
+                    self.repeat(call)
                 else:
                     self._note(key)
             else:
                 for name, value in feeds.items():
                     if isinstance(value, np.ndarray) and name not in self.host:
                         call.inputs[name].write(value)
-            self.repeat(call)
+            self.repeat(call, meanwhile)
             return call.outputs
 
     def bind(self, feeds: Feeds, outputs: Mapping[str, BoundTensor], *, captured: bool) -> Call:
@@ -219,21 +231,30 @@ class BoundEngine:
         for name, tensor in outputs.items():
             kind = TYPES[self.types[name]]
             binding.bind_output(name, self.device, 0, kind, list(tensor.sizes), tensor.address)
-        options = ort.RunOptions()
+        options, unwaited = ort.RunOptions(), None
         if self.captures:
-            number = next(self.numbers) if captured else OUTSIDE
-            options.add_run_config_entry("gpu_graph_id", str(number))
-        return Call(binding, options, inputs, dict(outputs))
+            number = str(next(self.numbers) if captured else OUTSIDE)
+            options.add_run_config_entry("gpu_graph_id", number)
+            unwaited = ort.RunOptions()
+            unwaited.add_run_config_entry("gpu_graph_id", number)
+            unwaited.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return Call(binding, options, unwaited, inputs, dict(outputs))
 
-    def repeat(self, call: Call) -> None:
-        """Run a bound call with what is in its memory now."""
+    def repeat(self, call: Call, meanwhile: Callable[[], None] | None = None) -> None:
+        """Run a bound call with what is in its memory now, doing `meanwhile` before waiting for it."""
         with self.lock:
             if self.session is None:
                 raise ClosedError(f"{self.path}: the engine is closed")
+            options = call.options if meanwhile is None else call.unwaited or call.options
             try:
-                self.session.run_with_iobinding(call.binding, call.options)
+                self.session.run_with_iobinding(call.binding, options)
             except Exception as error:
                 raise BackendError(f"{self.path.name}: {advice(error)}") from error
+            if meanwhile is not None:
+                try:
+                    meanwhile()
+                finally:
+                    call.binding.synchronize_outputs()
 
     def close(self) -> None:
         """Free the session."""

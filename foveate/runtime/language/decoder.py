@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.manifest import ModelFacts
-from foveate.runtime.engines import Engine, Tensor, Value, on_host
+from foveate.runtime.engines import Engine, Tensor, Value, length, on_host
 from foveate.runtime.language.base import Step, state_names, token_bytes
 
 Embed = Callable[[NDArray[np.int64]], NDArray[np.generic]]
@@ -53,7 +53,7 @@ class GrowingSequence:
     def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
         """Take in `count` embedded tokens; see `Sequence.extend`."""
         self.length += count
-        self.axes = count_axes(positions)
+        self.axes = length(positions)
         outputs = self.decoder.engine.run(
             {
                 "inputs_embeds": embeds,
@@ -139,8 +139,3 @@ class GrowingBatch:
                     joined[name] = np.zeros(sizes, states.dtype)
                 joined[name][number, :, longest - sequence.length :] = states[0]
         self.cache, self.going = joined, going
-
-
-def count_axes(positions: Tensor) -> int:
-    """How many rotary axes positions [A, 1, S] have."""
-    return len(positions) if isinstance(positions, np.ndarray) else positions.shape()[0]

@@ -9,11 +9,10 @@ from foveate.errors import LimitError
 from foveate.manifest import ModelFacts
 from foveate.runtime.cuda import Block, DeviceTensor
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.engines import Feeds, Tensor
+from foveate.runtime.engines import Feeds, Tensor, length
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import TensorRTEngine
 from foveate.runtime.language.base import state_names
-from foveate.runtime.language.decoder import count_axes
 
 
 class DeviceDecoder:
@@ -77,7 +76,7 @@ class DeviceSequence:
         decoder = self.decoder
         first = self.length == 0
         self.length += count
-        self.axes = count_axes(positions)
+        self.axes = length(positions)
         outputs = decoder.engine.run(
             {
                 "inputs_embeds": embeds,

@@ -229,21 +229,20 @@ class SharedSequence:
         return self.batch.cache
 
     def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
-        """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket, and
-        `positions` may go on after the prompt."""
+        """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket; both it
+        and `positions` may go on after the prompt."""
         decoder, cache = self.decoder, self.cache
         written = cache.prompts[self.row]
         places = on_host(positions)[:, :, :count] + self.batch.shifts[self.row]
         # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
         alone, width = cache.rows == 1, decoder.model.hidden_size
         padded = bucket(count) if decoder.pads and alone else count
-        roomy = isinstance(embeds, BoundTensor) and embeds.room >= padded * width
-        if roomy and count < padded <= cache.capacity:
-            assert isinstance(embeds, BoundTensor)
-            embeds = embeds.viewed((1, padded, width))
-            places = np.pad(places, ((0, 0), (0, 0), (0, padded - count)))
-        else:
+        if not isinstance(embeds, BoundTensor) or embeds.room < padded * width:
             padded = count
+        padded = padded if padded <= cache.capacity else count
+        if isinstance(embeds, BoundTensor):
+            embeds = embeds.viewed((1, padded, width))
+        places = np.pad(places, ((0, 0), (0, 0), (0, padded - count)))
         outputs = decoder.engine.run(
             {
                 "inputs_embeds": embeds,
