@@ -106,8 +106,9 @@ class EngineVariant(Record, frozen=True, kw_only=True):
     """A TensorRT engine of one graph for one target.
 
     `decoder` says of a decoder whether its cache grows by concatenation or has a fixed length and is
-    written in place; None for other graphs. `version` is the library's own, exactly; `built_from` holds the SHA-256 of the graph and of its
-    weights by role, `profiles` the profiles by name in the engine's order.
+    written in place; None for other graphs. `version` is the library's own, exactly; `built_from` holds
+    the SHA-256 of the graph and of its weights by role, `profiles` the profiles by name in the engine's
+    order.
     """
 
     target: Role

@@ -189,7 +189,7 @@ def test_spare_caches_have_as_many_rows(pipes: dict[str, Pipeline]) -> None:
     batch = decoder.start_batch(extents)
     assert batch.cache is taken[-1]
     batch.rows[0].close()
-    with pytest.raises(LimitError, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         batch.step({0: (1, 9)})
     with pytest.raises(LimitError, match="positions"):
         batch.step({1: (1, 9), 2: (1, 10)})

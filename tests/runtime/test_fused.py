@@ -191,7 +191,7 @@ def test_caches_are_used_again_and_no_longer_than_the_model(pipe: Pipeline) -> N
     first.close()
     second = backend.start(STEP - 5)
     assert second.cache is memory  # type: ignore[attr-defined]
-    with pytest.raises(LimitError, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         first.step(1, 1)
     second.close()
     with pytest.raises(LimitError, match="the model takes"):

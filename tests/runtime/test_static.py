@@ -8,7 +8,7 @@ import pytest
 
 from foveate import Pipeline
 from foveate.bundle import Bundle
-from foveate.errors import BackendError, LimitError
+from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.tensorrt import TensorRTBackend
 from foveate.runtime.embeddings import EmbeddingTable
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(decoder: StaticDecoder
         sequence.step(1, 60)
     assert sequence.length == CAPACITY
     sequence.close()
-    with pytest.raises(LimitError, match="was closed"):
+    with pytest.raises(ClosedError, match="is closed"):
         sequence.step(1, 60)
 
 

@@ -34,7 +34,7 @@ OUTSIDE = -1
 
 
 class BoundTensor:
-    """A tensor at an address that stays, in memory that may hold more than it."""
+    """A tensor at an `address` that stays, in memory that may hold more than it."""
 
     def __init__(
         self, memory: Any, sizes: tuple[int, ...], dtype: str, start: int = 0, source: Any = None
@@ -42,6 +42,7 @@ class BoundTensor:
         """View `memory`, an OrtValue, from element `start` on; one in host memory may borrow `source`."""
         self.memory, self.sizes, self.dtype, self.start = memory, sizes, dtype, start
         self.source = source
+        self.address = int(memory.data_ptr()) + start * held(dtype).itemsize
         self.written: NDArray[Any] | None = None
 
     @classmethod
@@ -76,11 +77,6 @@ class BoundTensor:
             BackendError: There is not as much.
         """
         return cls.copied(np.zeros(sizes, held(dtype)), dtype, device)
-
-    @property
-    def address(self) -> int:
-        """Where it lies."""
-        return int(self.memory.data_ptr()) + self.start * held(self.dtype).itemsize
 
     @property
     def room(self) -> int:

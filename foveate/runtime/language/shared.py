@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import BackendError, LimitError
+from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.manifest import ModelFacts
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Tensor, on_host
@@ -172,7 +172,7 @@ class SharedBatch:
         """
         decoder, cache, call = self.decoder, self.cache, self.cache.step
         if not self.open.issuperset(tokens):
-            raise LimitError("a sequence was closed; begin another")
+            raise ClosedError("a sequence is closed; begin another")
         ids = np.zeros(cache.rows, np.int64)
         ahead = set()
         for row, (token, position) in tokens.items():
@@ -225,7 +225,7 @@ class SharedSequence:
     def cache(self) -> Cache:
         """Where it lies; a sequence that was closed has none."""
         if self.row not in self.batch.open:
-            raise LimitError("the sequence was closed; begin another")
+            raise ClosedError("the sequence is closed; begin another")
         return self.batch.cache
 
     def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import LimitError
+from foveate.errors import ClosedError, LimitError
 from foveate.manifest import ModelFacts
 from foveate.runtime.cuda import Block, DeviceTensor
 from foveate.runtime.embeddings import EmbeddingTable
@@ -160,7 +160,7 @@ class StaticSequence:
     def _with_room(self, count: int) -> Cache:
         """The cache, if it has room for `count` tokens more and was not given back."""
         if self.cache is None:
-            raise LimitError("the sequence was closed; begin another")
+            raise ClosedError("the sequence is closed; begin another")
         most = self.decoder.capacity
         if self.length + count > most:
             raise LimitError(
