@@ -40,12 +40,7 @@ class DeviceDecoder:
             LimitError: More than the engine takes.
             BackendError: No memory for it.
         """
-        if capacity > self.capacity:
-            raise LimitError(
-                f"the prompt and its answer take up to {capacity} tokens, and the engine for "
-                f"{self.engine.variant.target} takes {self.capacity}; ask for a shorter answer, or "
-                "keep fewer visual tokens"
-            )
+        check_capacity(capacity, self.capacity, self.engine)
         return DeviceSequence(self, capacity)
 
 
@@ -105,3 +100,13 @@ class DeviceSequence:
     def close(self) -> None:
         """Give the cache back."""
         self.cache, self.sets = {}, []
+
+
+def check_capacity(wanted: int, most: int, engine: TensorRTEngine) -> None:
+    """LimitError for a sequence of more tokens than an engine takes."""
+    if wanted > most:
+        raise LimitError(
+            f"the prompt and its answer take up to {wanted} tokens, and the engine for "
+            f"{engine.variant.target} takes {most}; ask for a shorter answer, or keep fewer visual "
+            "tokens"
+        )

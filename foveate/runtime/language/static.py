@@ -15,6 +15,7 @@ from foveate.runtime.engines.bindings import WRITE_INDICES
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import Call, TensorRTEngine
 from foveate.runtime.language.base import state_names, token_bytes
+from foveate.runtime.language.device import check_capacity
 
 SPARE = 2
 """Caches that are kept for the next sequences."""
@@ -60,12 +61,7 @@ class StaticDecoder:
             LimitError: More than the engine takes.
             BackendError: No memory for it.
         """
-        if capacity > self.capacity:
-            raise LimitError(
-                f"the prompt and its answer take up to {capacity} tokens, and the engine for "
-                f"{self.engine.variant.target} takes {self.capacity}; ask for a shorter answer, or "
-                "keep fewer visual tokens"
-            )
+        check_capacity(capacity, self.capacity, self.engine)
         with self.lock:
             cache = self.spare.pop() if self.spare else None
         cache = cache or self.make()
