@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL.Image import Image
@@ -22,9 +22,12 @@ from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
 from foveate.runtime.language.base import Sequence
 from foveate.runtime.reply import Reply, finish_together
-from foveate.runtime.request import Picture, Ready, Request, naming
+from foveate.runtime.request import Options, Picture, Ready, Request, naming
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.stream import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
@@ -87,7 +90,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
         return cls(bundle, opened, family, tokenizer)
 
-    def generate(self, prompt: str, **options: Any) -> Answer:
+    def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
         stream = self.stream(prompt, **options)
         for _ in stream:
@@ -142,7 +145,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 "backend='onnxruntime'"
             )
 
-    def stream(self, prompt: str, **options: Any) -> Stream:
+    def stream(self, prompt: str, **options: "Unpack[Options]") -> Stream:
         """Answer a prompt about pictures, piece by piece; returns when the first token is there.
 
         Args:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,22 @@ class Request:
     repetition_penalty: float | None = None
     stop_tokens: Iterable[int] = ()
     ignore_eos: bool = False
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Request` beside its prompt, as `Pipeline.generate` and `stream` take them by name."""
+
+    images: Iterable[Picture] | None
+    video: Iterable[Picture] | None
+    keep: float | int | None
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int | None
+    seed: int | None
+    repetition_penalty: float | None
+    stop_tokens: Iterable[int]
+    ignore_eos: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Several requests at once: what each gets is what it gets alone."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from foveate.export import ExportOptions, export
 from foveate.runtime.backends.tensorrt import TensorRTBackend
 from foveate.runtime.language.base import Alone, Batch, Extent
 from foveate.runtime.language.shared import SPARE, STEP, Cache, SharedDecoder
+from foveate.runtime.request import Options
 from tests.conftest import NANO, Sample
 
 LOGITS = 1e-4
@@ -255,3 +257,10 @@ def test_batches_on_a_gpu(
         (alone,) = pipeline.generate_batch([describe])
         for one in pipeline.generate_batch([describe] * 5):
             assert one.token_ids == alone.token_ids
+
+
+def test_options_by_name_are_the_fields_of_a_request() -> None:
+    named = {field.name for field in dataclasses.fields(Request)} - {"prompt"}
+    assert Options.__annotations__.keys() == named
+    with pytest.raises(TypeError, match="colour"):
+        Request("What?", colour="red")  # type: ignore[call-arg]
