@@ -11,7 +11,7 @@ from foveate.manifest import EngineVariant, outdated
 from foveate.report import bundle_bytes, describe_parity
 from foveate.runtime.backends import open_backend
 from foveate.runtime.engines.choose import fitting_engines
-from foveate.runtime.engines.fit import NAMES
+from foveate.runtime.engines.fit import NAMES, rebuild
 from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.engines.tensorrt import installed_version
 from foveate.runtime.gpu import capability
@@ -104,8 +104,7 @@ def check_engine(bundle: Bundle, engine: EngineVariant) -> None:
     if role is not None:
         raise BundleError(
             f"{bundle.root}: the engine of {engine.role} for {engine.target} was not built from this "
-            f"bundle's {role}. Build it again: foveate build {bundle.root} --target {engine.target} "
-            "--force"
+            f"bundle's {role}. Build it again: {rebuild(bundle, engine.target)}"
         )
 
 
@@ -155,8 +154,7 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
             raise ParityError(
                 f"{bundle.root}: the engine of {role} for {target} differs from its graph by "
                 f"{worst[role]:.2g} of the largest value, over the {bound:g} allowed in "
-                f"{engine.precision}. Build it again: foveate build {bundle.root} --target {target} "
-                "--force"
+                f"{engine.precision}. Build it again: {rebuild(bundle, target)}"
             )
         told[f"{target} {role}"] = f"{origin(engine)}; run, within {worst[role]:.1e} of the graph"
     return told

@@ -32,6 +32,7 @@ from foveate.runtime.backends.tensorrt import runs
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines.bindings import WRITE_INDICES, engine_spec
 from foveate.runtime.engines.choose import choose_engines, fitting_engines
+from foveate.runtime.engines.fit import rebuild
 from foveate.runtime.engines.ranges import largest, pick_profile
 from tests.command import invoke, refused
 from tests.runtime.engines import ROLES, copy_of, with_engines
@@ -128,6 +129,11 @@ def test_a_static_decoder_is_told_by_its_variant_and_has_one_cache_length(
     bundle = with_engines(copy_of(tiny_bundle, tmp_path / "bundle"), "thor", decoder="static")
     assert [one.decoder for one in bundle.manifest.engines] == [None, None, "static"]
     assert choose_engines(bundle, None, *HERE)["decoder"].decoder == "static"
+    with pytest.raises(BackendError, match="--target thor --decoder static --force"):
+        choose_engines(bundle, "thor", "9.0", lambda _: "10.16.0")
+    half = [msgspec.structs.replace(one, precision="fp16") for one in bundle.manifest.engines]
+    other = Bundle(bundle.root, msgspec.structs.replace(bundle.manifest, engines=half))
+    assert rebuild(other, "thor").endswith("--decoder static --precision fp16 --force")
     (*others, decoder) = bundle.manifest.engines
     spec = engine_spec(bundle.graph("decoder"), decoder)
     assert spec.inputs[2].name == WRITE_INDICES

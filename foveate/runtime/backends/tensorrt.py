@@ -12,6 +12,7 @@ from foveate.runtime.cuda import DeviceTensor, Gpu, load_cuda
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.choose import choose_engines
+from foveate.runtime.engines.fit import rebuild
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import Opener, TensorRTEngine, installed_version
 from foveate.runtime.gpu import capability
@@ -46,8 +47,7 @@ class TensorRTBackend:
         self.visual_tokens = min(limits.visual_tokens, largest(seen, "visual_embeds", 0))
         self.capacity = min(limits.prompt_tokens, self._decoder.capacity)
         self.remedy = (
-            f"build engines with larger ranges: foveate build {bundle.root} --target {self.target} "
-            "--targets FILE --force"
+            f"build engines with larger ranges: {rebuild(bundle, self.target)} --targets FILE"
         )
 
     @classmethod

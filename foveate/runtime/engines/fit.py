@@ -23,7 +23,7 @@ def fits(
         BackendError: It does not fit; the message says why and what to do.
     """
     name = f"{bundle.root}: the engine of {engine.role} for {engine.target}"
-    again = f"Build it here: foveate build {bundle.root} --target {engine.target} --force"
+    again = f"Build it here: {rebuild(bundle, engine.target)}"
     other = f"foveate build {bundle.root} --target NAME, with a target for this machine"
     if engine.library != library:
         raise BackendError(
@@ -48,3 +48,15 @@ def fits(
     found = path.stat().st_size if path.is_file() else 0
     if found != wanted:
         raise BackendError(f"{path} has {found} of its {wanted} bytes: it was cut short. {again}")
+
+
+def rebuild(bundle: Bundle, target: str) -> str:
+    """The command that builds a target's engines again, as they are now."""
+    options = ""
+    for engine in bundle.manifest.engines:
+        if engine.target == target and engine.role == "decoder":
+            if engine.decoder == "static":
+                options += " --decoder static"
+            if engine.precision != bundle.manifest.precision:
+                options += f" --precision {engine.precision}"
+    return f"foveate build {bundle.root} --target {target}{options} --force"

@@ -16,7 +16,7 @@ from foveate.manifest import EngineVariant, Library, TensorSpec
 from foveate.runtime.cuda import Block, DeviceTensor, Gpu
 from foveate.runtime.engines.base import Feeds, Tensor, Value, on_host
 from foveate.runtime.engines.bindings import DTYPES, agrees, engine_spec, held
-from foveate.runtime.engines.fit import NAMES
+from foveate.runtime.engines.fit import NAMES, rebuild
 from foveate.runtime.engines.graphs import Graphs
 from foveate.runtime.engines.ranges import only_sizes, pick_profile
 
@@ -99,8 +99,8 @@ class Opener:
             engine = self.runtime.deserialize_cuda_engine(memoryview(data))
         if engine is None:
             raise BackendError(
-                f"{path}: {self.title} cannot load it: {self.log.take()}. Build it again: foveate "
-                f"build {bundle.root} --target {variant.target} --force"
+                f"{path}: {self.title} cannot load it: {self.log.take()}. Build it again: "
+                f"{rebuild(bundle, variant.target)}"
             )
         return TensorRTEngine(self, engine, bundle, variant)
 
@@ -362,7 +362,7 @@ class TensorRTEngine:
 
     def _again(self, bundle: Bundle) -> str:
         """What to do about an engine that is not right."""
-        return f"Build it again: foveate build {bundle.root} --target {self.variant.target} --force"
+        return f"Build it again: {rebuild(bundle, self.variant.target)}"
 
     def _title(self) -> str:
         """The engine in words."""
