@@ -167,6 +167,25 @@ def test_the_host_works_once_while_pictures_are_encoded(
         assert np.array_equal(backend.encode(vision).numpy(), encoded)
 
 
+def test_a_call_runs_once_also_when_it_is_recorded(fused_bundle: Bundle) -> None:
+    engine = BoundEngine(fused_bundle.file("merge"), OnnxOptions())
+    engine.captures = True
+    runs: list[Any] = []
+    repeat = engine.repeat
+    engine.repeat = lambda *call: runs.append(call) or repeat(*call)  # type: ignore[assignment,func-returns-value]
+    width = fused_bundle.manifest.model.hidden_size
+    feeds = {
+        "text_embeds": np.ones((2, width), np.float32),
+        "visual_embeds": np.zeros((1, width), np.float32),
+        "order": np.array([0, 2, 1]),
+    }
+    into = {"inputs_embeds": BoundTensor.zeros((1, 3, width), "float32", "cpu")}
+    for number in range(1, 5):
+        done: list[int] = []
+        engine.run(feeds, {}, into, meanwhile=lambda done=done: done.append(1))  # type: ignore[misc]
+        assert (len(runs), len(engine.calls), done) == (number, min(number - 1, 1), [1])
+
+
 def test_text_and_instruction_are_filled_up() -> None:
     feeds = {
         "text_embeds": np.ones((5, 2), np.float32), "text_index": np.array([0, 1, 2, 6, 7]),

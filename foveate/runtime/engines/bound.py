@@ -188,8 +188,11 @@ class BoundEngine:
                 }
                 call = self.bind(feeds, {**taken, **into}, captured=captured)
                 if captured:
+                    if meanwhile is not None:
+                        # What is recorded is waited for at once.
+                        meanwhile()
+                        meanwhile = None
                     self.calls[key] = call
-                    self.repeat(call)
                 else:
                     self._note(key)
             else:
