@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveate.errors import ExportError, MissingDependencyError
+from foveate.errors import ExportError
+from foveate.tensorrt.model import read_model
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -27,19 +28,14 @@ def conservative_graph(graph: Path) -> bytes:
         MissingDependencyError: onnx is not installed.
         ExportError: A node that cannot be rewritten.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            "building with TensorRT before version 10 needs onnx: pip install onnx"
-        ) from error
-    model = onnx.load(str(graph), load_external_data=False)
+    onnx, model, version = read_model(
+        graph, "building with TensorRT before version 10 needs onnx: pip install onnx"
+    )
     rewriter = Rewriter(onnx, model.graph, graph.parent)
     nodes = [new for node in model.graph.node for new in rewriter.rewrite(node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(rewriter.added)
-    (version,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     version.version = min(version.version, OPSET)
     data: bytes = model.SerializeToString()
     return data

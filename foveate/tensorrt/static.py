@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import ExportError, MissingDependencyError
+from foveate.errors import ExportError
 from foveate.runtime.engines.bindings import STATIC_OPSET, WRITE_INDICES
+from foveate.tensorrt.model import read_model
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -40,16 +41,11 @@ def static_graph(graph: Path, capacity: int) -> bytes:
         MissingDependencyError: onnx is not installed.
         ExportError: The graph is not as expected, and might compute something else when rewritten.
     """
-    try:
-        import onnx
-        import onnx.reference
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a decoder with a static cache needs onnx: pip install onnx, or build with --decoder concat"
-        ) from error
-    model = onnx.load(str(graph), load_external_data=False)
+    onnx, model, version = read_model(
+        graph,
+        "a decoder with a static cache needs onnx: pip install onnx, or build with --decoder concat",
+    )
     Rewriter(onnx, model, capacity).rewrite()
-    (version,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     version.version = max(version.version, STATIC_OPSET)
     least = onnx.helper.find_min_ir_version_for(list(model.opset_import))
     model.ir_version = max(model.ir_version, least)
@@ -101,6 +97,8 @@ class Rewriter:
 
         The new mask hides what this one does, so it must be no other: no window, no bias.
         """
+        from onnx.reference import ReferenceEvaluator
+
         nodes = self.ancestors([mask])
         read = {name for node in nodes for name in node.input}
         constants = [tensor for name, tensor in self.constants.items() if name in read]
@@ -114,7 +112,7 @@ class Rewriter:
         several = min(PROBED, self.capacity)
         lowest: NDArray[Any] | None = None
         try:
-            evaluator = self.onnx.reference.ReferenceEvaluator(model)
+            evaluator: Any = ReferenceEvaluator(model)
             for count in (several, 1):
                 for past in (0, self.capacity - count):
                     sizes = {"batch": 1, "sequence": count, "past": past, "total": past + count}

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -61,18 +62,10 @@ def variants(
 def with_engines(
     bundle: Bundle,
     target: str,
-    *,
-    capability: str = "9.0",
-    library: Library = "tensorrt",
-    version: str = "10.3.0",
-    roles: tuple[str, ...] = ROLES,
-    decoder: Decoder = "concat",
+    **how: Any,
 ) -> Bundle:
-    """The bundle with files that its manifest takes for the engines of a target."""
-    engines = variants(
-        bundle, target, capability=capability, library=library, version=version, roles=roles,
-        decoder=decoder,
-    )  # fmt: skip
+    """The bundle with files that its manifest takes for `variants` of a target's engines."""
+    engines = variants(bundle, target, **how)
     with EngineWriter(bundle, target) as writer:
         files = {one.file: writer.root / f"{one.role}.engine" for one in engines}
         for path in files.values():

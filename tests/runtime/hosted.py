@@ -104,18 +104,23 @@ class Cuda:
         return (0,)
 
 
+def open_graph(graph: bytes, folder: Path) -> onnxruntime.InferenceSession:
+    """A graph in onnxruntime whose weights lie in `folder`."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return onnxruntime.InferenceSession(graph, options)
+
+
 class HostEngine:
     """A serialized engine as TensorRT presents it, which onnxruntime runs in its place."""
 
     def __init__(self, cuda: Cuda, graph: bytes, folder: Path, spec: GraphSpec, count: int) -> None:
         """Open a graph whose weights lie in `folder`, with `count` profiles."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
-        self.session = onnxruntime.InferenceSession(graph, options)
+        self.session = open_graph(graph, folder)
         self.cuda, self.num_optimization_profiles = cuda, count
         self.inputs = {one.name: one for one in spec.inputs}
         self.outputs = {one.name: one for one in spec.outputs}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from msgspec.structs import replace
 from onnx import helper, numpy_helper
@@ -27,6 +26,7 @@ from foveate.tensorrt.profiles import cache_capacity, plan_profiles
 from foveate.tensorrt.static import static_graph
 from foveate.tensorrt.targets import read_targets
 from tests.command import invoke, refused
+from tests.runtime.hosted import open_graph
 
 CAPACITY = 48
 TOLERANCE = 1e-5
@@ -38,13 +38,7 @@ class Session:
     """A decoder graph in onnxruntime, with its weights where they are."""
 
     def __init__(self, graph: bytes, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
-        self.session = onnxruntime.InferenceSession(graph, options)
+        self.session = open_graph(graph, folder)
         self.inputs = {one.name: one for one in self.session.get_inputs()}
         self.outputs = [one.name for one in self.session.get_outputs()]
 
