@@ -57,20 +57,12 @@ def run_stages(
         return {name: given.get(f"{stage}.{name}", value) for name, value in outputs.items()}
 
     visual = note("vision", {"visual_embeds": backend.encode(vision)})["visual_embeds"]
-    text_index = prompt.text_index
+    feeds = prompt.compressor_feeds(count)
+    text_index = feeds["text_index"]
     text = backend.embed(prompt.token_ids[text_index])
     merged = backend.merge(text, visual, text_index, prompt.visual_index)
     found["merge.inputs_embeds"] = on_host(merged)
-    asked = backend.place(
-        {
-            "text_embeds": text,
-            "text_index": text_index,
-            "visual_index": prompt.visual_index,
-            "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
-            "position_ids": prompt.position_ids,
-            "keep": np.array([count], dtype=np.int64),
-        }
-    )
+    asked = backend.place({"text_embeds": text, **feeds})
     kept = note("compressor", backend.compress({**asked, "visual_embeds": visual}))
     length = len(text_index) + count
     found["compressor.inputs_embeds"] = found["compressor.inputs_embeds"][:, :length]

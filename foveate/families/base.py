@@ -60,6 +60,22 @@ class Prompt:
         text[self.visual_index] = False
         return np.flatnonzero(text)
 
+    def compressor_feeds(self, keep: int) -> dict[str, NDArray[np.int64]]:
+        """What a compressor graph takes beside the embeddings, to keep so many visual tokens.
+
+        Returns:
+            text_index [N_t], visual_index [N_v], instruction_rows [N_u] (rows among the text's),
+            position_ids [A, T] and keep [1], all int64.
+        """
+        text_index = self.text_index
+        return {
+            "text_index": text_index,
+            "visual_index": self.visual_index,
+            "instruction_rows": np.searchsorted(text_index, self.instruction_index),
+            "position_ids": self.position_ids,
+            "keep": np.array([keep], dtype=np.int64),
+        }
+
 
 class Family(Protocol):
     """One family of multimodal language models."""

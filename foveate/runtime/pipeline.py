@@ -17,7 +17,7 @@ from foveate.errors import BackendError, BundleError, ClosedError, ImageError, L
 from foveate.families.base import Family, Prompt, Vision, preprocess_frames
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.backends import Backend, check_name, open_backend
-from foveate.runtime.engines import Feeds, Tensor, Value
+from foveate.runtime.engines import Feeds, Tensor, Value, on_host
 from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
 from foveate.runtime.language.base import Sequence
@@ -226,20 +226,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _ask(self, ready: Ready) -> Feeds:
         """What is to be compressed beside the visual tokens, or merged with them if all are kept."""
-        prompt, text_index = ready.prompt, ready.prompt.text_index
-        text_embeds = self._backend.embed(prompt.token_ids[text_index])
-        if ready.count == ready.vision.tokens:
-            return {"text_embeds": text_embeds}
-        return self._backend.place(
-            {
-                "text_embeds": text_embeds,
-                "text_index": text_index,
-                "visual_index": prompt.visual_index,
-                "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
-                "position_ids": prompt.position_ids,
-                "keep": np.array([ready.count], dtype=np.int64),
-            }
-        )
+        feeds = ready.prompt.compressor_feeds(ready.count)
+        text_embeds = self._backend.embed(ready.prompt.token_ids[feeds["text_index"]])
+        asked = {"text_embeds": text_embeds, **feeds}
+        return asked if ready.count == ready.vision.tokens else self._backend.place(asked)
 
     def _compress(
         self, ready: Ready, visual_embeds: Value, asked: Feeds
@@ -249,7 +239,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         total = vision.tokens
         if count == total:
             embeds = self._backend.merge(
-                asked["text_embeds"], visual_embeds, prompt.text_index, prompt.visual_index
+                asked["text_embeds"],
+                visual_embeds,
+                on_host(asked["text_index"]),
+                prompt.visual_index,
             )
             everything = Visual(total, total, np.arange(total), None, vision.grids)
             return embeds, prompt.position_ids[:, None], everything

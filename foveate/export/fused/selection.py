@@ -94,8 +94,7 @@ def rank(tape: GraphTape, pooled: ir.Value, prompt: Prompt, network: FTheta | No
     if network is None:
         return tape.op("Reshape", pooled, flat)
     if network.scaling == "log":
-        ones = tape.op("Add", _zeros(tape, prompt.visual_index), tape.constant(np.int64(1)))
-        count = tape.op("ReduceSum", ones, tape.constant(np.array([0], np.int64)), keepdims=0)
+        count = count_on_device(tape, prompt.visual_index)
         scaled = tape.op("Mul", pooled, tape.cast(count, FLOAT))
         pooled = tape.op("Log", tape.op("Add", scaled, tape.constant(np.float32(EPSILON))))
     # Each convolution is one product of every token's neighbourhood, which tensor cores take.
@@ -152,7 +151,7 @@ def select(
 
     places = tape.op("Concat", text_places, kept_places, axis=0)
     sources = tape.op(
-        "Concat", text_order, tape.op("Add", kept, text_shape_on_device(tape, prompt)), axis=0
+        "Concat", text_order, tape.op("Add", kept, count_on_device(tape, prompt.text_index)), axis=0
     )
     order = tape.op("ScatterElements", _zeros(tape, places), places, sources, axis=0)
     rows = tape.op("Unsqueeze", tape.op("Gather", prompt.embeds, order, axis=0), zero)
@@ -170,9 +169,9 @@ def select(
     )
 
 
-def text_shape_on_device(tape: GraphTape, prompt: Prompt) -> ir.Value:
-    """N_t, int64 [1], counted where the tokens are: the Shape operator's answer lies in host memory."""
-    ones = tape.op("Add", _zeros(tape, prompt.text_index), tape.constant(np.int64(1)))
+def count_on_device(tape: GraphTape, index: ir.Value) -> ir.Value:
+    """The length of `index`, int64 [1], counted where it lies: the Shape operator's answer is in host memory."""
+    ones = tape.op("Add", _zeros(tape, index), tape.constant(np.int64(1)))
     return tape.op("ReduceSum", ones, tape.constant(np.array([0], np.int64)), keepdims=1)
 
 

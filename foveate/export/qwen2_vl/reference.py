@@ -62,11 +62,7 @@ def compressor_case(
     feeds: dict[str, NDArray[Any]] = {
         "text_embeds": host(embeds[text_index]),
         "visual_embeds": host(embeds[prompt.visual_index]),
-        "text_index": text_index,
-        "visual_index": prompt.visual_index,
-        "instruction_rows": np.searchsorted(text_index, prompt.instruction_index),
-        "position_ids": prompt.position_ids,
-        "keep": np.array([len(prompt.visual_index) // 4], dtype=np.int64),
+        **prompt.compressor_feeds(len(prompt.visual_index) // 4),
     }
     expected = {"scores": host(scores), "relevance": host(relevance)}
     return Case("compressor", feeds, expected, check_selection)

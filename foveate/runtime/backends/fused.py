@@ -172,7 +172,8 @@ class FusedBackend:
                 memory.clear()
             dtype = self._engines["compressor"].types[name]
             memory[key] = BoundTensor.copied(np.array(array, order="C"), dtype, self.device)
-        memory[key].write(array)
+        else:
+            memory[key].write(array)
         return memory[key]
 
     def close(self) -> None:
@@ -186,8 +187,8 @@ def fill_up(feeds: Feeds, unit: int) -> dict[str, Any]:
 
     What fills up stands after the prompt, where no token looks, and counts nothing.
     """
-    text, rows = np.asarray(feeds["text_embeds"]), np.asarray(feeds["instruction_rows"])
-    places = np.asarray(feeds["position_ids"])
+    text, rows = on_host(feeds["text_embeds"]), on_host(feeds["instruction_rows"])
+    places = on_host(feeds["position_ids"])
     count, prompt = len(text), places.shape[1]
     more = rounded(count, unit) - count
     weights = np.zeros(rounded(len(rows), unit), np.float32)
@@ -195,7 +196,7 @@ def fill_up(feeds: Feeds, unit: int) -> dict[str, Any]:
     return {
         **feeds,
         "text_embeds": lengthened(text, more),
-        "text_index": np.append(np.asarray(feeds["text_index"]), np.arange(prompt, prompt + more)),
+        "text_index": np.append(on_host(feeds["text_index"]), np.arange(prompt, prompt + more)),
         "instruction_rows": lengthened(rows, len(weights) - len(rows)),
         "instruction_weights": weights,
         "position_ids": lengthened(places.T, more).T,

@@ -237,11 +237,12 @@ class SharedSequence:
         # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
         alone, width = cache.rows == 1, decoder.model.hidden_size
         padded = bucket(count) if decoder.pads and alone else count
-        if not isinstance(embeds, BoundTensor) or embeds.room < padded * width:
-            padded = count
-        padded = padded if padded <= cache.capacity else count
         if isinstance(embeds, BoundTensor):
+            fits = embeds.room >= padded * width and padded <= cache.capacity
+            padded = padded if fits else count
             embeds = embeds.viewed((1, padded, width))
+        else:
+            padded = count
         places = np.pad(places, ((0, 0), (0, 0), (0, padded - count)))
         outputs = decoder.engine.run(
             {
