@@ -12,7 +12,7 @@ from foveate import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 4
+VERSION = 5
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
@@ -162,7 +162,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[4] = 4
+    version: Literal[5] = 5
     family: Text
     precision: Precision
     weights: Weights

@@ -730,6 +730,6 @@ def test_another_version_is_told_by_version_alone(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         decode(data, HERE)
     assert str(caught.value) == (
-        f"manifest.json has version 3 of the format; Foveate {__version__} reads version 4. "
+        f"manifest.json has version 3 of the format; Foveate {__version__} reads version 5. "
         "Export the checkpoint again, or upgrade foveate."
     )

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -202,13 +202,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         timing.vision = time.perf_counter() - mark
 
         mark = time.perf_counter()
-        embeds, positions, visual = self._compress(ready, visual_embeds, asked)
+        embeds, positions, seen = self._compress(ready, visual_embeds, asked)
         timing.compress = time.perf_counter() - mark
 
         mark = time.perf_counter()
-        logits = sequence.extend(embeds, positions, ready.extent.prompt)
+        visual: list[Visual] = []
+        logits = sequence.extend(
+            embeds, positions, ready.extent.prompt, lambda: visual.append(seen())
+        )
         timing.prefill = time.perf_counter() - mark
-        return Reply(ready, sequence, logits, visual, self._tokenizer)
+        return Reply(ready, sequence, logits, visual[0], self._tokenizer)
 
     def close(self) -> None:
         """Free every graph; requests under way finish, later ones raise ClosedError."""
@@ -233,8 +236,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _compress(
         self, ready: Ready, visual_embeds: Value, asked: Feeds
-    ) -> tuple[Tensor, Tensor, Visual]:
-        """The prompt's embeddings and positions, with as many visual tokens left in it as are kept."""
+    ) -> tuple[Tensor, Tensor, Callable[[], Visual]]:
+        """The prompt's embeddings and positions, with as many visual tokens left in it as are kept.
+
+        Which ones they are and why is read from the device when the last value is called.
+        """
         prompt, vision, count = ready.prompt, ready.vision, ready.count
         total = vision.tokens
         if count == total:
@@ -245,16 +251,24 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 prompt.visual_index,
             )
             everything = Visual(total, total, np.arange(total), None, vision.grids)
-            return embeds, prompt.position_ids[:, None], everything
+            return embeds, prompt.position_ids[:, None], lambda: everything
         outputs = self._backend.compress({**asked, "visual_embeds": visual_embeds})
+        return (
+            outputs["inputs_embeds"],
+            outputs["kept_position_ids"],
+            lambda: self._seen(ready, outputs),
+        )
+
+    def _seen(self, ready: Ready, outputs: Mapping[str, Value]) -> Visual:
+        """What a compressor kept; BackendError where it could rank nothing."""
         relevance = outputs["relevance"].numpy()
         if not np.isfinite(relevance).all():
             raise BackendError(
                 f"{self.bundle.root}: the compressor's relevance is not finite, so nothing can be "
                 "ranked; export with --precision fp32 or bf16"
             )
-        visual = Visual(total, count, outputs["kept_indices"].numpy(), relevance, vision.grids)
-        return outputs["inputs_embeds"], outputs["kept_position_ids"], visual
+        indices = outputs["kept_indices"].numpy()
+        return Visual(ready.vision.tokens, ready.count, indices, relevance, ready.vision.grids)
 
     def _check_visual(self, vision: Vision) -> None:
         """LimitError for more visual tokens than the bundle takes."""

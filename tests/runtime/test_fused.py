@@ -15,10 +15,11 @@ from foveate.bundle import Bundle
 from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.export import ExportOptions, export
 from foveate.runtime.backends import fused
-from foveate.runtime.backends.fused import TEXT, FusedBackend, fill_up
+from foveate.runtime.backends.fused import TEXT, FusedBackend
+from foveate.runtime.backends.rows import arrange
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions
-from foveate.runtime.language.shared import BUCKET, BUCKETED, STEP, bucket
+from foveate.runtime.language.shared import BUCKET, BUCKETED, STEP, Positions, bucket
 from tests.conftest import NANO, Sample
 
 RELEVANCE = 1e-4
@@ -116,21 +117,31 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
     roomy = BoundTensor.zeros((1, BUCKETED, width), "float32", "cpu")
     roomy.memory.numpy()[:] = 7.0
     roomy.memory.numpy()[:, :count] = rows
+    slots = BoundTensor.zeros((BUCKETED, 3), "int64", "cpu")
+    slots.memory.numpy()[:] = 99
+    slots.memory.numpy()[:count] = places[:, 0].T
+    held = Positions(slots.viewed((count, 3)))
+    assert np.array_equal(held.numpy(), places) and held.shape() == list(places.shape)
     logits = []
-    for embeds in (roomy.viewed((1, count, width)), rows):
+    for embeds, positions in (
+        (rows, places),
+        (roomy.viewed((1, count, width)), places),
+        (roomy.viewed((1, count, width)), held),
+    ):
         sequence = backend.start(2 * STEP)
-        first = sequence.extend(embeds, places, count)
+        first = sequence.extend(embeds, positions, count)
         logits += [[first, sequence.step(5, count), sequence.step(9, count + 1)]]
         assert sequence.length == count + 2
         sequence.close()
     assert bucket(count) == 2 * BUCKET
-    np.testing.assert_allclose(logits[0], logits[1], atol=LOGITS, rtol=0)
+    np.testing.assert_allclose(logits[1], logits[0], atol=LOGITS, rtol=0)
+    assert np.array_equal(logits[2], logits[1])
 
 
 def test_a_filled_up_question_keeps_what_a_bare_one_keeps(
     pipe: Pipeline, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fills up stands after the prompt and counts nothing in the mean."""
+    """What fills up stands after the prompt and counts nothing in the mean; kept prompts are padded too."""
     chosen = samples[3::20]
 
     def ask() -> list[Any]:
@@ -138,7 +149,8 @@ def test_a_filled_up_question_keeps_what_a_bare_one_keeps(
         return [pipe.generate(one.question, images=[one.image], keep=0.25) for one in chosen]
 
     bare = ask()
-    monkeypatch.setattr(fused, "fill_up", lambda feeds, unit: fill_up(feeds, TEXT))
+    monkeypatch.setattr(fused, "arrange", lambda feeds, unit: arrange(feeds, TEXT))
+    monkeypatch.setattr(pipe._backend._decoder, "pads", True)  # type: ignore[attr-defined]
     for given, wanted in zip(ask(), bare, strict=True):
         assert given.token_ids == wanted.token_ids
         assert given.cache_bytes == wanted.cache_bytes
@@ -166,6 +178,15 @@ def test_the_host_works_once_while_pictures_are_encoded(
             backend.encode(vision, fail)
         assert np.array_equal(backend.encode(vision).numpy(), encoded)
 
+        width = pipeline.bundle.manifest.model.hidden_size
+        prompt = np.zeros((1, 3, width), np.float32), np.zeros((3, 1, 3), np.int64), 3
+        sequence = backend.start(STEP)
+        logits = sequence.extend(*prompt, lambda done=done: done.append(2))  # type: ignore[misc]
+        assert np.array_equal(backend.start(STEP).extend(*prompt), logits)
+        assert done == [1, 2]
+        with pytest.raises(LimitError, match="no room"):
+            backend.start(STEP).extend(*prompt, fail)
+
 
 def test_a_call_runs_once_also_when_it_is_recorded(fused_bundle: Bundle) -> None:
     engine = BoundEngine(fused_bundle.file("merge"), OnnxOptions())
@@ -186,20 +207,22 @@ def test_a_call_runs_once_also_when_it_is_recorded(fused_bundle: Bundle) -> None
         assert (len(runs), len(engine.calls), done) == (number, min(number - 1, 1), [1])
 
 
-def test_text_and_instruction_are_filled_up() -> None:
+def test_text_and_instruction_are_filled_up_after_the_visual_tokens() -> None:
     feeds = {
         "text_embeds": np.ones((5, 2), np.float32), "text_index": np.array([0, 1, 2, 6, 7]),
         "visual_index": np.array([3, 4, 5]), "instruction_rows": np.array([3, 4]),
         "position_ids": np.arange(24).reshape(3, 8), "keep": np.array([2]),
     }  # fmt: skip
-    filled = fill_up(feeds, 4)
-    assert filled["text_index"].tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
+    filled = arrange(feeds, 4)
+    assert filled["places"].tolist() == [3, 4, 5, 0, 1, 2, 6, 7, 8, 9, 10]
+    assert filled["position_ids"][:, 0].tolist() == [3, 4, 5, 0, 1, 2, 6, 7, 0, 0, 0]
+    assert filled["position_ids"][:, 2].tolist() == [19, 20, 21, 16, 17, 18, 22, 23, 0, 0, 0]
     assert filled["text_embeds"].sum(1).tolist() == [2] * 5 + [0] * 3
-    assert filled["instruction_rows"].tolist() == [3, 4, 0, 0]
+    assert filled["instruction_rows"].tolist() == [6, 7, 3, 3]
     assert filled["instruction_weights"].tolist() == [0.5, 0.5, 0, 0]
-    assert filled["position_ids"].shape == (3, 11)
-    assert filled["position_ids"][:, :8].tolist() == feeds["position_ids"].tolist()
-    assert fill_up(feeds, 1)["text_index"].tolist() == feeds["text_index"].tolist()
+    bare = arrange(feeds, 1)
+    assert bare["places"].tolist() == [3, 4, 5, 0, 1, 2, 6, 7]
+    assert bare["text_embeds"] is feeds["text_embeds"]
 
 
 def test_caches_are_used_again_and_no_longer_than_the_model(pipe: Pipeline) -> None:

@@ -123,7 +123,7 @@ def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Mod
 def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     """The language model over a cache of fixed length that it writes in place.
 
-    Takes `inputs_embeds` [B, S, H]; `position_ids` int64 [A, 1, R], the rotary positions by slot of
+    Takes `inputs_embeds` [B, S, H]; `position_ids` int64 [R, A], the rotary positions by slot of
     the cache, in all rows the same, R ≥ total_sequence_length; `seqlens_k` int32 [B], tokens in each
     row of the cache after this step less one; `total_sequence_length` int32 [1] in host memory: S
     for a first prompt, else up to where the cache may be filled; `last` int64 [1], the token whose
@@ -135,7 +135,7 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     sizes = facts(model)
     width, heads, groups, depth = sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim
     hidden = tape.input("inputs_embeds", tape.dtype, ["batch", "sequence", width])
-    positions = tape.input("position_ids", INT64, [3, 1, "slots"])
+    positions = tape.input("position_ids", INT64, ["slots", 3])
     seen = tape.input("seqlens_k", INT32, ["batch"])
     total = tape.input("total_sequence_length", INT32, [1])
     last = tape.input("last", INT64, [1])
@@ -143,7 +143,7 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
         name: tape.input(f"past.{name}", tape.dtype, ["batch", groups, "capacity", depth])
         for name in state_names(sizes.layers)
     }
-    cos, sin = _text_rotary(tape, positions, config, depth)
+    cos, sin = _turns(tape, _text_angles(tape, positions, config, depth))
 
     outputs: dict[str, tuple[ir.Value, ir.DataType, list[int | str]]] = {}
     norm = text.layers[0].input_layernorm
@@ -201,10 +201,17 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
 
 
 def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -> ir.Model:
-    """Probe, f_θ, top-k and gather; takes and gives what `foveate.export.compressor` does, and weights.
+    """Probe, f_θ, top-k and gather, over the visual tokens' rows and then the text's.
 
-    The probe and f_θ compute in float32; on CUDA its products are of TF32, as exact as float16 and with
-    float32's range.
+    Takes `visual_embeds` [N_v, H]; `text_embeds` [N_t, H]; by row `places` int64 [N] in the prompt and
+    `position_ids` int64 [N, A]; the instruction's rows and what each counts, `instruction_rows` int64 [N_u]
+    and `instruction_weights` float32 [N_u]; and `keep` int64 [1] in host memory. Gives `inputs_embeds`
+    [1, K + N_t, H], `kept_position_ids` int64 [K + N_t, A] and `kept_rows` int64 [K + N_t], all in the
+    prompt's order, and `relevance` and `scores` float32 [N_v].
+
+    Queries and keys are projected in float16 where the model is of 16 bits, and sum up in float32; their
+    biases, which can be large, are added in float32. So are attention and f_θ computed, on CUDA with
+    products of TF32, as exact as float16 and with float32's range.
     """
     text, config = model.model.language_model, model.config.text_config
     tape = GraphTape(model.dtype)
@@ -212,25 +219,20 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
     width, heads, groups, depth = sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim
     attention = text.layers[0].self_attn
     prompt = prompt_inputs(tape, width, 3)
-    norm = text.layers[0].input_layernorm
-    normed = tape.rms_norm(tape.cast(prompt.embeds, FLOAT), "norm", norm, norm.weight.float())
-    places = tape.op("Gather", prompt.positions, prompt.index, axis=1)
-    angles = _text_angles(tape, places, config, depth)
+    normed, projecting = _probe_norm(tape, prompt.embeds, text.layers[0].input_layernorm)
+    angles = _text_angles(tape, prompt.positions, config, depth)
     turns = tape.op("Cos", angles), tape.op("Sin", angles)
-    # The text comes first, so the instruction's rows among it are those among all.
-    asked = tape.op("Gather", normed, prompt.rows, axis=0)
-    asked_index = tape.op("Gather", prompt.text_index, prompt.rows, axis=0)
-    asked_turns = tuple(tape.op("Gather", turn, prompt.rows, axis=0) for turn in turns)
+    asked = tape.op("Gather", normed, prompt.asked, axis=0)
+    first = tape.constant(np.zeros(1, np.int64))
 
-    def rotated(
-        rows: ir.Value, name: str, layer: nn.Linear, turns: tuple[ir.Value, ...]
-    ) -> ir.Value:
-        """Rows [N, H] projected and turned, float32 [1, N, heads · depth]."""
-        states = tape.linear(rows, name, layer.weight.float(), layer.bias.float())
-        states = tape.op("Unsqueeze", states, tape.constant(np.zeros(1, np.int64)))
-        start = tape.constant(np.zeros(1, np.int64))
+    def rotated(rows: ir.Value, name: str, layer: nn.Linear, places: ir.Value) -> ir.Value:
+        """Rows [N, H] projected, and turned by their angles, float32 [1, N, heads · depth]."""
+        states = tape.linear(rows, name, layer.weight.to(projecting), None)
+        bias = tape.weight(f"{name}.bias", layer.bias.float())
+        states = tape.op("Add", tape.cast(states, FLOAT), bias)
+        states = tape.op("Unsqueeze", states, first)
         return tape.fused(
-            "RotaryEmbedding", states, start, *turns, num_heads=layer.weight.shape[0] // depth
+            "RotaryEmbedding", states, places, *turns, num_heads=layer.weight.shape[0] // depth
         )
 
     def split(states: ir.Value, shape: list[int], order: list[int]) -> ir.Value:
@@ -238,16 +240,21 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
         apart = tape.op("Reshape", states, tape.constant(np.array(shape, np.int64)))
         return tape.op("Transpose", apart, perm=order)
 
-    query = split(
-        rotated(asked, "q_proj", attention.q_proj, asked_turns), [-1, heads, depth], [1, 0, 2]
-    )
+    asked_rows = tape.op("Unsqueeze", prompt.asked, first)
+    query = rotated(asked, "q_proj", attention.q_proj, asked_rows)
+    query = split(query, [-1, heads, depth], [1, 0, 2])
     query = tape.op("Reshape", query, tape.constant(np.array([groups, -1, depth], np.int64)))
-    key = split(rotated(normed, "k_proj", attention.k_proj, turns), [-1, groups, depth], [1, 2, 0])
+    key = rotated(normed, "k_proj", attention.k_proj, first)
+    key = split(key, [-1, groups, depth], [1, 2, 0])
     scores = tape.op("Mul", tape.op("MatMul", query, key), tape.constant(np.float32(depth**-0.5)))
     hidden = tape.op(
         "Less",
-        tape.op("Unsqueeze", asked_index, tape.constant(np.array([1], np.int64))),
-        tape.op("Unsqueeze", prompt.index, tape.constant(np.zeros(1, np.int64))),
+        tape.op(
+            "Unsqueeze",
+            tape.op("Gather", prompt.places, prompt.asked, axis=0),
+            tape.constant(np.array([1], np.int64)),
+        ),
+        tape.op("Unsqueeze", prompt.places, first),
     )
     scores = tape.op("Reshape", scores, tape.constant(np.array([heads, -1, 0], np.int64)))
     scores = tape.op("Where", hidden, tape.constant(np.float32(-np.inf)), scores)
@@ -260,6 +267,14 @@ def compressor(model: Qwen2VLForConditionalGeneration, network: FTheta | None) -
         )
     ranked = rank(tape, pool(tape, prompt, weights, heads, channels), prompt, network)
     return select(tape, prompt, ranked, network is None, width, 3)
+
+
+def _probe_norm(tape: GraphTape, embeds: ir.Value, norm: Any) -> tuple[ir.Value, torch.dtype]:
+    """Rows normalised for the first layer, and the type that they have."""
+    if tape.dtype == BFLOAT16:
+        wide = tape.rms_norm(tape.cast(embeds, FLOAT), "norm", norm, norm.weight.float())
+        return tape.cast(wide, FLOAT16), torch.float16
+    return tape.rms_norm(embeds, "norm", norm, norm.weight), norm.weight.dtype
 
 
 def merge(model: Qwen2VLForConditionalGeneration) -> ir.Model:
@@ -324,22 +339,13 @@ def _vision_rotary(
     return _turns(tape, tape.op("Tile", angles, tape.constant(np.array([1, group], np.int64))))
 
 
-def _text_rotary(
-    tape: GraphTape, positions: ir.Value, config: Any, depth: int
-) -> tuple[ir.Value, ir.Value]:
-    """Cosines and sines [slots, depth / 2] of positions int64 [3, 1, slots]."""
-    flat = tape.op("Squeeze", positions, tape.constant(np.array([1], np.int64)))
-    return _turns(tape, _text_angles(tape, flat, config, depth))
-
-
 def _text_angles(tape: GraphTape, positions: ir.Value, config: Any, depth: int) -> ir.Value:
-    """Angles float32 [N, depth / 2] of m-rope positions [3, N]: each section turns by its own axis."""
+    """Angles float32 [N, depth / 2] of m-rope positions [N, 3]: each section turns by its own axis."""
     rope = config.rope_parameters
     axes = np.repeat(np.arange(3, dtype=np.int64), rope["mrope_section"])
     powers = np.arange(0, depth, 2, dtype=np.float32) / np.float32(depth)
     rates = (1 / np.float32(rope["rope_theta"]) ** powers).astype(np.float32)
-    by_token = tape.op("Transpose", positions, perm=[1, 0])
-    chosen = tape.op("Gather", by_token, tape.constant(axes), axis=1)
+    chosen = tape.op("Gather", positions, tape.constant(axes), axis=1)
     return tape.op("Mul", tape.cast(chosen, FLOAT), tape.constant(rates))
 
 

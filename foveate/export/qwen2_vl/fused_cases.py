@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.export.parity import Case
+from foveate.export.parity import Arrays, Case
 from foveate.export.qwen2_vl.reference import pictures
 from foveate.families.base import Family
+from foveate.runtime.backends.rows import arrange
 
 
 def fused_cases(cases: list[Case], family: Family) -> list[Case]:
@@ -41,12 +42,23 @@ def vision_cases(case: Case, family: Family) -> list[Case]:
 
 
 def compressor_case(case: Case) -> Case:
-    """The same, every token of the instruction counting alike."""
-    count = len(case.feeds["instruction_rows"])
-    weights = np.full(count, 1 / count, np.float32)
-    return Case(
-        "compressor", {**case.feeds, "instruction_weights": weights}, case.expected, case.check
-    )
+    """The same by rows; what it keeps is checked as it is of any compressor."""
+    visual, check = len(case.feeds["visual_index"]), case.check
+    assert check is not None
+
+    def check_rows(feeds: Arrays, outputs: Arrays) -> str | None:
+        """The check of the case, on what it knows."""
+        embeds = {name: feeds[name] for name in ("text_embeds", "visual_embeds")}
+        rows, positions = outputs["kept_rows"], outputs["kept_position_ids"]
+        standard = {
+            **outputs,
+            "kept_indices": rows[rows < visual],
+            "kept_position_ids": positions.T[:, None],
+        }
+        return check({**case.feeds, **embeds}, standard)
+
+    feeds = {"visual_embeds": case.feeds["visual_embeds"], **arrange(case.feeds, 1)}
+    return Case("compressor", feeds, case.expected, check_rows)
 
 
 def merge_case(case: Case) -> Case:
@@ -61,8 +73,8 @@ def decoder_case(case: Case) -> Case:
     """The same step over a cache of just the length that it fills."""
     count, past = case.feeds["inputs_embeds"].shape[1], case.feeds["past.0.key"].shape[2]
     total = past + count
-    positions = np.zeros((len(case.feeds["position_ids"]), 1, total), np.int64)
-    positions[:, :, past:] = case.feeds["position_ids"]
+    positions = np.zeros((total, len(case.feeds["position_ids"])), np.int64)
+    positions[past:] = case.feeds["position_ids"][:, 0].T
     feeds: dict[str, NDArray[Any]] = {
         "inputs_embeds": case.feeds["inputs_embeds"],
         "position_ids": positions,

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
+from foveate.runtime.backends.rows import KeptIndices, arrange
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value, length, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
 from foveate.runtime.language.base import Batch, Extent, Sequence
-from foveate.runtime.language.shared import BUCKETED, SharedDecoder, rounded
+from foveate.runtime.language.shared import BUCKETED, Positions, SharedDecoder, rounded
 
 HOST = {
     "vision": (),
@@ -24,6 +25,8 @@ HOST = {
     "decoder": ("total_sequence_length",),
 }
 """Each graph's role, and its inputs that are read from host memory."""
+MEMORY = {"prompt": "inputs_embeds", "positions": "position_ids"}
+"""What a thread keeps memory for, and which of the decoder's inputs it is."""
 TEXT = 32
 """The compressor takes text and instruction as multiples of this: questions about as long as earlier ones
 are then launched as a CUDA graph that there is."""
@@ -100,30 +103,30 @@ class FusedBackend:
     def place(self, feeds: Feeds) -> Feeds:
         """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
         captures = self._engines["compressor"].captures
-        filled = fill_up(feeds, TEXT if captures else 1)
         return {
             name: array if name in HOST["compressor"] else self._placed(name, array)
-            for name, array in filled.items()
+            for name, array in arrange(feeds, TEXT if captures else 1).items()
         }
 
     def compress(self, feeds: Feeds) -> dict[str, Value]:
         """The prompt with fewer visual tokens; see `Backend.compress`."""
-        keep = int(on_host(feeds["keep"])[0])
-        axes, text, total = (
-            length(feeds[name]) for name in ("position_ids", "text_index", "visual_index")
-        )
-        count = text + keep
+        keep, visual = int(on_host(feeds["keep"])[0]), length(feeds["visual_embeds"])
+        count = length(feeds["text_embeds"]) + keep
         outputs = self._engines["compressor"].run(
             feeds,
+            {"kept_rows": (count,), "relevance": (visual,), "scores": (visual,)},
             {
-                "kept_position_ids": (axes, 1, count),
-                "kept_indices": (keep,),
-                "relevance": (total,),
-                "scores": (total,),
+                "inputs_embeds": self._prompt(count),
+                "kept_position_ids": self._memory("positions", (count, self._decoder.axes)),
             },
-            {"inputs_embeds": self._prompt(count)},
         )
-        return dict(outputs)
+        return {
+            "inputs_embeds": outputs["inputs_embeds"],
+            "kept_position_ids": Positions(outputs["kept_position_ids"]),
+            "kept_indices": KeptIndices(outputs["kept_rows"], visual, keep),
+            "relevance": outputs["relevance"],
+            "scores": outputs["scores"],
+        }
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
         """Embedding rows, on the host; see `Backend.embed`."""
@@ -154,14 +157,20 @@ class FusedBackend:
         return self._decoder.start_batch(extents)
 
     def _prompt(self, count: int) -> BoundTensor:
-        """The thread's own memory [1, count, H] for a prompt; it grows, and is used again."""
-        prompt: BoundTensor | None = getattr(self._own, "prompt", None)
-        if prompt is None or prompt.room < count * self._width:
+        """Memory [1, count, H] for a prompt."""
+        rows = self._memory("prompt", (count, self._width))
+        return rows.viewed((1, count, self._width))
+
+    def _memory(self, name: str, sizes: tuple[int, int]) -> BoundTensor:
+        """The thread's own memory for an input of the decoder; it grows, and is used again."""
+        count, width = sizes
+        memory: BoundTensor | None = getattr(self._own, name, None)
+        if memory is None or memory.room < count * width:
             # Cleared, so that what pads a bucket is finite.
-            sizes = (1, rounded(count, BUCKETED), self._width)
-            dtype = self._engines["decoder"].types["inputs_embeds"]
-            prompt = self._own.prompt = BoundTensor.zeros(sizes, dtype, self.device)
-        return prompt.viewed((1, count, self._width))
+            dtype = self._engines["decoder"].types[MEMORY[name]]
+            memory = BoundTensor.zeros((rounded(count, BUCKETED), width), dtype, self.device)
+            setattr(self._own, name, memory)
+        return memory.viewed(sizes)
 
     def _placed(self, name: str, array: NDArray[Any]) -> BoundTensor:
         """An array in memory that the thread has for an input of these sizes."""
@@ -180,33 +189,3 @@ class FusedBackend:
         """Free every graph."""
         for engine in self._engines.values():
             engine.close()
-
-
-def fill_up(feeds: Feeds, unit: int) -> dict[str, Any]:
-    """A compressor's feeds with its text and its instruction filled up to multiples of `unit`.
-
-    What fills up stands after the prompt, where no token looks, and counts nothing.
-    """
-    text, rows = on_host(feeds["text_embeds"]), on_host(feeds["instruction_rows"])
-    places = on_host(feeds["position_ids"])
-    count, prompt = len(text), places.shape[1]
-    more = rounded(count, unit) - count
-    weights = np.zeros(rounded(len(rows), unit), np.float32)
-    weights[: len(rows)] = np.float32(1 / len(rows))
-    return {
-        **feeds,
-        "text_embeds": lengthened(text, more),
-        "text_index": np.append(on_host(feeds["text_index"]), np.arange(prompt, prompt + more)),
-        "instruction_rows": lengthened(rows, len(weights) - len(rows)),
-        "instruction_weights": weights,
-        "position_ids": lengthened(places.T, more).T,
-    }
-
-
-def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
-    """An array with `more` rows of zeros after its own."""
-    if not more:
-        return rows
-    whole = np.zeros((len(rows) + more, *rows.shape[1:]), rows.dtype)
-    whole[: len(rows)] = rows
-    return whole

@@ -1,6 +1,6 @@
 """What a pipeline asks of a language model: take tokens in, say what follows them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,13 +20,20 @@ class Sequence(Protocol):
         """Tokens in the cache."""
         ...
 
-    def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
+    def extend(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        count: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Take in `count` embedded tokens and give the logits of what follows them.
 
         Args:
             embeds: [1, S, H], of the graph's dtype.
             positions: int64 [A, 1, S], rotary positions; they need not be consecutive.
             count: S.
+            meanwhile: What the host does while the device computes, or before; what it raises is raised.
 
         Returns:
             float32 [V].

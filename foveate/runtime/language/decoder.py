@@ -50,8 +50,16 @@ class GrowingSequence:
         self.length = 0
         self.axes = 1
 
-    def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
+    def extend(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        count: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Take in `count` embedded tokens; see `Sequence.extend`."""
+        if meanwhile is not None:
+            meanwhile()
         self.length += count
         self.axes = length(positions)
         outputs = self.decoder.engine.run(

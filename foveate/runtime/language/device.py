@@ -1,5 +1,6 @@
 """The decoder graph on a GPU: its cache grows from one of two sets of memory into the other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,17 @@ class DeviceSequence:
             for name in decoder.names
         }
 
-    def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
+    def extend(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        count: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Take in `count` embedded tokens; see `Sequence.extend`."""
         decoder = self.decoder
+        if meanwhile is not None:
+            meanwhile()
         first = self.length == 0
         self.length += count
         self.axes = length(positions)

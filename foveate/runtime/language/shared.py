@@ -1,7 +1,7 @@
 """A decoder that writes its cache in place: fixed memory, a token a CUDA graph launch."""
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -52,7 +52,7 @@ class SharedDecoder:
         self.names = state_names(model.layers)
         self.dtype = engine.types["inputs_embeds"]
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
-        self.axes = int(places.shape[0])
+        self.axes = int(places.shape[1])
         self.pads = engine.captures
         self.lock = threading.Lock()
         self.spare: list[Cache] = []
@@ -113,7 +113,7 @@ class SharedDecoder:
         states = {name: BoundTensor.zeros(sizes, self.dtype, device) for name in self.names}
         feeds: dict[str, Tensor] = {
             "inputs_embeds": self.table.look_up(np.zeros(rows, np.int64))[:, None],
-            "position_ids": np.zeros((self.axes, 1, capacity), np.int64),
+            "position_ids": np.zeros((capacity, self.axes), np.int64),
             "seqlens_k": np.zeros(rows, np.int32),
             "total_sequence_length": np.array([capacity], np.int32),
             "last": np.zeros(1, np.int64),
@@ -186,9 +186,7 @@ class SharedBatch:
             if self.ahead not in ahead:
                 (self.ahead,) = ahead
                 slots = np.arange(cache.capacity, dtype=np.int64) + self.ahead
-                call.inputs["position_ids"].write(
-                    np.broadcast_to(slots, (decoder.axes, 1, cache.capacity))
-                )
+                call.inputs["position_ids"].write(np.tile(slots[:, None], decoder.axes))
             call.inputs["inputs_embeds"].write(decoder.table.look_up(ids)[:, None])
             call.inputs["seqlens_k"].write(self.lengths)
             decoder.engine.repeat(call)
@@ -228,26 +226,29 @@ class SharedSequence:
             raise ClosedError("the sequence is closed; begin another")
         return self.batch.cache
 
-    def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
-        """Take in the prompt; see `Sequence.extend`. `embeds` may have room for a whole bucket; both it
-        and `positions` may go on after the prompt."""
+    def extend(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        count: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Take in the prompt; see `Sequence.extend`. `embeds` and `Positions` may have room for a whole
+        bucket, and all may go on after the prompt."""
         decoder, cache = self.decoder, self.cache
-        written = cache.prompts[self.row]
-        places = on_host(positions)[:, :, :count] + self.batch.shifts[self.row]
+        written, shift = cache.prompts[self.row], self.batch.shifts[self.row]
         # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
         alone, width = cache.rows == 1, decoder.model.hidden_size
         padded = bucket(count) if decoder.pads and alone else count
-        if isinstance(embeds, BoundTensor):
-            fits = embeds.room >= padded * width and padded <= cache.capacity
-            padded = padded if fits else count
-            embeds = embeds.viewed((1, padded, width))
-        else:
+        room = embeds.room if isinstance(embeds, BoundTensor) else 0
+        if room < padded * width or padded > cache.capacity:
             padded = count
-        places = np.pad(places, ((0, 0), (0, 0), (0, padded - count)))
+        if isinstance(embeds, BoundTensor):
+            embeds = embeds.viewed((1, padded, width))
         outputs = decoder.engine.run(
             {
                 "inputs_embeds": embeds,
-                "position_ids": places,
+                "position_ids": by_slot(positions, count, padded, shift),
                 "seqlens_k": np.array([padded - 1], np.int32),
                 "total_sequence_length": np.array([padded], np.int32),
                 "last": np.array([count - 1], np.int64),
@@ -256,6 +257,7 @@ class SharedSequence:
             {},
             written,
             repeats=alone and count <= BUCKETED,
+            meanwhile=meanwhile,
         )
         self.batch.lengths[self.row] = count
         logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
@@ -273,6 +275,32 @@ class SharedSequence:
     def close(self) -> None:
         """Give the row back."""
         self.batch.leave(self.row)
+
+
+class Positions:
+    """A prompt's rotary positions int64 [A, 1, S], on the device as the decoder takes them; see `Value`."""
+
+    def __init__(self, rows: BoundTensor) -> None:
+        """Look at `rows` [S, A], whose memory may have room for more."""
+        self.rows = rows
+
+    def shape(self) -> list[int]:
+        """Its sizes."""
+        return [self.rows.sizes[1], 1, self.rows.sizes[0]]
+
+    def numpy(self) -> NDArray[np.int64]:
+        """Copy to host memory."""
+        return self.rows.numpy().T[:, None]
+
+
+def by_slot(positions: Tensor, count: int, padded: int, shift: int) -> Tensor:
+    """The decoder's positions [padded, A]: the first `count` moved by `shift`, any after them."""
+    if isinstance(positions, Positions) and not shift:
+        axes = positions.rows.sizes[1]
+        if positions.rows.room >= padded * axes:
+            return positions.rows.viewed((padded, axes))
+    places = on_host(positions)[:, 0, :count].T + shift
+    return np.pad(places, ((0, padded - count), (0, 0)))
 
 
 def row_of(tensor: BoundTensor, row: int) -> BoundTensor:

@@ -1,6 +1,7 @@
 """A decoder on a GPU whose cache has fixed memory, written in place: a token is a CUDA graph launch."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +99,21 @@ class StaticSequence:
         self.cache: Cache | None = cache
         self.length = 0
 
-    def extend(self, embeds: Tensor, positions: Tensor, count: int) -> NDArray[np.float32]:
+    def extend(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        count: int,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Take in `count` embedded tokens; see `Sequence.extend`.
 
         Raises:
             LimitError: The cache has no room for them, or the engine does not take as many at once.
         """
         cache, decoder = self._with_room(count), self.decoder
+        if meanwhile is not None:
+            meanwhile()
         with decoder.gpu.lock:
             place = cache.step.inputs[WRITE_INDICES]
             decoder.gpu.write(place, np.array([self.length], np.int64))

@@ -1,0 +1,72 @@
+"""The rows that a fused compressor ranks and keeps: visual tokens first, then text, filled up."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.runtime.engines import Feeds, Value, on_host
+from foveate.runtime.language.shared import rounded
+
+
+def arrange(feeds: Feeds, unit: int) -> dict[str, Any]:
+    """What a fused compressor takes beside the visual tokens, from what compressors take.
+
+    Text and instruction are filled up to multiples of `unit`. What fills up stands after the prompt,
+    where no token looks, and counts nothing.
+
+    Args:
+        feeds: Of the compressor graph, as `foveate.export.compressor` has them.
+        unit: 1 fills nothing up.
+
+    Returns:
+        text_embeds [N_t, H], places int64 [N_v + N_t], position_ids int64 [N_v + N_t, A],
+        instruction_rows int64 [N_u], instruction_weights float32 [N_u] and keep int64 [1].
+    """
+    text, asked = on_host(feeds["text_embeds"]), on_host(feeds["instruction_rows"])
+    visual_index, positions = on_host(feeds["visual_index"]), on_host(feeds["position_ids"])
+    visual, prompt = len(visual_index), positions.shape[1]
+    more = rounded(len(text), unit) - len(text)
+    places = np.concatenate(
+        [visual_index, on_host(feeds["text_index"]), np.arange(prompt, prompt + more)]
+    )
+    by_row = np.zeros((len(places), len(positions)), np.int64)
+    by_row[:prompt] = positions.T[places[:prompt]]
+    rows = np.full(rounded(len(asked), unit), visual, np.int64)
+    rows[: len(asked)] += asked
+    weights = np.zeros(len(rows), np.float32)
+    weights[: len(asked)] = np.float32(1 / len(asked))
+    return {
+        "text_embeds": lengthened(text, more),
+        "places": places,
+        "position_ids": by_row,
+        "instruction_rows": rows,
+        "instruction_weights": weights,
+        "keep": feeds["keep"],
+    }
+
+
+def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
+    """An array with `more` rows of zeros after its own."""
+    if not more:
+        return rows
+    whole = np.zeros((len(rows) + more, *rows.shape[1:]), rows.dtype)
+    whole[: len(rows)] = rows
+    return whole
+
+
+class KeptIndices:
+    """Ordinals of the kept visual tokens, int64 [K], among the rows of a kept prompt; see `Value`."""
+
+    def __init__(self, rows: Value, visual: int, kept: int) -> None:
+        """Look at `rows` int64 [K + N_t], those below `visual` are the visual tokens'."""
+        self.rows, self.visual, self.kept = rows, visual, kept
+
+    def shape(self) -> list[int]:
+        """Its sizes."""
+        return [self.kept]
+
+    def numpy(self) -> NDArray[np.int64]:
+        """Copy to host memory."""
+        rows: NDArray[np.int64] = self.rows.numpy()
+        return rows[rows < self.visual]
