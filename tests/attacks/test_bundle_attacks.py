@@ -263,7 +263,7 @@ OUT_OF_RANGE = {
     "tools/torch": 2,
 }
 
-VERSIONS: tuple[object, ...] = (0, 1, 2, 3, 5, True, "2", None, [], 1.5, "\x1b" * 999)
+VERSIONS: tuple[object, ...] = (0, 1, 2, 3, 6, True, "2", None, [], 1.5, "\x1b" * 999)
 
 ATTACKS: dict[str, tuple[Attack, str, str]] = {
     **{
