@@ -121,8 +121,9 @@ def rank(tape: GraphTape, pooled: ir.Value, prompt: Prompt, network: FTheta | No
         hidden = tape.op("Relu", tape.linear(rows, f"f_theta.{number}", matrix, None))
     head = network.head
     assert head.bias is not None
-    logits = tape.op("MatMul", hidden, tape.weight("f_theta.head.weight", head.weight.flatten()))
-    return tape.op("Add", logits, tape.weight("f_theta.head.bias", head.bias))
+    logits = tape.linear(hidden, "f_theta.head", head.weight[..., 0], None)
+    bias = tape.weight("f_theta.head.bias", head.bias)
+    return tape.op("Add", tape.op("Reshape", logits, flat), bias)
 
 
 def with_bias(weight: Tensor, bias: Tensor, carried: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Collection
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,6 @@ HOST = {
     "decoder": ("total_sequence_length",),
 }
 """Each graph's role, and its inputs that are read from host memory."""
-MEMORY = {"prompt": "inputs_embeds", "positions": "position_ids"}
-"""What a thread keeps memory for, and which of the decoder's inputs it is."""
 TEXT = 32
 """The compressor takes text and instruction as multiples of this: questions about as long as earlier ones
 are then launched as a CUDA graph that there is."""
@@ -117,7 +116,7 @@ class FusedBackend:
             {"kept_rows": (count,), "relevance": (visual,), "scores": (visual,)},
             {
                 "inputs_embeds": self._prompt(count),
-                "kept_position_ids": self._memory("positions", (count, self._decoder.axes)),
+                "kept_position_ids": self._memory("position_ids", (count, self._decoder.axes)),
             },
         )
         return {
@@ -158,17 +157,16 @@ class FusedBackend:
 
     def _prompt(self, count: int) -> BoundTensor:
         """Memory [1, count, H] for a prompt."""
-        rows = self._memory("prompt", (count, self._width))
-        return rows.viewed((1, count, self._width))
+        return self._memory("inputs_embeds", (1, count, self._width))
 
-    def _memory(self, name: str, sizes: tuple[int, int]) -> BoundTensor:
-        """The thread's own memory for an input of the decoder; it grows, and is used again."""
-        count, width = sizes
+    def _memory(self, name: str, sizes: tuple[int, ...]) -> BoundTensor:
+        """The thread's own memory [..., S, width] for an input of the decoder; it grows, and is used again."""
         memory: BoundTensor | None = getattr(self._own, name, None)
-        if memory is None or memory.room < count * width:
+        if memory is None or memory.room < prod(sizes):
             # Cleared, so that what pads a bucket is finite.
-            dtype = self._engines["decoder"].types[MEMORY[name]]
-            memory = BoundTensor.zeros((rounded(count, BUCKETED), width), dtype, self.device)
+            whole = rounded(sizes[-2], BUCKETED), sizes[-1]
+            dtype = self._engines["decoder"].types[name]
+            memory = BoundTensor.zeros(whole, dtype, self.device)
             setattr(self._own, name, memory)
         return memory.viewed(sizes)
 
