@@ -122,8 +122,8 @@ def rank(tape: GraphTape, pooled: ir.Value, prompt: Prompt, network: FTheta | No
     head = network.head
     assert head.bias is not None
     logits = tape.linear(hidden, "f_theta.head", head.weight[..., 0], None)
-    bias = tape.weight("f_theta.head.bias", head.bias)
-    return tape.op("Add", tape.op("Reshape", logits, flat), bias)
+    constant = tape.weight("f_theta.head.bias", head.bias)
+    return tape.op("Add", tape.op("Reshape", logits, flat), constant)
 
 
 def with_bias(weight: Tensor, bias: Tensor, carried: bool) -> Tensor:
