@@ -1,8 +1,11 @@
 """Steps of preprocessing that families share; each the same to the bit as the reference's."""
 
 import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,11 @@ from PIL import Image
 
 from foveate.errors import CheckpointError, ImageError
 
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+MANY, MOST_THREADS = 4, 8
+"""From how many pictures on threads are worth it, and the most threads."""
 _STEPS = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
 
 
@@ -55,12 +63,24 @@ def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:
         if "A" in picture.getbands() or picture.info.get("transparency") is not None:
             white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
             return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:
         raise ImageError(
             f"Picture {number} has mode {picture.mode} and cannot be made RGB ({error}); "
             "convert it to RGB first."
         ) from error
+
+
+def for_each(work: Callable[[int, Given], Made], items: Sequence[Given]) -> list[Made]:
+    """What `work` makes of each item and its number from 1, of many at a time in several threads.
+
+    Raises:
+        Exception: What the work on the first item that failed raised.
+    """
+    if len(items) < MANY:
+        return [work(number, item) for number, item in enumerate(items, start=1)]
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, range(1, len(items) + 1), items))
 
 
 def resize_bicubic(picture: Image.Image, height: int, width: int) -> Image.Image:

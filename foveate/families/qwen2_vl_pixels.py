@@ -8,7 +8,7 @@ from PIL import Image
 
 from foveate.errors import ImageError
 from foveate.families.base import Vision
-from foveate.families.pixels import level_table, resize_bicubic, to_rgb
+from foveate.families.pixels import for_each, level_table, resize_bicubic, to_rgb
 from foveate.families.qwen2_vl_settings import Settings, fitted_size
 
 Levels = NDArray[np.uint8]
@@ -121,11 +121,13 @@ class Pixels:
 
     def resized(self, pictures: Sequence[Image.Image]) -> list[Levels]:
         """Each picture's levels."""
-        found = []
-        for number, picture in enumerate(pictures, start=1):
+
+        def resize(number: int, picture: Image.Image) -> Levels:
+            """One picture's levels."""
             fitted = fitted_size(picture.height, picture.width, self.settings, number)
-            found.append(np.asarray(resize_bicubic(to_rgb(picture, number), *fitted)))
-        return found
+            return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
+
+        return for_each(resize, pictures)
 
     def paired(self, frames: Sequence[Image.Image]) -> list[Levels]:
         """Each frame's levels, the last again until they fill whole steps."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from foveate.errors import ImageError
+from foveate.families.pixels import for_each
 
 Source = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -73,13 +74,15 @@ def open_pictures(sources: Iterable[Source], *, max_pixels: int = MAX_PIXELS) ->
     single = isinstance(sources, (str, bytes, bytearray, os.PathLike, Image.Image))
     if single or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         raise ImageError("Pictures go in a list, also when there is only one; write [picture].")
-    pictures: list[Image.Image] = []
-    for number, one in enumerate(sources, start=1):
+
+    def take(number: int, source: Source) -> Image.Image:
+        """One picture."""
         try:
-            pictures.append(open_picture(one, max_pixels=max_pixels))
+            return open_picture(source, max_pixels=max_pixels)
         except ImageError as error:
             raise ImageError(f"Picture {number}: {error}") from error
-    return pictures
+
+    return for_each(take, list(sources))
 
 
 class _Bytes(io.BytesIO):

@@ -443,6 +443,14 @@ def test_pictures_keep_their_order_and_errors_their_number() -> None:
         open_pictures(iter(sources), max_pixels=12)
 
 
+def test_many_pictures_stay_in_order_and_the_first_bad_one_is_named() -> None:
+    arrays = [np.full((2, 3, 3), level, np.uint8) for level in range(40)]
+    opened = open_pictures(iter(arrays))
+    assert [picture.getpixel((0, 0)) for picture in opened] == [(n, n, n) for n in range(40)]
+    with pytest.raises(ImageError, match=r"^Picture 6: There is no file 'gone.png'"):
+        open_pictures([*arrays[:5], "gone.png", *arrays[:9], "lost.png"])
+
+
 @pytest.mark.parametrize(
     "single",
     [
