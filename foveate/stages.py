@@ -68,10 +68,10 @@ def run_stages(
     found["compressor.inputs_embeds"] = found["compressor.inputs_embeds"][:, :length]
     found["compressor.kept_position_ids"] = found["compressor.kept_position_ids"][:, :, :length]
     sequence = backend.start(length + 2)
-    prefill = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
-    found["decoder.prefill"] = prefill
+    following = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
+    prefill = found["decoder.prefill"] = following.logits()
     first = int(given.get("decoder.prefill", prefill).argmax())
-    found["decoder.step"] = sequence.step(first, prompt.next_position)
+    found["decoder.step"] = sequence.step(first, prompt.next_position).logits()
     sequence.close()
     return found
 

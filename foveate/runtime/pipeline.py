@@ -207,11 +207,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         mark = time.perf_counter()
         visual: list[Visual] = []
-        logits = sequence.extend(
+        following = sequence.extend(
             embeds, positions, ready.extent.prompt, lambda: visual.append(seen())
         )
         timing.prefill = time.perf_counter() - mark
-        return Reply(ready, sequence, logits, visual[0], self._tokenizer)
+        return Reply(ready, sequence, following, visual[0], self._tokenizer)
 
     def close(self) -> None:
         """Free every graph; requests under way finish, later ones raise ClosedError."""

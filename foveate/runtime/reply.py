@@ -2,13 +2,11 @@
 
 import time
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from foveate.runtime.answer import Answer, Visual
-from foveate.runtime.language.base import Batch, Sequence
+from foveate.runtime.language.base import Batch, Following, Sequence
 from foveate.runtime.request import Ready
 from foveate.runtime.sampling import Sampler
 
@@ -27,7 +25,7 @@ class Reply:
         self,
         ready: Ready,
         sequence: Sequence,
-        logits: NDArray[np.float32],
+        following: Following,
         visual: Visual,
         tokenizer: Tokenizer,
     ) -> None:
@@ -36,7 +34,7 @@ class Reply:
         Args:
             ready: What was asked.
             sequence: The language model's state after the prompt; it is closed with the answer.
-            logits: float32 [V], what follows the prompt.
+            following: What follows the prompt.
             visual: What was kept.
             tokenizer: Turns tokens into text.
         """
@@ -48,7 +46,7 @@ class Reply:
         self._prompt_tokens = sequence.length
         self._tokens: list[int] = []
         self._emitted = ""
-        self.token = self._sampler.choose(logits)
+        self.token = self._sampler.choose(following)
         self.timing.first_token = time.perf_counter() - ready.began
 
     def accept(self) -> str:
@@ -62,9 +60,9 @@ class Reply:
             return piece + self._finish("length")
         return piece
 
-    def choose(self, logits: NDArray[np.float32]) -> None:
-        """Choose the next token, from the logits float32 [V] of what follows the last one."""
-        self.token = self._sampler.choose(logits)
+    def choose(self, following: Following) -> None:
+        """Choose the next token, from what follows the last one."""
+        self.token = self._sampler.choose(following)
         self.position += 1
 
     def _finish(self, reason: str) -> str:
@@ -94,9 +92,9 @@ def finish_together(replies: list[Reply], batch: Batch) -> list[Answer]:
                 del going[row]
         if going:
             began = time.perf_counter()
-            logits = batch.step({row: (one.token, one.position) for row, one in going.items()})
+            found = batch.step({row: (one.token, one.position) for row, one in going.items()})
             for row, reply in going.items():
-                reply.choose(logits[row])
+                reply.choose(found[row])
             took = time.perf_counter() - began
             for reply in going.values():
                 reply.timing.decode += took

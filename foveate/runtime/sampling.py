@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import SamplingError
+from foveate.runtime.language.base import Following
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +53,27 @@ class Sampler:
         self.seen = set(prompt_ids.tolist())
         self.generator = np.random.default_rng(options.seed)
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token, from logits float32 [V]."""
-        options = self.options
-        if options.repetition_penalty != 1.0:
-            logits = penalised(logits, self.seen, options.repetition_penalty)
-        if options.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            token = self.draw(logits.astype(np.float64) / options.temperature)
+    def choose(self, following: Following) -> int:
+        """The next token, from what follows the last one."""
+        token = self.pick(following)
         self.seen.add(token)
         return token
+
+    def pick(self, following: Following) -> int:
+        """The next token; logits are read only where the best token alone does not decide it."""
+        options = self.options
+        penalty = options.repetition_penalty
+        if options.temperature == 0 and penalty >= 1:
+            best = following.best()
+            # A penalty pushes down only what was seen.
+            if penalty == 1 or best not in self.seen:
+                return best
+        logits = following.logits()
+        if penalty != 1:
+            logits = penalised(logits, self.seen, penalty)
+        if options.temperature == 0:
+            return int(logits.argmax())
+        return self.draw(logits.astype(np.float64) / options.temperature)
 
     def draw(self, logits: NDArray[np.float64]) -> int:
         """Sample among the top-k, then top-p tokens."""

@@ -111,15 +111,17 @@ def test_logits_of_a_step_are_those_of_single_steps(pipe: Pipeline) -> None:
     alone = [backend.start(count + 3) for count, _ in shapes]
     for one, row, prompt in zip(alone, batch.rows, prompts, strict=True):
         np.testing.assert_allclose(
-            row.extend(*prompt).copy(), one.extend(*prompt), atol=LOGITS, rtol=0
+            row.extend(*prompt).logits(), one.extend(*prompt).logits(), atol=LOGITS, rtol=0
         )
     for number, going in enumerate([(0, 1, 2, 3), (0, 1, 3), (1,)]):
         tokens = {row: (5 + 3 * row + number, shapes[row][1] + number) for row in going}
-        logits = batch.step(tokens)
-        assert list(logits) == list(going)
+        found = batch.step(tokens)
+        assert list(found) == list(going)
         for row, token in tokens.items():
-            wanted = alone[row].step(*token)
-            np.testing.assert_allclose(logits[row], wanted, atol=LOGITS, rtol=0)
+            following = alone[row].step(*token)
+            wanted = following.logits()
+            np.testing.assert_allclose(found[row].logits(), wanted, atol=LOGITS, rtol=0)
+            assert found[row].best() == following.best() == wanted.argmax()
             assert np.abs(wanted).max() > 5
             assert batch.rows[row].length == alone[row].length
     batch.close()

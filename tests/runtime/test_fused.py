@@ -130,7 +130,8 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
     ):
         sequence = backend.start(2 * STEP)
         first = sequence.extend(embeds, positions, count)
-        logits += [[first, sequence.step(5, count), sequence.step(9, count + 1)]]
+        said = [first.logits(), sequence.step(5, count).logits()]
+        logits += [[*said, sequence.step(9, count + 1).logits()]]
         assert sequence.length == count + 2
         sequence.close()
     assert bucket(count) == 2 * BUCKET
@@ -181,8 +182,10 @@ def test_the_host_works_once_while_pictures_are_encoded(
         width = pipeline.bundle.manifest.model.hidden_size
         prompt = np.zeros((1, 3, width), np.float32), np.zeros((3, 1, 3), np.int64), 3
         sequence = backend.start(STEP)
-        logits = sequence.extend(*prompt, lambda done=done: done.append(2))  # type: ignore[misc]
-        assert np.array_equal(backend.start(STEP).extend(*prompt), logits)
+        following = sequence.extend(*prompt, lambda done=done: done.append(2))  # type: ignore[misc]
+        logits = following.logits()
+        assert np.array_equal(backend.start(STEP).extend(*prompt).logits(), logits)
+        assert following.best() == logits.argmax()
         assert done == [1, 2]
         with pytest.raises(LimitError, match="no room"):
             backend.start(STEP).extend(*prompt, fail)

@@ -317,12 +317,14 @@ def watch_logits(pipe: Pipeline, seen: list[np.ndarray[Any, Any]]) -> Pipeline:
             return getattr(self.sequence, name)
 
         def extend(self, *inputs: Any) -> Any:
-            seen.append(self.sequence.extend(*inputs).copy())
-            return seen[-1]
+            following = self.sequence.extend(*inputs)
+            seen.append(following.logits().copy())
+            return following
 
         def step(self, *inputs: Any) -> Any:
-            seen.append(self.sequence.step(*inputs).copy())
-            return seen[-1]
+            following = self.sequence.step(*inputs)
+            seen.append(following.logits().copy())
+            return following
 
     class Watching:
         """A backend."""

@@ -123,15 +123,18 @@ def test_a_step_is_what_taking_the_token_in_is(decoder: StaticDecoder) -> None:
         sequence.extend(*prompt(9))
     tokens = np.arange(5, 10)
     for number, token in enumerate(tokens):
-        by_step = stepped.step(int(token), 30 + number)
+        by_step = stepped.step(int(token), 30 + number).logits()
     rows = decoder.table.look_up(tokens)[None]
     places = np.tile(30 + np.arange(5), (3, 1, 1))
-    assert np.abs(extended.extend(rows, places, 5) - by_step).max() <= 1e-5 * np.abs(by_step).max()
+    at_once = extended.extend(rows, places, 5).logits()
+    assert np.abs(at_once - by_step).max() <= 1e-5 * np.abs(by_step).max()
 
 
 def test_a_cache_is_used_again_without_what_was_in_it(decoder: StaticDecoder) -> None:
     first = decoder.start(20)
-    wanted = [first.extend(*prompt(9)), first.step(3, 9), first.step(4, 10)]
+    wanted = [
+        one.logits() for one in (first.extend(*prompt(9)), first.step(3, 9), first.step(4, 10))
+    ]
     cache = first.cache
     assert cache is not None
     first.close()
@@ -140,7 +143,9 @@ def test_a_cache_is_used_again_without_what_was_in_it(decoder: StaticDecoder) ->
         decoder.gpu.write(state, np.full(state.sizes, np.nan, np.float32))
     again = decoder.start(20)
     assert again.cache is cache
-    found = [again.extend(*prompt(9)), again.step(3, 9), again.step(4, 10)]
+    found = [
+        one.logits() for one in (again.extend(*prompt(9)), again.step(3, 9), again.step(4, 10))
+    ]
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
     several = [again, *(decoder.start(20) for _ in range(SPARE))]
     for sequence in several:
@@ -152,18 +157,20 @@ def test_sequences_do_not_see_each_other(decoder: StaticDecoder) -> None:
     def alone(seed: int) -> list[Any]:
         sequence = decoder.start(CAPACITY)
         answers = [
-            sequence.extend(*prompt(9 + seed, seed)),
-            *(sequence.step(token, 20 + token) for token in range(4)),
+            sequence.extend(*prompt(9 + seed, seed)).logits(),
+            *(sequence.step(token, 20 + token).logits() for token in range(4)),
         ]
         sequence.close()
         return answers
 
     wanted = [alone(0), alone(1)]
     pair = [decoder.start(CAPACITY) for _ in range(2)]
-    found = [[sequence.extend(*prompt(9 + seed, seed))] for seed, sequence in enumerate(pair)]
+    found = [
+        [sequence.extend(*prompt(9 + seed, seed)).logits()] for seed, sequence in enumerate(pair)
+    ]
     for token in range(4):
         for answers, sequence in zip(found, pair, strict=True):
-            answers.append(sequence.step(token, 20 + token))
+            answers.append(sequence.step(token, 20 + token).logits())
     for one, other in zip(found, wanted, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -183,7 +190,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(decoder: StaticDecoder
     assert sequence.length == 0
     sequence.extend(*prompt(32))
     for number in range(8):
-        last = sequence.step(number, 50 + number)
+        last = sequence.step(number, 50 + number).logits()
     assert np.isfinite(last).all()
     with pytest.raises(LimitError, match=r"has 40 tokens, 1 more do not fit"):
         sequence.step(1, 60)
@@ -201,7 +208,7 @@ def test_a_filled_cache_gives_what_the_growing_decoder_gives(
     for sequence in several:
         sequence.extend(*prompt(30))
     for token in range(10):
-        found, wanted = (sequence.step(token, 100 + 3 * token) for sequence in several)
+        found, wanted = (one.step(token, 100 + 3 * token).logits() for one in several)
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     backend.close()
 

@@ -128,7 +128,8 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
     row of the cache after this step less one; `total_sequence_length` int32 [1] in host memory: S
     for a first prompt, else up to where the cache may be filled; `last` int64 [1], the token whose
     successor is wanted; and the cache, `past.N.key` and `past.N.value` [B, kv_heads, C, head_dim],
-    given back as `present`, which may be the same memory. Gives `logits` float32 [B, V].
+    given back as `present`, which may be the same memory. Gives `logits` float32 [B, V], and `best`
+    int64 [B], the token with the highest.
     """
     text, config = model.model.language_model, model.config.text_config
     tape = GraphTape(model.dtype)
@@ -195,8 +196,14 @@ def decoder(model: Qwen2VLForConditionalGeneration) -> ir.Model:
 
     rows = tape.op("Reshape", normed, tape.constant(np.array([-1, width], np.int64)))
     logits = tape.cast(tape.linear(rows, "lm_head", model.lm_head.weight, None), FLOAT)
+    best = tape.op("ArgMax", logits, axis=1, keepdims=0)
     return tape.model(
-        "decoder", {"logits": (logits, FLOAT, ["batch", config.vocab_size]), **outputs}
+        "decoder",
+        {
+            "logits": (logits, FLOAT, ["batch", config.vocab_size]),
+            "best": (best, INT64, ["batch"]),
+            **outputs,
+        },
     )
 
 

@@ -85,7 +85,7 @@ def decoder_case(case: Case) -> Case:
     for name, states in case.feeds.items():
         if name.startswith("past."):
             feeds[name] = np.pad(states, ((0, 0), (0, 0), (0, count), (0, 0)))
-    return Case("decoder", feeds, case.expected, case.check)
+    return Case("decoder", feeds, case.expected, check_best)
 
 
 def twice(case: Case) -> Case:
@@ -98,4 +98,11 @@ def twice(case: Case) -> Case:
         }
         for arrays in (case.feeds, case.expected)
     )
-    return Case("decoder", feeds, expected)
+    return Case("decoder", feeds, expected, check_best)
+
+
+def check_best(feeds: Arrays, outputs: Arrays) -> str | None:
+    """The decoder must name the token with the highest logit."""
+    if not np.array_equal(outputs["best"], outputs["logits"].argmax(axis=1)):
+        return "the token named as best has not the highest logit"
+    return None

@@ -12,6 +12,36 @@ from foveate.runtime.engines import Tensor
 from foveate.runtime.engines.bindings import held
 
 
+class Following:
+    """What may follow a sequence; read where it lies when it is asked for, until the sequence goes on."""
+
+    __slots__ = ("_best", "_logits", "_row")
+
+    def __init__(
+        self,
+        logits: Callable[[], NDArray[np.float32]],
+        best: Callable[[], NDArray[np.int64]] | None = None,
+        row: int = 0,
+    ) -> None:
+        """Read one row.
+
+        Args:
+            logits: Gives float32 [B, V].
+            best: Gives int64 [B], the tokens with the highest, where a graph has found them.
+            row: Which of B.
+        """
+        self._logits, self._best, self._row = logits, best, row
+
+    def logits(self) -> NDArray[np.float32]:
+        """Every token's logit, float32 [V]."""
+        found: NDArray[np.float32] = self._logits()[self._row]
+        return found
+
+    def best(self) -> int:
+        """The token with the highest logit, of several the first."""
+        return int(self.logits().argmax() if self._best is None else self._best()[self._row])
+
+
 class Sequence(Protocol):
     """One sequence and its cache of keys and values; the prompt first, then a token at a time."""
 
@@ -26,22 +56,19 @@ class Sequence(Protocol):
         positions: Tensor,
         count: int,
         meanwhile: Callable[[], None] | None = None,
-    ) -> NDArray[np.float32]:
-        """Take in `count` embedded tokens and give the logits of what follows them.
+    ) -> Following:
+        """Take in `count` embedded tokens and say what follows them.
 
         Args:
             embeds: [1, S, H], of the graph's dtype.
             positions: int64 [A, 1, S], rotary positions; they need not be consecutive.
             count: S.
             meanwhile: What the host does while the device computes, or before; what it raises is raised.
-
-        Returns:
-            float32 [V].
         """
         ...
 
-    def step(self, token: int, position: int) -> NDArray[np.float32]:
-        """Take in one token, at one position on every axis, and give the logits of what follows it."""
+    def step(self, token: int, position: int) -> Following:
+        """Take in one token, at one position on every axis, and say what follows it."""
         ...
 
     @property
@@ -81,11 +108,10 @@ class Batch(Protocol):
         """The sequences; they are extended one by one, and step with the batch alone."""
         ...
 
-    def step(self, tokens: Step) -> dict[int, NDArray[np.float32]]:
-        """Take in a token for each row that goes on; a row that was left out once has ended.
+    def step(self, tokens: Step) -> dict[int, Following]:
+        """Take in a token for each row that goes on, and say what follows in each.
 
-        Returns:
-            By row, the logits float32 [V] of what follows.
+        A row that was left out once has ended.
         """
         ...
 
@@ -101,7 +127,7 @@ class Alone:
         """Make a batch of `sequence`."""
         self.rows = (sequence,)
 
-    def step(self, tokens: Step) -> dict[int, NDArray[np.float32]]:
+    def step(self, tokens: Step) -> dict[int, Following]:
         """Take in one token; see `Batch.step`."""
         return {row: self.rows[row].step(*token) for row, token in tokens.items()}
 

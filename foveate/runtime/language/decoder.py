@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from foveate.manifest import ModelFacts
 from foveate.runtime.engines import Engine, Tensor, Value, length, on_host
-from foveate.runtime.language.base import Step, state_names, token_bytes
+from foveate.runtime.language.base import Following, Step, state_names, token_bytes
 
 Embed = Callable[[NDArray[np.int64]], NDArray[np.generic]]
 """Token ids int64 [N] to embedding rows [N, H]."""
@@ -56,7 +56,7 @@ class GrowingSequence:
         positions: Tensor,
         count: int,
         meanwhile: Callable[[], None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Following:
         """Take in `count` embedded tokens; see `Sequence.extend`."""
         if meanwhile is not None:
             meanwhile()
@@ -71,10 +71,10 @@ class GrowingSequence:
             }
         )
         self.cache = self.decoder.past(outputs)
-        logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
-        return logits
+        logits: NDArray[np.float32] = outputs["logits"].numpy()
+        return Following(lambda: logits)
 
-    def step(self, token: int, position: int) -> NDArray[np.float32]:
+    def step(self, token: int, position: int) -> Following:
         """Take in one token; see `Sequence.step`."""
         row = self.decoder.embed(np.array([token], dtype=np.int64))[None]
         return self.extend(row, np.full((self.axes, 1, 1), position, dtype=np.int64), 1)
@@ -102,7 +102,7 @@ class GrowingBatch:
         self.going: list[int] = []
         self.cache: Mapping[str, Tensor] = {}
 
-    def step(self, tokens: Step) -> dict[int, NDArray[np.float32]]:
+    def step(self, tokens: Step) -> dict[int, Following]:
         """Take in a token for each row that goes on; see `Batch.step`."""
         going = [self.rows[row] for row in tokens]
         if list(tokens) != self.going:
@@ -122,7 +122,7 @@ class GrowingBatch:
         )
         self.cache = self.decoder.past(outputs)
         logits: NDArray[np.float32] = outputs["logits"].numpy()
-        return dict(zip(tokens, logits, strict=True))
+        return {row: Following(lambda: logits, row=place) for place, row in enumerate(tokens)}
 
     def close(self) -> None:
         """Give all caches back."""

@@ -13,7 +13,7 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, length
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import TensorRTEngine
-from foveate.runtime.language.base import state_names
+from foveate.runtime.language.base import Following, state_names
 
 
 class DeviceDecoder:
@@ -73,7 +73,7 @@ class DeviceSequence:
         positions: Tensor,
         count: int,
         meanwhile: Callable[[], None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Following:
         """Take in `count` embedded tokens; see `Sequence.extend`."""
         decoder = self.decoder
         if meanwhile is not None:
@@ -93,10 +93,10 @@ class DeviceSequence:
         )
         self.sets.reverse()
         self.cache = {f"past.{name}": outputs[f"present.{name}"] for name in decoder.names}
-        logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
-        return logits
+        logits: NDArray[np.float32] = outputs["logits"].numpy()
+        return Following(lambda: logits)
 
-    def step(self, token: int, position: int) -> NDArray[np.float32]:
+    def step(self, token: int, position: int) -> Following:
         """Take in one token; see `Sequence.step`."""
         row = self.decoder.table.look_up(np.array([token], dtype=np.int64))[None]
         return self.extend(row, np.full((self.axes, 1, 1), position, dtype=np.int64), 1)

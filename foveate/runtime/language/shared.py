@@ -1,8 +1,9 @@
 """A decoder that writes its cache in place: fixed memory, a token a CUDA graph launch."""
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -13,7 +14,7 @@ from foveate.manifest import ModelFacts
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Tensor, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
-from foveate.runtime.language.base import Extent, Step, state_names, token_bytes
+from foveate.runtime.language.base import Extent, Following, Step, state_names, token_bytes
 
 STEP = 256
 """Caches are as long as a multiple of this."""
@@ -22,6 +23,10 @@ BUCKET, BUCKETED = 128, 1024
 where they do not look, and lengths that repeat become CUDA graphs. Longer ones keep the GPU busy."""
 SPARE = 2
 """Caches for one sequence that are kept for the next; of those for each other number of rows, one is."""
+
+
+SAID = {"logits": "float32", "best": "int64"}
+"""What a decoder says of the token that follows, and its type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Cache:
         capacity: Tokens that each row has room for.
         states: Keys and values by name, [rows, kv_heads, capacity, head_dim].
         step: The decoder bound for one token a row.
-        prompts: What a row's prompt is written to: the row's part of the states, and logits [1, V].
+        prompts: What a row's prompt is written to: the row's part of the states, logits [1, V], best [1].
     """
 
     rows: int
@@ -120,23 +125,24 @@ class SharedDecoder:
             **{f"past.{name}": state for name, state in states.items()},
         }
         outputs = {f"present.{name}": state for name, state in states.items()}
-        outputs["logits"] = BoundTensor.empty((rows, model.vocabulary), "float32", device)
+        said = {"logits": (rows, model.vocabulary), "best": (rows,)}
+        for name, dtype in SAID.items():
+            outputs[name] = BoundTensor.empty(said[name], dtype, device)
         step = self.engine.bind(feeds, outputs, captured=True)
         return Cache(rows, capacity, states, step, self.prompts(rows, outputs))
 
     def prompts(
         self, rows: int, outputs: Mapping[str, BoundTensor]
     ) -> tuple[dict[str, BoundTensor], ...]:
-        """Each row's part of what a step of all rows writes; their prompts' logits share memory."""
+        """Each row's part of what a step of all rows writes; what follows their prompts shares memory."""
         if rows == 1:
             return (dict(outputs),)
-        sizes = (1, self.model.vocabulary)
-        logits = BoundTensor.empty(sizes, "float32", self.engine.device)
+        said = {
+            name: BoundTensor.empty((1, *outputs[name].sizes[1:]), dtype, self.engine.device)
+            for name, dtype in SAID.items()
+        }
         return tuple(
-            {
-                name: logits if name == "logits" else row_of(tensor, row)
-                for name, tensor in outputs.items()
-            }
+            {name: said.get(name) or row_of(tensor, row) for name, tensor in outputs.items()}
             for row in range(rows)
         )
 
@@ -165,7 +171,7 @@ class SharedBatch:
         """The sequences."""
         return tuple(SharedSequence(self, row) for row in range(self.cache.rows))
 
-    def step(self, tokens: Step) -> dict[int, NDArray[np.float32]]:
+    def step(self, tokens: Step) -> dict[int, Following]:
         """Take in a token for each row that goes on; see `Batch.step`.
 
         The other rows compute as well, on the slot after their last, which nobody reads.
@@ -190,9 +196,8 @@ class SharedBatch:
             call.inputs["inputs_embeds"].write(decoder.table.look_up(ids)[:, None])
             call.inputs["seqlens_k"].write(self.lengths)
             decoder.engine.repeat(call)
-            logits: NDArray[np.float32] = call.outputs["logits"].numpy()
         self.lengths[list(tokens)] += 1
-        return {row: logits[row] for row in tokens}
+        return followings(call.outputs, tokens)
 
     def leave(self, row: int) -> None:
         """Give a row back; the last one gives back the cache."""
@@ -232,7 +237,7 @@ class SharedSequence:
         positions: Tensor,
         count: int,
         meanwhile: Callable[[], None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Following:
         """Take in the prompt; see `Sequence.extend`. `embeds` and `Positions` may have room for a whole
         bucket, and all may go on after the prompt."""
         decoder, cache = self.decoder, self.cache
@@ -260,10 +265,9 @@ class SharedSequence:
             meanwhile=meanwhile,
         )
         self.batch.lengths[self.row] = count
-        logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
-        return logits
+        return followings(outputs, [0])[0]
 
-    def step(self, token: int, position: int) -> NDArray[np.float32]:
+    def step(self, token: int, position: int) -> Following:
         """Take in one token; see `Sequence.step`."""
         return self.batch.step({self.row: (token, position)})[self.row]
 
@@ -301,6 +305,12 @@ def by_slot(positions: Tensor, count: int, padded: int, shift: int) -> Tensor:
             return positions.rows.viewed((padded, axes))
     places = on_host(positions)[:, 0, :count].T + shift
     return np.pad(places, ((0, padded - count), (0, 0)))
+
+
+def followings(outputs: Mapping[str, BoundTensor], rows: Iterable[int]) -> dict[int, Following]:
+    """What follows in some rows of what a decoder gave, which comes to the host once, if at all."""
+    logits, best = (cache(outputs[name].numpy) for name in SAID)
+    return {row: Following(logits, best, row) for row in rows}
 
 
 def row_of(tensor: BoundTensor, row: int) -> BoundTensor:

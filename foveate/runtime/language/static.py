@@ -15,7 +15,7 @@ from foveate.runtime.engines import Tensor
 from foveate.runtime.engines.bindings import WRITE_INDICES
 from foveate.runtime.engines.ranges import largest
 from foveate.runtime.engines.tensorrt import Call, TensorRTEngine
-from foveate.runtime.language.base import state_names, token_bytes
+from foveate.runtime.language.base import Following, state_names, token_bytes
 from foveate.runtime.language.device import check_capacity
 
 SPARE = 2
@@ -105,7 +105,7 @@ class StaticSequence:
         positions: Tensor,
         count: int,
         meanwhile: Callable[[], None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Following:
         """Take in `count` embedded tokens; see `Sequence.extend`.
 
         Raises:
@@ -127,11 +127,11 @@ class StaticSequence:
                 cache.blocks,
                 repeats=self.length == 0,
             )
-            logits: NDArray[np.float32] = outputs["logits"].numpy()[0]
+            logits: NDArray[np.float32] = outputs["logits"].numpy()
         self.length += count
-        return logits
+        return Following(lambda: logits)
 
-    def step(self, token: int, position: int) -> NDArray[np.float32]:
+    def step(self, token: int, position: int) -> Following:
         """Take in one token; see `Sequence.step`.
 
         Raises:
@@ -147,9 +147,9 @@ class StaticSequence:
             for name, array in written.items():
                 decoder.gpu.write(cache.step.inputs[name], array)
             decoder.engine.repeat(cache.step)
-            logits: NDArray[np.float32] = cache.step.outputs["logits"].numpy()[0]
+            logits: NDArray[np.float32] = cache.step.outputs["logits"].numpy()
         self.length += 1
-        return logits
+        return Following(lambda: logits)
 
     @property
     def cache_bytes(self) -> int:
