@@ -85,8 +85,7 @@ class Pixels:
         """Resize pictures as `preprocess` does, and leave the rest to the vision graph.
 
         Returns:
-            For each picture a run of levels uint8 [1, 1, rows, M, P, columns, M, P * 3], a view of its
-            pixels as tokens of M x M patches of P x P pixels; and position_ids int64 [patches, 2].
+            For each picture what `run` gives, of one step of one frame.
 
         Raises:
             ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
@@ -103,8 +102,7 @@ class Pixels:
         """Resize the frames of one video, and leave the rest to the vision graph.
 
         Returns:
-            One run of levels uint8 [steps, frames of a step, rows, M, P, columns, M, P * 3], and
-            position_ids int64 [patches of a step, 2].
+            What `run` gives, once.
 
         Raises:
             ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
@@ -153,11 +151,22 @@ class Pixels:
         return out.reshape(count, -1)
 
     def run(self, levels: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
-        """What the vision graph takes of levels [steps, frames, height, width, 3]."""
-        patch, merge = self.settings.patch_size, self.settings.merge_size
-        rows, columns = self.grid(levels[0, 0])
-        shape = (*levels.shape[:2], rows, merge, patch, columns, merge, patch * 3)
-        return {"levels": levels.reshape(shape), "position_ids": self.places(levels[0, 0])}
+        """What the vision graph takes of levels [steps, frames, height, width, 3].
+
+        Returns:
+            levels uint8 [steps, frames, runs, P * 3], a view of each frame as runs of P pixels;
+            position_ids int64 [patches of a step, 2]; columns int64 [1], runs in a row of pixels;
+            lengths int32 [steps], the patches of each step.
+        """
+        steps, frames, height, width = levels.shape[:4]
+        patch, places = self.settings.patch_size, self.places(levels[0, 0])
+        columns = width // patch
+        return {
+            "levels": levels.reshape(steps, frames, height * columns, patch * 3),
+            "position_ids": places,
+            "columns": np.array([columns], np.int64),
+            "lengths": np.full(steps, len(places), np.int32),
+        }
 
     def grid(self, levels: Levels) -> tuple[int, int]:
         """Rows and columns of visual tokens."""

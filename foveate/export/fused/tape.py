@@ -1,5 +1,6 @@
 """A graph written operator by operator, its weights left where torch has them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class GraphTape:
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """One standard operator with one output."""
         return self.tape.op(kind, inputs, attributes)
+
+    def split(self, value: ir.Value, parts: int, axis: int) -> Sequence[ir.Value]:
+        """`value` cut into equal parts along an axis, by one operator."""
+        attributes = {"axis": axis, "num_outputs": parts}
+        return self.tape.op_multi_out("Split", [value], attributes, num_outputs=parts)
 
     def fused(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """One of onnxruntime's operators with one output."""

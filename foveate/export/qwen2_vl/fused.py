@@ -44,9 +44,12 @@ def fused(
 def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Model:
     """The vision encoder of one picture or video: 8-bit levels to visual tokens.
 
-    Takes `levels` uint8 [T, F, rows, M, P, columns, M, P · 3], frames of whole tokens (M patches of
-    P pixels along each side; F is 1 for a picture, which then fills all frames of a patch), and
-    `position_ids` int64 [patches of a frame, 2]; gives `visual_embeds` [N_v, H].
+    Takes `levels` uint8 [T, F, runs, P · 3], the pixels of each frame as runs of P, row of pixels
+    after row of pixels (F is 1 for a picture, which then fills all frames of a patch);
+    `position_ids` int64 [patches of a frame, 2], (row, column) of each patch in token order;
+    `columns` int64 [1], runs in a row of pixels; and `lengths` int32 [T], how many patches of each
+    step in time are real. The others only fill up: no real one looks at them, and runs that no
+    patch is at are not read. Gives `visual_embeds` [N_v, H], also of what fills up.
 
     Raises:
         ExportError: An activation that the fused operators lack.
@@ -59,13 +62,14 @@ def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Mod
         )
     tape = GraphTape(model.dtype)
     patch, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-    levels = tape.input(
-        "levels", UINT8, ["times", "frames", "rows", merge, patch, "columns", merge, patch * 3]
-    )
+    levels = tape.input("levels", UINT8, ["times", "frames", "runs", patch * 3])
     places = tape.input("position_ids", INT64, ["patches", 2])
+    columns = tape.input("columns", INT64, [1])
+    lengths = tape.input("lengths", INT32, ["times"])
 
+    runs = _runs(tape, places, columns, patch)
     hidden = tape.linear(
-        _patches(tape, levels, settings, frames, patch), "patch_embed",
+        _patches(tape, levels, runs, settings, frames, patch), "patch_embed",
         _patch_weight(tower).permute(0, 2, 3, 4, 1).flatten(1), None,
     )  # fmt: skip
     depth = config.embed_dim // config.num_heads
@@ -94,7 +98,7 @@ def vision(model: Qwen2VLForConditionalGeneration, settings: Settings) -> ir.Mod
             for part, weight, bias in zip("qk", weights, biases, strict=False)
         )  # fmt: skip
         value = tape.linear(normed, f"{name}.attn.v", weights[2], None)
-        attended = _attention(tape, query, key, value, config.num_heads)
+        attended = _attention(tape, query, key, value, lengths, config.num_heads)
         projection = block.attn.proj
         attended = tape.linear(attended, f"{name}.attn.proj", projection.weight, None)
         # Attention weights sum to 1, so the values' bias passes through them as it is.
@@ -303,12 +307,20 @@ def _patch_weight(tower: nn.Module) -> Tensor:
     return weight
 
 
+def _runs(tape: GraphTape, places: ir.Value, columns: ir.Value, patch: int) -> ir.Value:
+    """Which runs of pixels make up each patch, int64 [patches, P]."""
+    row, column = tape.split(places, 2, axis=1)
+    first = tape.op("Mul", row, tape.constant(np.array([patch], np.int64)))
+    rows = tape.op("Add", first, tape.constant(np.arange(patch, dtype=np.int64)))
+    return tape.op("Add", tape.op("Mul", rows, columns), column)
+
+
 def _patches(
-    tape: GraphTape, levels: ir.Value, settings: Settings, frames: int, patch: int
+    tape: GraphTape, levels: ir.Value, runs: ir.Value, settings: Settings, frames: int, patch: int
 ) -> ir.Value:
     """Normalised patches [T, patches of a frame, frames · P · P · 3] of 8-bit levels."""
-    blocks = tape.op("Transpose", levels, perm=[0, 2, 5, 3, 6, 1, 4, 7])
-    shape = np.array([1, 1, 1, 1, 1, frames, 1, 1], np.int64)
+    blocks = tape.op("Transpose", tape.op("Gather", levels, runs, axis=2), perm=[0, 2, 1, 3, 4])
+    shape = np.array([1, 1, frames, 1, 1], np.int64)
     blocks = tape.op("Expand", blocks, tape.constant(shape))
     width = frames * patch * patch * 3
     rows = tape.op("Reshape", blocks, tape.constant(np.array([0, -1, width], np.int64)))
@@ -365,11 +377,19 @@ def _turns(tape: GraphTape, angles: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 
 def _attention(
-    tape: GraphTape, query: ir.Value, key: ir.Value, value: ir.Value, heads: int
+    tape: GraphTape,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    lengths: ir.Value,
+    heads: int,
 ) -> ir.Value:
-    """Attention of every patch of a frame to all of it; onnxruntime has no kernel of it for bfloat16."""
+    """Attention of every patch of a frame to the first `lengths` of it, those that are real.
+
+    onnxruntime has no kernel of it for bfloat16.
+    """
     states = [query, key, value]
     if tape.dtype == BFLOAT16:
         states = [tape.cast(state, FLOAT16) for state in states]
-    attended = tape.fused("MultiHeadAttention", *states, num_heads=heads)
+    attended = tape.fused("MultiHeadAttention", *states, None, lengths, num_heads=heads)
     return tape.cast(attended, BFLOAT16) if tape.dtype == BFLOAT16 else attended
