@@ -94,7 +94,7 @@ class FusedBackend:
         for feeds, count in zip(vision.runs, counts, strict=True):
             part = whole.viewed((count, self._width), start * self._width)
             into = {"visual_embeds": part}
-            engine.run(feeds, {}, into, repeats=False, meanwhile=meanwhile)
+            engine.run(feeds, {}, into, record=False, meanwhile=meanwhile)
             meanwhile = None
             start += count
         return whole

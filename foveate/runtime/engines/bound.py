@@ -27,7 +27,7 @@ CAPTURING = {"enable_cuda_graph": "1", "use_tf32": "1"}
 do in float32 has factors no more exact than TF32's."""
 SMALL = 1 << 16
 """Bytes up to which comparing an array with what was written before is quicker than writing it."""
-MOST_GRAPHS = 16
+MOST_GRAPHS = 32
 MOST_SEEN = 256
 OUTSIDE = -1
 """What onnxruntime takes as the number of a run that is not to be captured."""
@@ -127,7 +127,7 @@ class BoundEngine:
     """One session; runs wait for each other.
 
     A call whose shapes, and whose inputs on the device, are those of an earlier one gets memory of its
-    own and is captured as a CUDA graph, for the thread that makes it.
+    own and is captured as a CUDA graph, for the thread that makes it; `record` asks for it sooner, or not.
     """
 
     def __init__(self, path: Path, options: OnnxOptions, host: tuple[str, ...] = ()) -> None:
@@ -154,17 +154,18 @@ class BoundEngine:
         sizes: Mapping[str, tuple[int, ...]],
         into: Mapping[str, BoundTensor] | None = None,
         *,
-        repeats: bool = True,
+        record: bool | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, BoundTensor]:
         """Run once.
 
         Args:
             feeds: Arrays, and tensors of other bound engines, by input.
-            sizes: Of the outputs to give in memory of their own. Where a call repeats, it is the same
-                memory each time: what is in it holds until the same thread makes the same call again.
+            sizes: Of the outputs to give in memory of their own. Where a call is recorded, it is the
+                same memory each time: what is in it holds until the same thread makes the same call again.
             into: The outputs to write to memory that is there.
-            repeats: Whether a call that is like an earlier one may become a CUDA graph.
+            record: Whether the call becomes a CUDA graph, of which there are `MOST_GRAPHS` at most: at
+                once (True), never (False), or if it is like an earlier one (None).
             meanwhile: What the host does before it waits for the device.
 
         Raises:
@@ -176,12 +177,8 @@ class BoundEngine:
             key = self._key(feeds, sizes, into)
             call = self.calls.get(key)
             if call is None:
-                captured = (
-                    repeats
-                    and self.captures
-                    and self.seen[key] > 0
-                    and len(self.calls) < MOST_GRAPHS
-                )
+                wanted = self.seen[key] > 0 if record is None else record
+                captured = wanted and self.captures and len(self.calls) < MOST_GRAPHS
                 taken = {
                     name: BoundTensor.empty(one, self.types[name], self.device)
                     for name, one in sizes.items()

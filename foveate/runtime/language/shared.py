@@ -261,7 +261,7 @@ class SharedSequence:
             },
             {},
             written,
-            repeats=alone and count <= BUCKETED,
+            record=None if alone and count <= BUCKETED else False,
             meanwhile=meanwhile,
         )
         self.batch.lengths[self.row] = count
