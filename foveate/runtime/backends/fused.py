@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
+from foveate.runtime.backends.padding import Padding, can_pad
 from foveate.runtime.backends.rows import KeptIndices, arrange
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value, length, on_host
@@ -49,7 +50,7 @@ class FusedBackend:
         self.capacity = manifest.limits.prompt_tokens
         self.remedy = "export with a higher --visual-tokens"
         self._engines, self._table, self._width = engines, table, manifest.model.hidden_size
-        self._own = threading.local()
+        self._own, self._padding = threading.local(), Padding()
         self._decoder = SharedDecoder(engines["decoder"], manifest.model, table, self.capacity)
 
     @classmethod
@@ -86,8 +87,7 @@ class FusedBackend:
         engine = self._engines["vision"]
         counts = [int(np.prod(grid)) for grid in vision.grids]
         if len(counts) == 1:
-            sizes = {"visual_embeds": (counts[0], self._width)}
-            return engine.run(vision.runs[0], sizes, meanwhile=meanwhile)["visual_embeds"]
+            return self._encode_one(vision.runs[0], counts[0], meanwhile)
         dtype = engine.types["visual_embeds"]
         whole = BoundTensor.empty((sum(counts), self._width), dtype, self.device)
         start = 0
@@ -154,6 +154,20 @@ class FusedBackend:
     def start_batch(self, extents: Collection[Extent]) -> Batch:
         """Begin sequences that decode together; see `Backend.start_batch`."""
         return self._decoder.start_batch(extents)
+
+    def _encode_one(
+        self, feeds: dict[str, NDArray[Any]], count: int, meanwhile: Callable[[], None] | None
+    ) -> BoundTensor:
+        """The visual tokens of one picture or video, filled up on CUDA until its very size comes again."""
+        engine, tokens, record = self._engines["vision"], count, None
+        if engine.captures and can_pad(feeds, count):
+            if self._padding.comes_again(feeds["levels"].shape):
+                record = True
+            else:
+                feeds, tokens = self._padding.fill_up(feeds, count)
+        sizes = {"visual_embeds": (tokens, self._width)}
+        outputs = engine.run(feeds, sizes, record=record, meanwhile=meanwhile)
+        return outputs["visual_embeds"].viewed((count, self._width))
 
     def _prompt(self, count: int) -> BoundTensor:
         """Memory [1, count, H] for a prompt."""
