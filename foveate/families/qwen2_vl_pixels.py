@@ -108,7 +108,9 @@ class Pixels:
             ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
         """
         resized, depth = self.paired(frames), self.settings.temporal_patch_size
-        whole = np.stack(resized).reshape(-1, depth, *resized[0].shape)
+        whole = np.empty((len(resized), *resized[0].shape), np.uint8)
+        for_each(lambda number, levels: np.copyto(whole[number - 1], levels), resized)
+        whole = whole.reshape(-1, depth, *resized[0].shape)
         return Vision(
             feeds={},
             grids=((len(whole), *self.grid(resized[0])),),
