@@ -17,7 +17,7 @@ from foveate.export import ExportOptions, export
 from foveate.families.base import Vision
 from foveate.runtime.backends import padding
 from foveate.runtime.backends.fused import FusedBackend
-from foveate.runtime.backends.padding import MOST_SEEN, PADDED, Padding
+from foveate.runtime.backends.padding import AGAIN, MOST_SEEN, PADDED, Padding, bucket
 from foveate.runtime.engines.bound import BoundEngine
 from tests.conftest import NANO, Sample
 
@@ -76,8 +76,9 @@ def noise(height: int, width: int) -> Image.Image:
 
 
 def spoil(backend: FusedBackend) -> None:
-    """Put other bytes wherever pictures of this thread are filled up."""
-    for levels in backend._padding.own.__dict__.get("levels", {}).values():
+    """Put other bytes where pictures of this thread are filled up."""
+    levels = getattr(backend._padding.own, "levels", None)
+    if levels is not None:
         levels[:] = np.random.default_rng(1).integers(0, 256, levels.shape, np.uint8)
 
 
@@ -102,7 +103,7 @@ def test_a_padded_picture_gives_the_visual_tokens_of_a_bare_one(
     monkeypatch: pytest.MonkeyPatch,
     frames: int,
 ) -> None:
-    """A bucket's memory is used again, recorded from the second picture on, and its rest is not read."""
+    """Memory is used again, buckets are recorded from their second picture on, and their rest is not read."""
     family = pipe._family
     monkeypatch.setattr(padding, "MOST_EXACT", 0)
     for height, width in SIZES * 2:
@@ -114,7 +115,7 @@ def test_a_padded_picture_gives_the_visual_tokens_of_a_bare_one(
         assert vision.runs[0]["levels"].shape[:2] == (1, frames)
         spoil(backend)
         close(backend.encode(vision).numpy(), bare(backend, vision))
-    assert len(captures.calls) == len(backend._padding.own.levels) == 3
+    assert len(captures.calls) == 3
 
 
 def test_answers_are_those_of_bare_pictures(
@@ -128,6 +129,7 @@ def test_answers_are_those_of_bare_pictures(
     asked: list[dict[str, Any]] = [
         {"images": [picture.resize(size)]} for size in ((224, 224), (180, 300), (310, 130))
     ]
+    asked.append({"images": [one["images"][0] for one in asked]})
     asked.append({"video": frames})
 
     def answers() -> list[Any]:
@@ -145,10 +147,10 @@ def test_answers_are_those_of_bare_pictures(
         assert given.token_ids == wanted.token_ids
         assert np.array_equal(given.visual.indices, wanted.visual.indices)
         assert given.cache_bytes == wanted.cache_bytes
-    assert backend._padding.own.levels
+    assert backend._padding.own.levels.size
 
 
-def test_a_size_is_padded_at_first_and_recorded_as_it_is_when_it_comes_again(
+def test_a_size_is_padded_until_it_has_come_often(
     pipe: Pipeline,
     backend: FusedBackend,
     captures: BoundEngine,
@@ -166,23 +168,25 @@ def test_a_size_is_padded_at_first_and_recorded_as_it_is_when_it_comes_again(
     assert len(captures.calls) == 0
     assert encode(224, 308) == (BUCKET, None)
     assert len(captures.calls) == 1
+    assert encode(252, 252) == (BUCKET, None)
+    assert encode(252, 252) == (81, True)
     assert encode(252, 252) == (81, True)
     assert len(captures.calls) == 2
+    assert encode(308, 224) == (BUCKET, None)
     assert encode(308, 224) == (88, True)
-    for _ in range(2):
+    for _ in range(4):
         assert encode(168, 420) == (BUCKET, None)
     assert encode(224, 308) == (88, True)
     assert len(captures.calls) == 3
     assert len(backend._padding.exact) == 2
 
 
-def test_only_small_pictures_alone_are_padded(
+def test_what_is_padded(
     pipe: Pipeline,
     backend: FusedBackend,
     asked: list[tuple[int, bool | None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(padding, "MOST_PADDED", 81)
     family, small = pipe._family, noise(252, 252)
 
     def encode(vision: Vision) -> list[tuple[int, bool | None]]:
@@ -191,13 +195,24 @@ def test_only_small_pictures_alone_are_padded(
         backend.encode(vision)
         return asked
 
-    assert encode(family.levels([noise(224, 308)])) == [(88, None)]
-    assert encode(family.levels([small, small])) == [(81, False)] * 2
+    assert encode(family.levels([small, noise(224, 308)])) == [(BUCKET, False)] * 2
     assert encode(family.levels_of_frames([small] * 3)) == [(81, None)]  # type: ignore[attr-defined]
     assert encode(family.levels_of_frames([small] * 2)) == [(BUCKET, None)]  # type: ignore[attr-defined]
     assert encode(family.levels([small])) == [(BUCKET, None)]
+    assert encode(family.levels([small])) == [(81, True)]
+    assert encode(family.levels([small, small])) == [(81, False)] * 2
     monkeypatch.setattr(backend._engines["vision"], "captures", False)
     assert encode(family.levels([small])) == [(81, None)]
+
+
+def test_buckets_are_few_and_little_fills_them_up() -> None:
+    buckets = {bucket(count) for count in range(1, 16385)}
+    assert len(buckets) == 48
+    for count in range(256, 16385, 7):
+        assert count <= bucket(count) <= count * 1.25
+    assert [bucket(count) for count in (1, 64, 65, 1024, 1025, 1302, 2049)] == [
+        64, 64, 128, 1024, 1152, 1408, 2304,
+    ]  # fmt: skip
 
 
 def test_threads_fill_up_pictures_in_memory_of_their_own(
@@ -226,12 +241,12 @@ def test_threads_fill_up_pictures_in_memory_of_their_own(
 
 def test_sizes_that_were_seen_are_forgotten_once_they_are_too_many() -> None:
     sizes = Padding()
-    assert not sizes.comes_again((0,))
+    assert [sizes.comes_again((0,)) for _ in range(AGAIN - 1)] == [False] * (AGAIN - 1)
     for number in range(1, 2 * MOST_SEEN):
         assert not sizes.comes_again((number,))
         assert len(sizes.seen) <= MOST_SEEN
-    assert not sizes.comes_again((0,))
-    assert sizes.comes_again((0,))
+    again = [sizes.comes_again((0,)) for _ in range(AGAIN + 1)]
+    assert again == [False] * (AGAIN - 1) + [True] * 2
 
 
 @pytest.mark.gpu

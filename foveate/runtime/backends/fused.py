@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
-from foveate.runtime.backends.padding import Padding, can_pad
+from foveate.runtime.backends.padding import Padding, bucket, can_pad
 from foveate.runtime.backends.rows import KeptIndices, arrange
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value, length, on_host
@@ -87,17 +87,23 @@ class FusedBackend:
         engine = self._engines["vision"]
         counts = [int(np.prod(grid)) for grid in vision.grids]
         if len(counts) == 1:
-            return self._encode_one(vision.runs[0], counts[0], meanwhile)
+            feeds, tokens, exact = self._padded(vision.runs[0], counts[0])
+            sizes = {"visual_embeds": (tokens, self._width)}
+            record = True if exact else None
+            visual = engine.run(feeds, sizes, record=record, meanwhile=meanwhile)["visual_embeds"]
+            return visual.viewed((counts[0], self._width))
+        # What fills a picture up lies where the next one is written, and after the last.
+        rows = sum(counts) + bucket(max(counts))
         dtype = engine.types["visual_embeds"]
-        whole = BoundTensor.empty((sum(counts), self._width), dtype, self.device)
+        whole = BoundTensor.empty((rows, self._width), dtype, self.device)
         start = 0
-        for feeds, count in zip(vision.runs, counts, strict=True):
-            part = whole.viewed((count, self._width), start * self._width)
-            into = {"visual_embeds": part}
-            engine.run(feeds, {}, into, record=False, meanwhile=meanwhile)
+        for run, count in zip(vision.runs, counts, strict=True):
+            feeds, tokens, _ = self._padded(run, count)
+            part = whole.viewed((tokens, self._width), start * self._width)
+            engine.run(feeds, {}, {"visual_embeds": part}, record=False, meanwhile=meanwhile)
             meanwhile = None
             start += count
-        return whole
+        return whole.viewed((start, self._width))
 
     def place(self, feeds: Feeds) -> Feeds:
         """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
@@ -155,19 +161,16 @@ class FusedBackend:
         """Begin sequences that decode together; see `Backend.start_batch`."""
         return self._decoder.start_batch(extents)
 
-    def _encode_one(
-        self, feeds: dict[str, NDArray[Any]], count: int, meanwhile: Callable[[], None] | None
-    ) -> BoundTensor:
-        """The visual tokens of one picture or video, filled up on CUDA until its very size comes again."""
-        engine, tokens, record = self._engines["vision"], count, None
-        if engine.captures and can_pad(feeds, count):
-            if self._padding.comes_again(feeds["levels"].shape):
-                record = True
-            else:
-                feeds, tokens = self._padding.fill_up(feeds, count)
-        sizes = {"visual_embeds": (tokens, self._width)}
-        outputs = engine.run(feeds, sizes, record=record, meanwhile=meanwhile)
-        return outputs["visual_embeds"].viewed((count, self._width))
+    def _padded(
+        self, feeds: dict[str, NDArray[Any]], count: int
+    ) -> tuple[dict[str, NDArray[Any]], int, bool]:
+        """One picture or video, filled up on CUDA until its very size has come often; its tokens then, and
+        whether that is so."""
+        if not self._engines["vision"].captures or not can_pad(feeds):
+            return feeds, count, False
+        if self._padding.comes_again(feeds["levels"].shape):
+            return feeds, count, True
+        return *self._padding.fill_up(feeds, count), False
 
     def _prompt(self, count: int) -> BoundTensor:
         """Memory [1, count, H] for a prompt."""

@@ -1,6 +1,8 @@
 """Pictures of ever new sizes in a few shapes: filled up to buckets of visual tokens."""
 
 import threading
+from collections import Counter
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,13 @@ from numpy.typing import NDArray
 
 from foveate.runtime.language.shared import rounded
 
-PADDED = 64
-"""A picture is filled up to a multiple of so many visual tokens."""
-MOST_PADDED = 1024
-"""Visual tokens of the largest picture that is filled up."""
+PADDED, STEPS = 64, 16
+"""A picture is filled up to a multiple of PADDED visual tokens; of more where it has over STEPS times as
+many, so that what fills up is little beside it and buckets stay few."""
+AGAIN = 3
+"""A size that comes for this time is recorded as it is."""
 MOST_EXACT = 8
-"""Sizes that are recorded as they are, because they came again."""
+"""Sizes that are recorded as they are."""
 MOST_SEEN = 256
 
 Arrays = dict[str, NDArray[Any]]
@@ -21,47 +24,61 @@ Sizes = tuple[int, ...]
 
 
 class Padding:
-    """Which pictures are filled up, for all threads, and each thread's memory to fill them up in."""
+    """Which pictures are filled up, for all threads, and each thread's memory to fill them up in.
+
+    cuDNN plans attention anew for each size, and a CUDA graph is of one size: both take longer than
+    most pictures do.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
         self.lock = threading.Lock()
-        self.seen: set[Sizes] = set()
+        self.seen: Counter[Sizes] = Counter()
         self.exact: set[Sizes] = set()
         self.own = threading.local()
 
     def comes_again(self, sizes: Sizes) -> bool:
-        """Whether levels of these sizes are to be recorded as they are; remembers that they came."""
+        """Whether levels of these sizes are run as they are; remembers that they came."""
         with self.lock:
             if sizes in self.exact:
                 return True
-            if sizes in self.seen and len(self.exact) < MOST_EXACT:
-                self.exact.add(sizes)
-                return True
             if len(self.seen) >= MOST_SEEN:
                 self.seen.clear()
-            self.seen.add(sizes)
-            return False
+            self.seen[sizes] += 1
+            if self.seen[sizes] < AGAIN or len(self.exact) >= MOST_EXACT:
+                return False
+            self.exact.add(sizes)
+            return True
 
     def fill_up(self, feeds: Arrays, count: int) -> tuple[Arrays, int]:
         """What the vision graph takes of a picture of `count` tokens, filled up, and its tokens then.
 
-        The levels are the thread's own memory, which the next picture of the bucket is written to.
+        The levels are the thread's own memory, which its next picture is written to.
         """
         levels, places = feeds["levels"], feeds["position_ids"]
-        padded = rounded(count, PADDED)
+        padded = bucket(count)
         patches = padded * len(places) // count
         times, frames, runs, width = levels.shape
         sizes = times, frames, runs // len(places) * patches, width
-        memory: dict[Sizes, NDArray[Any]] = self.own.__dict__.setdefault("levels", {})
-        if sizes not in memory:
-            memory[sizes] = np.empty(sizes, levels.dtype)
-        memory[sizes][:, :, :runs] = levels
+        memory: NDArray[Any] | None = getattr(self.own, "levels", None)
+        if memory is None or memory.size < prod(sizes):
+            # Any level is finite once it is normalised, so that what was left here does no harm.
+            memory = self.own.levels = np.empty(prod(sizes), levels.dtype)
+        filled = memory[: prod(sizes)].reshape(sizes)
+        filled[:, :, :runs] = levels
         all_places = np.zeros((patches, 2), places.dtype)
         all_places[: len(places)] = places
-        return {**feeds, "levels": memory[sizes], "position_ids": all_places}, padded
+        return {**feeds, "levels": filled, "position_ids": all_places}, padded
 
 
-def can_pad(feeds: Arrays, count: int) -> bool:
-    """Whether it is one picture, or one step of a video, and small enough to be filled up."""
-    return len(feeds["lengths"]) == 1 and count <= MOST_PADDED
+def bucket(count: int) -> int:
+    """Visual tokens of a picture of `count` when it is filled up."""
+    unit = PADDED
+    while count > STEPS * unit:
+        unit *= 2
+    return rounded(count, unit)
+
+
+def can_pad(feeds: Arrays) -> bool:
+    """Whether it is one picture, or one step of a video: what fills up comes after it."""
+    return len(feeds["lengths"]) == 1
