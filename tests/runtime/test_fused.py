@@ -17,9 +17,10 @@ from foveate.export import ExportOptions, export
 from foveate.runtime.backends import fused
 from foveate.runtime.backends.fused import TEXT, FusedBackend
 from foveate.runtime.backends.rows import arrange
+from foveate.runtime.buckets import bucket
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions
-from foveate.runtime.language.shared import BUCKET, BUCKETED, STEP, Positions, bucket
+from foveate.runtime.language.shared import PROMPT, STEP, Positions
 from tests.conftest import NANO, Sample
 
 RELEVANCE = 1e-4
@@ -111,13 +112,13 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
     backend = pipe._backend
     assert isinstance(backend, FusedBackend)
     monkeypatch.setattr(backend._decoder, "pads", True)
-    count, width = BUCKET + 3, pipe.bundle.manifest.model.hidden_size
+    count, width = PROMPT + 3, pipe.bundle.manifest.model.hidden_size
     rows = np.random.default_rng(0).standard_normal((1, count, width)).astype(np.float32)
     places = np.tile(np.arange(count), (3, 1, 1))
-    roomy = BoundTensor.zeros((1, BUCKETED, width), "float32", "cpu")
+    roomy = BoundTensor.zeros((1, 2 * PROMPT, width), "float32", "cpu")
     roomy.memory.numpy()[:] = 7.0
     roomy.memory.numpy()[:, :count] = rows
-    slots = BoundTensor.zeros((BUCKETED, 3), "int64", "cpu")
+    slots = BoundTensor.zeros((2 * PROMPT, 3), "int64", "cpu")
     slots.memory.numpy()[:] = 99
     slots.memory.numpy()[:count] = places[:, 0].T
     held = Positions(slots.viewed((count, 3)))
@@ -134,7 +135,7 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
         logits += [[*said, sequence.step(9, count + 1).logits()]]
         assert sequence.length == count + 2
         sequence.close()
-    assert bucket(count) == 2 * BUCKET
+    assert bucket(count, PROMPT) == 2 * PROMPT
     np.testing.assert_allclose(logits[1], logits[0], atol=LOGITS, rtol=0)
     assert np.array_equal(logits[2], logits[1])
 

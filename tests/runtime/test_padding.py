@@ -17,7 +17,7 @@ from foveate.export import ExportOptions, export
 from foveate.families.base import Vision
 from foveate.runtime.backends import padding
 from foveate.runtime.backends.fused import FusedBackend
-from foveate.runtime.backends.padding import AGAIN, MOST_SEEN, PADDED, Padding, bucket
+from foveate.runtime.backends.padding import AGAIN, MOST_SEEN, PICTURE, Padding
 from foveate.runtime.engines.bound import BoundEngine
 from tests.conftest import NANO, Sample
 
@@ -27,7 +27,7 @@ another order (they were not where this was written: there was no difference).""
 
 SIZES = [(364, 252), (224, 308), (252, 420), (252, 252), (224, 224), (448, 252)]
 """117, 88, 135, 81, 64 and 144 visual tokens, of which 64 are a full bucket."""
-BUCKET = 2 * PADDED
+BUCKET = 2 * PICTURE
 
 cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
@@ -203,16 +203,6 @@ def test_what_is_padded(
     assert encode(family.levels([small, small])) == [(81, False)] * 2
     monkeypatch.setattr(backend._engines["vision"], "captures", False)
     assert encode(family.levels([small])) == [(81, None)]
-
-
-def test_buckets_are_few_and_little_fills_them_up() -> None:
-    buckets = {bucket(count) for count in range(1, 16385)}
-    assert len(buckets) == 48
-    for count in range(256, 16385, 7):
-        assert count <= bucket(count) <= count * 1.25
-    assert [bucket(count) for count in (1, 64, 65, 1024, 1025, 1302, 2049)] == [
-        64, 64, 128, 1024, 1152, 1408, 2304,
-    ]  # fmt: skip
 
 
 def test_threads_fill_up_pictures_in_memory_of_their_own(

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
-from foveate.runtime.backends.padding import Padding, bucket, can_pad
+from foveate.runtime.backends.padding import PICTURE, Padding, can_pad
 from foveate.runtime.backends.rows import KeptIndices, arrange
+from foveate.runtime.buckets import bucket, rounded
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value, length, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
 from foveate.runtime.language.base import Batch, Extent, Sequence
-from foveate.runtime.language.shared import BUCKETED, Positions, SharedDecoder, rounded
+from foveate.runtime.language.shared import PROMPT, Positions, SharedDecoder
 
 HOST = {
     "vision": (),
@@ -30,6 +31,8 @@ HOST = {
 TEXT = 32
 """The compressor takes text and instruction as multiples of this: questions about as long as earlier ones
 are then launched as a CUDA graph that there is."""
+ROOM = 1024
+"""Memory for a prompt has a multiple of so many tokens."""
 MOST_PLACED = 256
 """How many inputs of different sizes a thread has memory for."""
 
@@ -93,7 +96,7 @@ class FusedBackend:
             visual = engine.run(feeds, sizes, record=record, meanwhile=meanwhile)["visual_embeds"]
             return visual.viewed((counts[0], self._width))
         # What fills a picture up lies where the next one is written, and after the last.
-        rows = sum(counts) + bucket(max(counts))
+        rows = sum(counts) + bucket(max(counts), PICTURE)
         dtype = engine.types["visual_embeds"]
         whole = BoundTensor.empty((rows, self._width), dtype, self.device)
         start = 0
@@ -181,7 +184,7 @@ class FusedBackend:
         memory: BoundTensor | None = getattr(self._own, name, None)
         if memory is None or memory.room < prod(sizes):
             # Cleared, so that what pads a bucket is finite.
-            whole = rounded(sizes[-2], BUCKETED), sizes[-1]
+            whole = rounded(bucket(sizes[-2], PROMPT), ROOM), sizes[-1]
             dtype = self._engines["decoder"].types[name]
             memory = BoundTensor.zeros(whole, dtype, self.device)
             setattr(self._own, name, memory)

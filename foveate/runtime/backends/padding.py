@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.runtime.language.shared import rounded
+from foveate.runtime.buckets import bucket
 
-PADDED, STEPS = 64, 16
-"""A picture is filled up to a multiple of PADDED visual tokens; of more where it has over STEPS times as
-many, so that what fills up is little beside it and buckets stay few."""
+PICTURE = 64
+"""A picture is filled up to a multiple of so many visual tokens."""
 AGAIN = 3
 """A size that comes for this time is recorded as it is."""
 MOST_EXACT = 8
@@ -24,11 +23,7 @@ Sizes = tuple[int, ...]
 
 
 class Padding:
-    """Which pictures are filled up, for all threads, and each thread's memory to fill them up in.
-
-    cuDNN plans attention anew for each size, and a CUDA graph is of one size: both take longer than
-    most pictures do.
-    """
+    """Which pictures are filled up, for all threads, and each thread's memory to fill them up in."""
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
@@ -56,7 +51,7 @@ class Padding:
         The levels are the thread's own memory, which its next picture is written to.
         """
         levels, places = feeds["levels"], feeds["position_ids"]
-        padded = bucket(count)
+        padded = bucket(count, PICTURE)
         patches = padded * len(places) // count
         times, frames, runs, width = levels.shape
         sizes = times, frames, runs // len(places) * patches, width
@@ -69,14 +64,6 @@ class Padding:
         all_places = np.zeros((patches, 2), places.dtype)
         all_places[: len(places)] = places
         return {**feeds, "levels": filled, "position_ids": all_places}, padded
-
-
-def bucket(count: int) -> int:
-    """Visual tokens of a picture of `count` when it is filled up."""
-    unit = PADDED
-    while count > STEPS * unit:
-        unit *= 2
-    return rounded(count, unit)
 
 
 def can_pad(feeds: Arrays) -> bool:

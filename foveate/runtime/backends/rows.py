@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.runtime.buckets import rounded
 from foveate.runtime.engines import Feeds, Value, on_host
-from foveate.runtime.language.shared import rounded
 
 
 def arrange(feeds: Feeds, unit: int) -> dict[str, Any]:

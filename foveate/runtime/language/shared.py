@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.manifest import ModelFacts
+from foveate.runtime.buckets import bucket
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Tensor, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
 from foveate.runtime.language.base import Extent, Following, Step, state_names, token_bytes
 
 STEP = 256
-"""Caches are as long as a multiple of this."""
-BUCKET, BUCKETED = 128, 1024
-"""Prompts of up to BUCKETED tokens are run as a multiple of BUCKET: what is padded comes after them,
-where they do not look, and lengths that repeat become CUDA graphs. Longer ones keep the GPU busy."""
+"""Caches are as long as a multiple of this; a long prompt's bucket has room in them, too."""
+PROMPT = 128
+"""Prompts are run as a multiple of this: what fills them up comes after them, where they do not look."""
+RECORDED = 1024
+"""Tokens of the longest prompts that become CUDA graphs; longer ones keep the GPU busy."""
 SPARE = 2
 """Caches for one sequence that are kept for the next; of those for each other number of rows, one is."""
 
@@ -100,7 +102,7 @@ class SharedDecoder:
                 cache = min(fitting, key=lambda one: one.capacity)
                 self.spare.remove(cache)
                 return cache
-            capacity = rounded(capacity, STEP)
+            capacity = bucket(capacity, STEP)
             try:
                 return self.make(rows, capacity)
             except BackendError:
@@ -242,9 +244,10 @@ class SharedSequence:
         bucket, and all may go on after the prompt."""
         decoder, cache = self.decoder, self.cache
         written, shift = cache.prompts[self.row], self.batch.shifts[self.row]
+        width = decoder.model.hidden_size
         # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
-        alone, width = cache.rows == 1, decoder.model.hidden_size
-        padded = bucket(count) if decoder.pads and alone else count
+        alone = cache.rows == 1
+        padded = bucket(count, PROMPT) if decoder.pads else count
         room = embeds.room if isinstance(embeds, BoundTensor) else 0
         if room < padded * width or padded > cache.capacity:
             padded = count
@@ -261,7 +264,7 @@ class SharedSequence:
             },
             {},
             written,
-            record=None if alone and count <= BUCKETED else False,
+            record=None if alone and count <= RECORDED else False,
             meanwhile=meanwhile,
         )
         self.batch.lengths[self.row] = count
@@ -317,13 +320,3 @@ def row_of(tensor: BoundTensor, row: int) -> BoundTensor:
     """One row [1, …] of a tensor [rows, …], where it lies."""
     sizes = (1, *tensor.sizes[1:])
     return tensor.viewed(sizes, row * prod(sizes))
-
-
-def rounded(count: int, unit: int) -> int:
-    """`count` up to the next multiple of `unit`."""
-    return -(-count // unit) * unit
-
-
-def bucket(count: int) -> int:
-    """How many tokens a prompt of `count` is run as."""
-    return rounded(count, BUCKET) if count <= BUCKETED else count
