@@ -95,6 +95,27 @@ def close(given: NDArray[Any], wanted: NDArray[Any], most: float = VISUAL) -> No
     assert np.abs(given - wanted).max() <= most * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "steps"), [(199, [1] * 13), (200, [2] * 6 + [1]), (2048, [8, 4, 1])]
+)
+def test_a_video_in_parts_gives_the_visual_tokens_of_one_run(
+    pipe: Pipeline,
+    backend: FusedBackend,
+    captures: BoundEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    steps: list[int],
+) -> None:
+    monkeypatch.setattr(padding, "PART", tokens)
+    frames = [noise(224, 364 + 28 * number).resize((280, 280)) for number in range(25)]
+    vision = pipe._family.levels_of_frames(frames)  # type: ignore[attr-defined]
+    parts = padding.split(vision.runs[0], vision.tokens)
+    assert [len(part.feeds["levels"]) for part in parts] == steps
+    done: list[int] = []
+    close(backend.encode(vision, lambda: done.append(1)).numpy(), bare(backend, vision))
+    assert done == [1]
+
+
 @pytest.mark.parametrize("frames", [1, 2])
 def test_a_padded_picture_gives_the_visual_tokens_of_a_bare_one(
     pipe: Pipeline,
@@ -197,6 +218,11 @@ def test_what_is_padded(
 
     assert encode(family.levels([small, noise(224, 308)])) == [(BUCKET, False)] * 2
     assert encode(family.levels_of_frames([small] * 3)) == [(81, None)]  # type: ignore[attr-defined]
+    monkeypatch.setattr(padding, "PART", 200)
+    for _ in range(2):
+        # Tokens of a step, of which a run has two or one.
+        assert encode(family.levels_of_frames([small] * 9)) == [(81, False)] * 3  # type: ignore[attr-defined]
+    assert encode(family.levels_of_frames([small] * 9)) == [(81, True)]  # type: ignore[attr-defined]
     assert encode(family.levels_of_frames([small] * 2)) == [(BUCKET, None)]  # type: ignore[attr-defined]
     assert encode(family.levels([small])) == [(BUCKET, None)]
     assert encode(family.levels([small])) == [(81, True)]

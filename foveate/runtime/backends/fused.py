@@ -1,7 +1,7 @@
 """onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foveate.bundle import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Vision
-from foveate.runtime.backends.padding import PICTURE, Padding, can_pad
+from foveate.runtime.backends.padding import PICTURE, Padding, Part
 from foveate.runtime.backends.rows import KeptIndices, arrange
 from foveate.runtime.buckets import bucket, rounded
 from foveate.runtime.embeddings import EmbeddingTable
@@ -87,26 +87,31 @@ class FusedBackend:
 
     def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> BoundTensor:
         """Visual tokens, picture by picture into one tensor; see `Backend.encode`."""
-        engine = self._engines["vision"]
+        engine, width = self._engines["vision"], self._width
         counts = [int(np.prod(grid)) for grid in vision.grids]
+        every: Iterable[Part]
         if len(counts) == 1:
-            feeds, tokens, exact = self._padded(vision.runs[0], counts[0])
-            sizes = {"visual_embeds": (tokens, self._width)}
-            record = True if exact else None
-            visual = engine.run(feeds, sizes, record=record, meanwhile=meanwhile)["visual_embeds"]
-            return visual.viewed((counts[0], self._width))
-        # What fills a picture up lies where the next one is written, and after the last.
-        rows = sum(counts) + bucket(max(counts), PICTURE)
-        dtype = engine.types["visual_embeds"]
-        whole = BoundTensor.empty((rows, self._width), dtype, self.device)
+            every = parts = self._parts(vision.runs[0], counts[0])
+            if len(parts) == 1:
+                sizes = {"visual_embeds": (parts[0].tokens, width)}
+                record = True if parts[0].again else None
+                outputs = engine.run(parts[0].feeds, sizes, record=record, meanwhile=meanwhile)
+                return outputs["visual_embeds"].viewed((counts[0], width))
+        else:
+            # One after the other: they are filled up in the same memory.
+            each = zip(vision.runs, counts, strict=True)
+            every = (part for run, count in each for part in self._parts(run, count))
+        spill = max(bucket(count, PICTURE) - count for count in counts)
+        rows, dtype = sum(counts), engine.types["visual_embeds"]
+        whole = BoundTensor.empty((rows + spill, width), dtype, self.device)
         start = 0
-        for run, count in zip(vision.runs, counts, strict=True):
-            feeds, tokens, _ = self._padded(run, count)
-            part = whole.viewed((tokens, self._width), start * self._width)
-            engine.run(feeds, {}, {"visual_embeds": part}, record=False, meanwhile=meanwhile)
+        for part in every:
+            # What fills a picture up lies where the next one is written, or after the last.
+            into = whole.viewed((part.tokens, width), start * width)
+            engine.run(part.feeds, {}, {"visual_embeds": into}, record=False, meanwhile=meanwhile)
             meanwhile = None
-            start += count
-        return whole.viewed((start, self._width))
+            start += part.count
+        return whole.viewed((rows, width))
 
     def place(self, feeds: Feeds) -> Feeds:
         """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
@@ -164,16 +169,11 @@ class FusedBackend:
         """Begin sequences that decode together; see `Backend.start_batch`."""
         return self._decoder.start_batch(extents)
 
-    def _padded(
-        self, feeds: dict[str, NDArray[Any]], count: int
-    ) -> tuple[dict[str, NDArray[Any]], int, bool]:
-        """One picture or video, filled up on CUDA until its very size has come often; its tokens then, and
-        whether that is so."""
-        if not self._engines["vision"].captures or not can_pad(feeds):
-            return feeds, count, False
-        if self._padding.comes_again(feeds["levels"].shape):
-            return feeds, count, True
-        return *self._padding.fill_up(feeds, count), False
+    def _parts(self, feeds: dict[str, NDArray[Any]], count: int) -> list[Part]:
+        """The runs that a picture or a video takes: one as it is, unless runs become CUDA graphs."""
+        if not self._engines["vision"].captures:
+            return [Part(feeds, count, count)]
+        return self._padding.parts(feeds, count)
 
     def _prompt(self, count: int) -> BoundTensor:
         """Memory [1, count, H] for a prompt."""

@@ -1,7 +1,8 @@
-"""Pictures of ever new sizes in a few shapes: filled up to buckets of visual tokens."""
+"""Pictures and videos of ever new sizes in a few shapes: filled up to buckets, or in parts of 1, 2, 4 … steps."""
 
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -12,6 +13,8 @@ from foveate.runtime.buckets import bucket
 
 PICTURE = 64
 """A picture is filled up to a multiple of so many visual tokens."""
+PART = 2048
+"""A video is run in parts of at most so many visual tokens, which keep a GPU busy."""
 AGAIN = 3
 """A size that comes for this time is recorded as it is."""
 MOST_EXACT = 8
@@ -22,8 +25,25 @@ Arrays = dict[str, NDArray[Any]]
 Sizes = tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of the vision graph.
+
+    Attributes:
+        feeds: What it takes.
+        tokens: Visual tokens that it gives; what fills a picture up comes last.
+        count: How many of them are real.
+        again: Whether it is a whole that comes again and again, to be recorded as it is.
+    """
+
+    feeds: Arrays
+    tokens: int
+    count: int
+    again: bool = False
+
+
 class Padding:
-    """Which pictures are filled up, for all threads, and each thread's memory to fill them up in."""
+    """What is run in which shapes, for all threads, and each thread's memory to fill pictures up in."""
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
@@ -45,8 +65,16 @@ class Padding:
             self.exact.add(sizes)
             return True
 
-    def fill_up(self, feeds: Arrays, count: int) -> tuple[Arrays, int]:
-        """What the vision graph takes of a picture of `count` tokens, filled up, and its tokens then.
+    def parts(self, feeds: Arrays, count: int) -> list[Part]:
+        """The runs that a picture or a video of `count` visual tokens takes."""
+        if self.comes_again(feeds["levels"].shape):
+            return [Part(feeds, count, count, again=True)]
+        if len(feeds["lengths"]) == 1:
+            return [self.fill_up(feeds, count)]
+        return split(feeds, count)
+
+    def fill_up(self, feeds: Arrays, count: int) -> Part:
+        """A picture, or one step of a video, filled up to its bucket.
 
         The levels are the thread's own memory, which its next picture is written to.
         """
@@ -63,9 +91,18 @@ class Padding:
         filled[:, :, :runs] = levels
         all_places = np.zeros((patches, 2), places.dtype)
         all_places[: len(places)] = places
-        return {**feeds, "levels": filled, "position_ids": all_places}, padded
+        return Part({**feeds, "levels": filled, "position_ids": all_places}, padded, count)
 
 
-def can_pad(feeds: Arrays) -> bool:
-    """Whether it is one picture, or one step of a video: what fills up comes after it."""
-    return len(feeds["lengths"]) == 1
+def split(feeds: Arrays, count: int) -> list[Part]:
+    """A video in parts of 1, 2, 4 … steps, so that videos of any length are of the same few shapes."""
+    times, start = len(feeds["lengths"]), 0
+    tokens = count // times
+    parts = []
+    while start < times:
+        most = min(max(1, PART // tokens), times - start)
+        steps = 1 << (most.bit_length() - 1)
+        taken = {name: feeds[name][start : start + steps] for name in ("levels", "lengths")}
+        parts.append(Part({**feeds, **taken}, steps * tokens, steps * tokens))
+        start += steps
+    return parts
