@@ -107,36 +107,44 @@ class Pixels:
         Raises:
             ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
         """
-        resized, depth = self.paired(frames), self.settings.temporal_patch_size
-        whole = np.empty((len(resized), *resized[0].shape), np.uint8)
-        for_each(lambda number, levels: np.copyto(whole[number - 1], levels), resized)
-        whole = whole.reshape(-1, depth, *resized[0].shape)
+        whole = self.paired(frames)
+        depth = self.settings.temporal_patch_size
+        steps = whole.reshape(-1, depth, *whole.shape[1:])
         return Vision(
             feeds={},
-            grids=((len(whole), *self.grid(resized[0])),),
-            sizes=(size(resized[0]),),
-            runs=(self.run(whole),),
+            grids=((len(steps), *self.grid(whole[0])),),
+            sizes=(size(whole[0]),),
+            runs=(self.run(steps),),
             moving=True,
         )
 
     def resized(self, pictures: Sequence[Image.Image]) -> list[Levels]:
         """Each picture's levels."""
+        return for_each(self.resize, pictures)
 
-        def resize(number: int, picture: Image.Image) -> Levels:
-            """One picture's levels."""
-            fitted = fitted_size(picture.height, picture.width, self.settings, number)
-            return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
+    def resize(self, number: int, picture: Image.Image) -> Levels:
+        """The levels of one picture, called `number` where it is refused."""
+        fitted = fitted_size(picture.height, picture.width, self.settings, number)
+        return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
 
-        return for_each(resize, pictures)
-
-    def paired(self, frames: Sequence[Image.Image]) -> list[Levels]:
-        """Each frame's levels, the last again until they fill whole steps."""
+    def paired(self, frames: Sequence[Image.Image]) -> NDArray[np.uint8]:
+        """All frames' levels [frames, height, width, 3], the last again until they fill whole steps."""
         if not frames or len({frame.size for frame in frames}) > 1:
             raise ImageError(
                 "a video needs at least one frame, and frames of one size; resize them"
             )
-        levels = self.resized(frames)
-        return levels + [levels[-1]] * (-len(levels) % self.settings.temporal_patch_size)
+        missing = -len(frames) % self.settings.temporal_patch_size
+        fitted = fitted_size(frames[0].height, frames[0].width, self.settings, 1)
+        whole = np.empty((len(frames) + missing, *fitted, 3), np.uint8)
+
+        def lay(number: int, frame: Image.Image) -> None:
+            """Resize one frame to where it belongs."""
+            whole[number - 1] = self.resize(number, frame)
+
+        # Frames that fit are copied alone, which threads would only wait for each other to do.
+        for_each(lay, frames, apart=fitted != (frames[0].height, frames[0].width))
+        whole[len(frames) :] = whole[len(frames) - 1]
+        return whole
 
     def patches(self, *frames: Levels) -> NDArray[np.float32]:
         """The frames of one step, or a picture, to normalised patches float32 [P, width of a patch]."""

@@ -1,6 +1,7 @@
 """Buckets: few, and little fills them up."""
 
 from foveate.runtime.buckets import STEPS, bucket
+from foveate.runtime.language.shared import STEP, filled
 
 
 def test_buckets_are_few_and_little_fills_them_up() -> None:
@@ -15,7 +16,9 @@ def test_buckets_are_few_and_little_fills_them_up() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_longer_has_room_for_the_bucket() -> None:
-    """A cache for a prompt and an answer, in steps twice the prompt's, takes the prompt's bucket."""
+def test_prompts_have_buckets_that_a_cache_has_room_for() -> None:
+    assert [filled(count) for count in (1, 366, 1024, 1025, 1342, 5864)] == [
+        128, 384, 1024, 1088, 1344, 5888,
+    ]  # fmt: skip
     for count in range(1, 32768, 5):
-        assert bucket(count + 1, 256) >= bucket(count, 128)
+        assert bucket(count + 1, STEP) >= filled(count)

@@ -17,10 +17,9 @@ from foveate.export import ExportOptions, export
 from foveate.runtime.backends import fused
 from foveate.runtime.backends.fused import TEXT, FusedBackend
 from foveate.runtime.backends.rows import arrange
-from foveate.runtime.buckets import bucket
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions
-from foveate.runtime.language.shared import PROMPT, STEP, Positions
+from foveate.runtime.language.shared import PROMPT, STEP, Positions, filled
 from tests.conftest import NANO, Sample
 
 RELEVANCE = 1e-4
@@ -135,7 +134,7 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
         logits += [[*said, sequence.step(9, count + 1).logits()]]
         assert sequence.length == count + 2
         sequence.close()
-    assert bucket(count, PROMPT) == 2 * PROMPT
+    assert filled(count) == 2 * PROMPT
     np.testing.assert_allclose(logits[1], logits[0], atol=LOGITS, rtol=0)
     assert np.array_equal(logits[2], logits[1])
 
@@ -242,6 +241,32 @@ def test_caches_are_used_again_and_no_longer_than_the_model(pipe: Pipeline) -> N
     second.close()
     with pytest.raises(LimitError, match="the model takes"):
         backend.start(backend.capacity + 1)
+
+
+def test_memory_grows_and_calls_that_used_it_are_forgotten(
+    fused_bundle: Bundle, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = {"images": [samples[0].image], "keep": 0.25}
+    with Pipeline.load(fused_bundle.root, device="cpu") as pipeline:
+        backend = pipeline._backend
+        assert isinstance(backend, FusedBackend)
+        wanted = pipeline.generate(samples[0].question, **question)  # type: ignore[arg-type]
+        engines = [backend._engines[role] for role in ("compressor", "decoder")]
+        for engine in engines:
+            monkeypatch.setattr(engine, "captures", True)
+        monkeypatch.setattr(backend._decoder, "pads", True)
+        sizes = (1, 9, pipeline.bundle.manifest.model.hidden_size)
+        for room in (1024, 2048):
+            for _ in range(4):
+                given = pipeline.generate(samples[0].question, **question)  # type: ignore[arg-type]
+                assert given.token_ids == wanted.token_ids
+            assert all(engine.calls for engine in engines)
+            small = backend._memory("inputs_embeds", sizes)
+            assert small is backend._memory("inputs_embeds", sizes)
+            assert small.room == room * sizes[2]
+            backend._memory("inputs_embeds", (1, room + 1, sizes[2]))
+            assert not any(engine.calls for engine in engines)
+            assert small is not backend._memory("inputs_embeds", sizes)
 
 
 def test_a_closed_pipeline_is_refused(fused_bundle: Bundle, samples: list[Sample]) -> None:

@@ -13,13 +13,13 @@ from foveate.errors import BackendError
 from foveate.families.base import Vision
 from foveate.runtime.backends.padding import PICTURE, Padding, Part
 from foveate.runtime.backends.rows import KeptIndices, arrange
-from foveate.runtime.buckets import bucket, rounded
+from foveate.runtime.buckets import bucket
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Feeds, Tensor, Value, length, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor
 from foveate.runtime.engines.onnx import OnnxOptions, resolve_device
 from foveate.runtime.language.base import Batch, Extent, Sequence
-from foveate.runtime.language.shared import PROMPT, Positions, SharedDecoder
+from foveate.runtime.language.shared import Positions, SharedDecoder, filled
 
 HOST = {
     "vision": (),
@@ -32,7 +32,7 @@ TEXT = 32
 """The compressor takes text and instruction as multiples of this: questions about as long as earlier ones
 are then launched as a CUDA graph that there is."""
 ROOM = 1024
-"""Memory for a prompt has a multiple of so many tokens."""
+"""Memory for a prompt has so many tokens, or twice or four times … as many."""
 MOST_PLACED = 256
 """How many inputs of different sizes a thread has memory for."""
 
@@ -116,9 +116,11 @@ class FusedBackend:
     def place(self, feeds: Feeds) -> Feeds:
         """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
         captures = self._engines["compressor"].captures
+        arranged = arrange(feeds, TEXT if captures else 1)
+        self._kept(len(arranged["text_embeds"]) + int(arranged["keep"][0]))
         return {
             name: array if name in HOST["compressor"] else self._placed(name, array)
-            for name, array in arrange(feeds, TEXT if captures else 1).items()
+            for name, array in arranged.items()
         }
 
     def compress(self, feeds: Feeds) -> dict[str, Value]:
@@ -128,10 +130,7 @@ class FusedBackend:
         outputs = self._engines["compressor"].run(
             feeds,
             {"kept_rows": (count,), "relevance": (visual,), "scores": (visual,)},
-            {
-                "inputs_embeds": self._prompt(count),
-                "kept_position_ids": self._memory("position_ids", (count, self._decoder.axes)),
-            },
+            self._kept(count),
         )
         return {
             "inputs_embeds": outputs["inputs_embeds"],
@@ -158,7 +157,7 @@ class FusedBackend:
         return self._engines["merge"].run(
             {"text_embeds": text_embeds, "visual_embeds": visual_embeds, "order": order},
             {},
-            {"inputs_embeds": self._prompt(count)},
+            {"inputs_embeds": self._kept(count)["inputs_embeds"]},
         )["inputs_embeds"]
 
     def start(self, capacity: int) -> Sequence:
@@ -175,20 +174,31 @@ class FusedBackend:
             return [Part(feeds, count, count)]
         return self._padding.parts(feeds, count)
 
-    def _prompt(self, count: int) -> BoundTensor:
-        """Memory [1, count, H] for a prompt."""
-        return self._memory("inputs_embeds", (1, count, self._width))
+    def _kept(self, count: int) -> dict[str, BoundTensor]:
+        """The thread's memory for a prompt of `count` tokens and its positions."""
+        return {
+            "inputs_embeds": self._memory("inputs_embeds", (1, count, self._width)),
+            "kept_position_ids": self._memory("position_ids", (count, self._decoder.axes)),
+        }
 
     def _memory(self, name: str, sizes: tuple[int, ...]) -> BoundTensor:
         """The thread's own memory [..., S, width] for an input of the decoder; it grows, and is used again."""
-        memory: BoundTensor | None = getattr(self._own, name, None)
-        if memory is None or memory.room < prod(sizes):
-            # Cleared, so that what pads a bucket is finite.
-            whole = rounded(bucket(sizes[-2], PROMPT), ROOM), sizes[-1]
-            dtype = self._engines["decoder"].types[name]
-            memory = BoundTensor.zeros(whole, dtype, self.device)
-            setattr(self._own, name, memory)
-        return memory.viewed(sizes)
+        views: dict[Any, BoundTensor] = self._own.__dict__.setdefault(name, {})
+        if sizes not in views:
+            whole = next(iter(views.values()), None)
+            if whole is None or whole.room < prod(sizes):
+                for engine in self._engines.values():
+                    engine.forget(views.values())
+                # Cleared, so that what pads a bucket is finite; doubled, as what was recorded is lost.
+                room = ROOM << ((filled(sizes[-2]) - 1) // ROOM).bit_length()
+                dtype = self._engines["decoder"].types[name]
+                whole = BoundTensor.zeros((room, sizes[-1]), dtype, self.device)
+                views.clear()
+            if len(views) >= MOST_PLACED:
+                views.clear()
+            views.setdefault(whole.sizes, whole)
+            views[sizes] = whole.viewed(sizes)
+        return views[sizes]
 
     def _placed(self, name: str, array: NDArray[Any]) -> BoundTensor:
         """An array in memory that the thread has for an input of these sizes."""

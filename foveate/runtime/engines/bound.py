@@ -259,11 +259,12 @@ class BoundEngine:
             self.session = None
 
     def forget(self, tensors: Collection[BoundTensor]) -> None:
-        """Let go of calls that write to these tensors."""
+        """Let go of calls that read or write these tensors."""
         with self.lock:
             gone = {tensor.address for tensor in tensors}
             for key, call in list(self.calls.items()):
-                if any(output.address in gone for output in call.outputs.values()):
+                bound = (*call.inputs.values(), *call.outputs.values())
+                if any(tensor.address in gone for tensor in bound):
                     del self.calls[key]
 
     def _key(

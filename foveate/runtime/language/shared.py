@@ -19,8 +19,9 @@ from foveate.runtime.language.base import Extent, Following, Step, state_names, 
 
 STEP = 256
 """Caches are as long as a multiple of this; a long prompt's bucket has room in them, too."""
-PROMPT = 128
-"""Prompts are run as a multiple of this: what fills them up comes after them, where they do not look."""
+PROMPT, LONG = 128, 32
+"""Prompts are filled up to buckets of multiples of this, and of this where they are longer than RECORDED:
+what fills them up comes after them, where they do not look."""
 RECORDED = 1024
 """Tokens of the longest prompts that become CUDA graphs; longer ones keep the GPU busy."""
 SPARE = 2
@@ -247,7 +248,7 @@ class SharedSequence:
         width = decoder.model.hidden_size
         # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
         alone = cache.rows == 1
-        padded = bucket(count, PROMPT) if decoder.pads else count
+        padded = filled(count) if decoder.pads else count
         room = embeds.room if isinstance(embeds, BoundTensor) else 0
         if room < padded * width or padded > cache.capacity:
             padded = count
@@ -320,3 +321,8 @@ def row_of(tensor: BoundTensor, row: int) -> BoundTensor:
     """One row [1, …] of a tensor [rows, …], where it lies."""
     sizes = (1, *tensor.sizes[1:])
     return tensor.viewed(sizes, row * prod(sizes))
+
+
+def filled(count: int) -> int:
+    """How many tokens a prompt of `count` is run as."""
+    return bucket(count, PROMPT if count <= RECORDED else LONG)
