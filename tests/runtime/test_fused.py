@@ -261,12 +261,12 @@ def test_memory_grows_and_calls_that_used_it_are_forgotten(
                 given = pipeline.generate(samples[0].question, **question)  # type: ignore[arg-type]
                 assert given.token_ids == wanted.token_ids
             assert all(engine.calls for engine in engines)
-            small = backend._memory("inputs_embeds", sizes)
-            assert small is backend._memory("inputs_embeds", sizes)
+            small = backend._memory("prompt", sizes, "float32")
+            assert small is backend._memory("prompt", sizes, "float32")
             assert small.room == room * sizes[2]
-            backend._memory("inputs_embeds", (1, room + 1, sizes[2]))
+            backend._memory("prompt", (1, room + 1, sizes[2]), "float32")
             assert not any(engine.calls for engine in engines)
-            assert small is not backend._memory("inputs_embeds", sizes)
+            assert small is not backend._memory("prompt", sizes, "float32")
 
 
 def test_a_closed_pipeline_is_refused(fused_bundle: Bundle, samples: list[Sample]) -> None:

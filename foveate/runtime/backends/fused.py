@@ -52,7 +52,11 @@ class FusedBackend:
         self.visual_tokens = manifest.limits.visual_tokens
         self.capacity = manifest.limits.prompt_tokens
         self.remedy = "export with a higher --visual-tokens"
-        self._engines, self._table, self._width = engines, table, manifest.model.hidden_size
+        self._engines, self._table = engines, table
+        self._width, self._dtype = (
+            manifest.model.hidden_size,
+            engines["vision"].types["visual_embeds"],
+        )
         self._own, self._padding = threading.local(), Padding()
         self._decoder = SharedDecoder(engines["decoder"], manifest.model, table, self.capacity)
 
@@ -89,29 +93,24 @@ class FusedBackend:
         """Visual tokens, picture by picture into one tensor; see `Backend.encode`."""
         engine, width = self._engines["vision"], self._width
         counts = [int(np.prod(grid)) for grid in vision.grids]
-        every: Iterable[Part]
-        if len(counts) == 1:
-            every = parts = self._parts(vision.runs[0], counts[0])
-            if len(parts) == 1:
-                sizes = {"visual_embeds": (parts[0].tokens, width)}
-                record = True if parts[0].again else None
-                outputs = engine.run(parts[0].feeds, sizes, record=record, meanwhile=meanwhile)
-                return outputs["visual_embeds"].viewed((counts[0], width))
-        else:
-            # One after the other: they are filled up in the same memory.
-            each = zip(vision.runs, counts, strict=True)
-            every = (part for run, count in each for part in self._parts(run, count))
+        # One after the other: pictures are filled up in the same memory.
+        each = zip(vision.runs, counts, strict=True)
+        every: Iterable[Part] = (part for run, count in each for part in self._parts(run, count))
+        alone = len(counts) == 1
+        if alone:
+            every = list(every)
+            alone = len(every) == 1
         spill = max(bucket(count, PICTURE) - count for count in counts)
-        rows, dtype = sum(counts), engine.types["visual_embeds"]
-        whole = BoundTensor.empty((rows + spill, width), dtype, self.device)
+        whole = self._memory("visual", (sum(counts) + spill, width), self._dtype)
         start = 0
         for part in every:
             # What fills a picture up lies where the next one is written, or after the last.
             into = whole.viewed((part.tokens, width), start * width)
-            engine.run(part.feeds, {}, {"visual_embeds": into}, record=False, meanwhile=meanwhile)
+            record = part.again or None if alone else False
+            engine.run(part.feeds, {}, {"visual_embeds": into}, record=record, meanwhile=meanwhile)
             meanwhile = None
             start += part.count
-        return whole.viewed((rows, width))
+        return whole.viewed((sum(counts), width))
 
     def place(self, feeds: Feeds) -> Feeds:
         """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
@@ -177,12 +176,12 @@ class FusedBackend:
     def _kept(self, count: int) -> dict[str, BoundTensor]:
         """The thread's memory for a prompt of `count` tokens and its positions."""
         return {
-            "inputs_embeds": self._memory("inputs_embeds", (1, count, self._width)),
-            "kept_position_ids": self._memory("position_ids", (count, self._decoder.axes)),
+            "inputs_embeds": self._memory("prompt", (1, count, self._width), self._dtype),
+            "kept_position_ids": self._memory("places", (count, self._decoder.axes), "int64"),
         }
 
-    def _memory(self, name: str, sizes: tuple[int, ...]) -> BoundTensor:
-        """The thread's own memory [..., S, width] for an input of the decoder; it grows, and is used again."""
+    def _memory(self, name: str, sizes: tuple[int, ...], dtype: str) -> BoundTensor:
+        """The thread's own memory [..., S, width] for what graphs hand on; it grows, and is used again."""
         views: dict[Any, BoundTensor] = self._own.__dict__.setdefault(name, {})
         if sizes not in views:
             whole = next(iter(views.values()), None)
@@ -191,7 +190,6 @@ class FusedBackend:
                     engine.forget(views.values())
                 # Cleared, so that what pads a bucket is finite; doubled, as what was recorded is lost.
                 room = ROOM << ((filled(sizes[-2]) - 1) // ROOM).bit_length()
-                dtype = self._engines["decoder"].types[name]
                 whole = BoundTensor.zeros((room, sizes[-1]), dtype, self.device)
                 views.clear()
             if len(views) >= MOST_PLACED:
