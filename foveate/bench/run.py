@@ -112,8 +112,9 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
         peaks: dict[int, int | None] = {}
         for batch in options.batches:
             with Peak(read) as peak:
-                for work in works:
-                    for _ in range(options.warmup):
+                # Round by round: the largest scene's memory must be there before others warm up in it.
+                for _ in range(options.warmup):
+                    for work in works:
                         _ask(pipe, work, options, batch)
             peaks[batch] = peak.most if device == "cuda" else resident_peak()
         most = max((seen for seen in peaks.values() if seen is not None), default=None)

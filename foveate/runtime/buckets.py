@@ -1,10 +1,19 @@
-"""Buckets: the few sizes that calls of any size are filled up to.
+"""Buckets: the few sizes that calls of any size are filled up to, until their size has come often.
 
 Libraries plan kernels anew for a size that they have not seen (cuDNN's attention: tens of milliseconds),
 and a CUDA graph is of one size.
 """
 
+import threading
+from collections import Counter
+from collections.abc import Hashable
+
 STEPS = 32
+AGAIN = 3
+"""A size that comes for this time is run as it is."""
+MOST_EXACT = 8
+"""Sizes that are run as they are."""
+MOST_SEEN = 256
 
 
 def rounded(count: int, unit: int) -> int:
@@ -20,3 +29,26 @@ def bucket(count: int, unit: int) -> int:
     while count > STEPS * unit:
         unit *= 2
     return rounded(count, unit)
+
+
+class Repeats:
+    """Which sizes have come often, for all threads."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        self.lock = threading.Lock()
+        self.seen: Counter[Hashable] = Counter()
+        self.exact: set[Hashable] = set()
+
+    def comes_again(self, size: Hashable) -> bool:
+        """Whether a call of this size is run as it is; remembers that it came."""
+        with self.lock:
+            if size in self.exact:
+                return True
+            if len(self.seen) >= MOST_SEEN:
+                self.seen.clear()
+            self.seen[size] += 1
+            if self.seen[size] < AGAIN or len(self.exact) >= MOST_EXACT:
+                return False
+            self.exact.add(size)
+            return True

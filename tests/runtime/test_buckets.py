@@ -1,6 +1,6 @@
 """Buckets: few, and little fills them up."""
 
-from foveate.runtime.buckets import STEPS, bucket
+from foveate.runtime.buckets import AGAIN, MOST_EXACT, MOST_SEEN, STEPS, Repeats, bucket
 from foveate.runtime.language.shared import STEP, filled
 
 
@@ -22,3 +22,17 @@ def test_prompts_have_buckets_that_a_cache_has_room_for() -> None:
     ]  # fmt: skip
     for count in range(1, 32768, 5):
         assert bucket(count + 1, STEP) >= filled(count)
+
+
+def test_sizes_that_came_often_are_told_and_forgotten_once_they_are_too_many() -> None:
+    sizes = Repeats()
+    assert [sizes.comes_again(0) for _ in range(AGAIN - 1)] == [False] * (AGAIN - 1)
+    for number in range(1, 2 * MOST_SEEN):
+        assert not sizes.comes_again(number)
+        assert len(sizes.seen) <= MOST_SEEN
+    again = [sizes.comes_again(0) for _ in range(AGAIN + 1)]
+    assert again == [False] * (AGAIN - 1) + [True] * 2
+    for number in range(1, 2 * MOST_EXACT):
+        often = [sizes.comes_again(number) for _ in range(AGAIN)][-1]
+        assert often == (number < MOST_EXACT)
+    assert sizes.comes_again(0)

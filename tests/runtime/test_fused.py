@@ -135,6 +135,8 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
         assert sequence.length == count + 2
         sequence.close()
     assert filled(count) == 2 * PROMPT
+    lengths = [backend._decoder.run_as(count) for count in (1342, 300, 1342, 300, 300, 1342, 1342)]
+    assert lengths == [1344, 384, 1344, 384, 384, 1342, 1342]
     np.testing.assert_allclose(logits[1], logits[0], atol=LOGITS, rtol=0)
     assert np.array_equal(logits[2], logits[1])
 

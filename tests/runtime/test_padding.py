@@ -15,9 +15,10 @@ from foveate import Pipeline
 from foveate.bundle import Bundle
 from foveate.export import ExportOptions, export
 from foveate.families.base import Vision
+from foveate.runtime import buckets
 from foveate.runtime.backends import padding
 from foveate.runtime.backends.fused import FusedBackend
-from foveate.runtime.backends.padding import AGAIN, MOST_SEEN, PICTURE, Padding
+from foveate.runtime.backends.padding import PICTURE
 from foveate.runtime.engines.bound import BoundEngine
 from tests.conftest import NANO, Sample
 
@@ -126,7 +127,7 @@ def test_a_padded_picture_gives_the_visual_tokens_of_a_bare_one(
 ) -> None:
     """Memory is used again, buckets are recorded from their second picture on, and their rest is not read."""
     family = pipe._family
-    monkeypatch.setattr(padding, "MOST_EXACT", 0)
+    monkeypatch.setattr(buckets, "MOST_EXACT", 0)
     for height, width in SIZES * 2:
         picture = noise(height, width)
         if frames == 1:
@@ -162,7 +163,7 @@ def test_answers_are_those_of_bare_pictures(
         ]
 
     unpadded = answers()
-    monkeypatch.setattr(padding, "MOST_EXACT", 0)
+    monkeypatch.setattr(buckets, "MOST_EXACT", 0)
     monkeypatch.setattr(backend._engines["vision"], "captures", True)
     for given, wanted in zip(answers(), unpadded, strict=True):
         assert given.token_ids == wanted.token_ids
@@ -178,7 +179,7 @@ def test_a_size_is_padded_until_it_has_come_often(
     asked: list[tuple[int, bool | None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(padding, "MOST_EXACT", 2)
+    monkeypatch.setattr(buckets, "MOST_EXACT", 2)
 
     def encode(*size: int) -> tuple[int, bool | None]:
         """Encode a picture of this size and tell how."""
@@ -199,7 +200,7 @@ def test_a_size_is_padded_until_it_has_come_often(
         assert encode(168, 420) == (BUCKET, None)
     assert encode(224, 308) == (88, True)
     assert len(captures.calls) == 3
-    assert len(backend._padding.exact) == 2
+    assert len(backend._padding.repeats.exact) == 2
 
 
 def test_what_is_padded(
@@ -255,16 +256,6 @@ def test_threads_fill_up_pictures_in_memory_of_their_own(
             close(given, wanted[number // 2])
 
 
-def test_sizes_that_were_seen_are_forgotten_once_they_are_too_many() -> None:
-    sizes = Padding()
-    assert [sizes.comes_again((0,)) for _ in range(AGAIN - 1)] == [False] * (AGAIN - 1)
-    for number in range(1, 2 * MOST_SEEN):
-        assert not sizes.comes_again((number,))
-        assert len(sizes.seen) <= MOST_SEEN
-    again = [sizes.comes_again((0,)) for _ in range(AGAIN + 1)]
-    assert again == [False] * (AGAIN - 1) + [True] * 2
-
-
 @pytest.mark.gpu
 @cuda
 def test_padded_pictures_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +263,7 @@ def test_padded_pictures_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     written = export(
         NANO, tmp_path / "bundle", ExportOptions(precision="fp16", operators="onnxruntime")
     )
-    monkeypatch.setattr(padding, "MOST_EXACT", 0)
+    monkeypatch.setattr(buckets, "MOST_EXACT", 0)
     with Pipeline.load(written.root, device="cuda") as pipeline:
         backend = pipeline._backend
         assert isinstance(backend, FusedBackend)

@@ -1,7 +1,6 @@
 """Pictures and videos of ever new sizes in a few shapes: filled up to buckets, or in parts of 1, 2, 4 … steps."""
 
 import threading
-from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -9,20 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.runtime.buckets import bucket
+from foveate.runtime.buckets import Repeats, bucket
 
 PICTURE = 64
 """A picture is filled up to a multiple of so many visual tokens."""
 PART = 2048
 """A video is run in parts of at most so many visual tokens, which keep a GPU busy."""
-AGAIN = 3
-"""A size that comes for this time is recorded as it is."""
-MOST_EXACT = 8
-"""Sizes that are recorded as they are."""
-MOST_SEEN = 256
 
 Arrays = dict[str, NDArray[Any]]
-Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +40,12 @@ class Padding:
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
-        self.lock = threading.Lock()
-        self.seen: Counter[Sizes] = Counter()
-        self.exact: set[Sizes] = set()
+        self.repeats = Repeats()
         self.own = threading.local()
-
-    def comes_again(self, sizes: Sizes) -> bool:
-        """Whether levels of these sizes are run as they are; remembers that they came."""
-        with self.lock:
-            if sizes in self.exact:
-                return True
-            if len(self.seen) >= MOST_SEEN:
-                self.seen.clear()
-            self.seen[sizes] += 1
-            if self.seen[sizes] < AGAIN or len(self.exact) >= MOST_EXACT:
-                return False
-            self.exact.add(sizes)
-            return True
 
     def parts(self, feeds: Arrays, count: int) -> list[Part]:
         """The runs that a picture or a video of `count` visual tokens takes."""
-        if self.comes_again(feeds["levels"].shape):
+        if self.repeats.comes_again(feeds["levels"].shape):
             return [Part(feeds, count, count, again=True)]
         if len(feeds["lengths"]) == 1:
             return [self.fill_up(feeds, count)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.manifest import ModelFacts
-from foveate.runtime.buckets import bucket
+from foveate.runtime.buckets import Repeats, bucket
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Tensor, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
@@ -62,7 +62,7 @@ class SharedDecoder:
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[1])
         self.pads = engine.captures
-        self.lock = threading.Lock()
+        self.lock, self.repeats = threading.Lock(), Repeats()
         self.spare: list[Cache] = []
 
     def start(self, capacity: int) -> "SharedSequence":
@@ -87,6 +87,12 @@ class SharedDecoder:
         ahead = [one.position - one.prompt for one in extents]
         cache = self.take(len(extents), max(one.capacity for one in extents))
         return SharedBatch(self, cache, [max(ahead) - one for one in ahead])
+
+    def run_as(self, count: int) -> int:
+        """How many tokens a prompt of `count` is run as; a long one as it is, once it has come often."""
+        if not self.pads or (count > RECORDED and self.repeats.comes_again(count)):
+            return count
+        return filled(count)
 
     def take(self, rows: int, capacity: int) -> Cache:
         """A spare cache that is large enough, or a new one, for which all spare ones may have to go.
@@ -248,7 +254,7 @@ class SharedSequence:
         width = decoder.model.hidden_size
         # A batch's prompts would each become a CUDA graph of their own row, of which there are few.
         alone = cache.rows == 1
-        padded = filled(count) if decoder.pads else count
+        padded = decoder.run_as(count)
         room = embeds.room if isinstance(embeds, BoundTensor) else 0
         if room < padded * width or padded > cache.capacity:
             padded = count
@@ -324,5 +330,5 @@ def row_of(tensor: BoundTensor, row: int) -> BoundTensor:
 
 
 def filled(count: int) -> int:
-    """How many tokens a prompt of `count` is run as."""
+    """The bucket of a prompt of `count` tokens."""
     return bucket(count, PROMPT if count <= RECORDED else LONG)
