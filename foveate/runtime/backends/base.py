@@ -31,7 +31,7 @@ class Backend(Protocol):
     batch: int | None
 
     def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
-        """Visual tokens [N_v, H] of preprocessed pictures; they stay on the device.
+        """Visual tokens [N_v, H] of preprocessed pictures, on the device until the thread encodes again.
 
         Args:
             vision: The pictures.
