@@ -7,6 +7,10 @@ and a CUDA graph is of one size.
 import threading
 from collections import Counter
 from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 STEPS = 32
 AGAIN = 3
@@ -31,13 +35,33 @@ def bucket(count: int, unit: int) -> int:
     return rounded(count, unit)
 
 
+def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
+    """An array with `more` rows of zeros after its own."""
+    if not more:
+        return rows
+    whole = np.zeros((len(rows) + more, *rows.shape[1:]), rows.dtype)
+    whole[: len(rows)] = rows
+    return whole
+
+
+class Seen(Counter[Hashable]):
+    """How often each of some things came; all are forgotten once they are too many."""
+
+    def note(self, thing: Hashable) -> int:
+        """Count a thing, and say how often it came."""
+        if len(self) >= MOST_SEEN:
+            self.clear()
+        self[thing] += 1
+        return self[thing]
+
+
 class Repeats:
     """Which sizes have come often, for all threads."""
 
     def __init__(self) -> None:
         """Begin with nothing seen."""
         self.lock = threading.Lock()
-        self.seen: Counter[Hashable] = Counter()
+        self.seen = Seen()
         self.exact: set[Hashable] = set()
 
     def comes_again(self, size: Hashable) -> bool:
@@ -45,10 +69,7 @@ class Repeats:
         with self.lock:
             if size in self.exact:
                 return True
-            if len(self.seen) >= MOST_SEEN:
-                self.seen.clear()
-            self.seen[size] += 1
-            if self.seen[size] < AGAIN or len(self.exact) >= MOST_EXACT:
+            if self.seen.note(size) < AGAIN or len(self.exact) >= MOST_EXACT:
                 return False
             self.exact.add(size)
             return True

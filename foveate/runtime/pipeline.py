@@ -101,7 +101,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
 
         All are checked first. Then everything up to the first token is done for one after the other,
-        so that nothing is padded and each keeps what it asked to keep.
+        so that each keeps what it asked to keep.
 
         Returns:
             The answers, in the requests' order. In their timing, `first_token` and `total` count from

@@ -1,7 +1,7 @@
 """onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from math import prod
 from typing import Any
 
@@ -53,10 +53,8 @@ class FusedBackend:
         self.capacity = manifest.limits.prompt_tokens
         self.remedy = "export with a higher --visual-tokens"
         self._engines, self._table = engines, table
-        self._width, self._dtype = (
-            manifest.model.hidden_size,
-            engines["vision"].types["visual_embeds"],
-        )
+        self._width = manifest.model.hidden_size
+        self._dtype = engines["vision"].types["visual_embeds"]
         self._own, self._padding = threading.local(), Padding()
         self._decoder = SharedDecoder(engines["decoder"], manifest.model, table, self.capacity)
 
@@ -93,29 +91,26 @@ class FusedBackend:
         """Visual tokens, picture by picture into one tensor; see `Backend.encode`."""
         engine, width = self._engines["vision"], self._width
         counts = [int(np.prod(grid)) for grid in vision.grids]
-        # One after the other: pictures are filled up in the same memory.
-        each = zip(vision.runs, counts, strict=True)
-        every: Iterable[Part] = (part for run, count in each for part in self._parts(run, count))
-        alone = len(counts) == 1
-        if alone:
-            every = list(every)
-            alone = len(every) == 1
         spill = max(bucket(count, PICTURE) - count for count in counts)
         whole = self._memory("visual", (sum(counts) + spill, width), self._dtype)
         start = 0
-        for part in every:
-            # What fills a picture up lies where the next one is written, or after the last.
-            into = whole.viewed((part.tokens, width), start * width)
-            record = part.again or None if alone else False
-            engine.run(part.feeds, {}, {"visual_embeds": into}, record=record, meanwhile=meanwhile)
-            meanwhile = None
-            start += part.count
+        for run, count in zip(vision.runs, counts, strict=True):
+            parts = self._parts(run, count)
+            alone = len(counts) == len(parts) == 1
+            for part in parts:
+                # What fills a picture up lies where the next one is written, or after the last.
+                into = {"visual_embeds": whole.viewed((part.tokens, width), start * width)}
+                record = part.again or None if alone else False
+                engine.run(part.feeds, {}, into, record=record, meanwhile=meanwhile)
+                meanwhile = None
+                start += part.count
         return whole.viewed((sum(counts), width))
 
     def place(self, feeds: Feeds) -> Feeds:
         """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
         captures = self._engines["compressor"].captures
         arranged = arrange(feeds, TEXT if captures else 1)
+        # Looked up while the device encodes, and not first in `compress`, which is waited for.
         self._kept(len(arranged["text_embeds"]) + int(arranged["keep"][0]))
         return {
             name: array if name in HOST["compressor"] else self._placed(name, array)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.runtime.buckets import Repeats, bucket
+from foveate.runtime.buckets import Repeats, bucket, lengthened
 
 PICTURE = 64
 """A picture is filled up to a multiple of so many visual tokens."""
@@ -67,9 +67,8 @@ class Padding:
             memory = self.own.levels = np.empty(prod(sizes), levels.dtype)
         filled = memory[: prod(sizes)].reshape(sizes)
         filled[:, :, :runs] = levels
-        all_places = np.zeros((patches, 2), places.dtype)
-        all_places[: len(places)] = places
-        return Part({**feeds, "levels": filled, "position_ids": all_places}, padded, count)
+        places = lengthened(places, patches - len(places))
+        return Part({**feeds, "levels": filled, "position_ids": places}, padded, count)
 
 
 def split(feeds: Arrays, count: int) -> list[Part]:

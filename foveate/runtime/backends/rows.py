@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.runtime.buckets import rounded
+from foveate.runtime.buckets import lengthened, rounded
 from foveate.runtime.engines import Feeds, Value, on_host
 
 
@@ -30,29 +30,17 @@ def arrange(feeds: Feeds, unit: int) -> dict[str, Any]:
     places = np.concatenate(
         [visual_index, on_host(feeds["text_index"]), np.arange(prompt, prompt + more)]
     )
-    by_row = np.zeros((len(places), len(positions)), np.int64)
-    by_row[:prompt] = positions.T[places[:prompt]]
-    rows = np.full(rounded(len(asked), unit), visual, np.int64)
-    rows[: len(asked)] += asked
-    weights = np.zeros(len(rows), np.float32)
-    weights[: len(asked)] = np.float32(1 / len(asked))
+    uncounted = rounded(len(asked), unit) - len(asked)
     return {
         "text_embeds": lengthened(text, more),
         "places": places,
-        "position_ids": by_row,
-        "instruction_rows": rows,
-        "instruction_weights": weights,
+        "position_ids": lengthened(positions.T[places[:prompt]], more),
+        "instruction_rows": lengthened(asked, uncounted) + visual,
+        "instruction_weights": lengthened(
+            np.full(len(asked), 1 / len(asked), np.float32), uncounted
+        ),
         "keep": feeds["keep"],
     }
-
-
-def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
-    """An array with `more` rows of zeros after its own."""
-    if not more:
-        return rows
-    whole = np.zeros((len(rows) + more, *rows.shape[1:]), rows.dtype)
-    whole[: len(rows)] = rows
-    return whole
 
 
 class KeptIndices:

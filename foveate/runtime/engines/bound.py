@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import BackendError, ClosedError
 from foveate.manifest import TensorSpec
+from foveate.runtime.buckets import Seen
 from foveate.runtime.engines.base import Feeds
 from foveate.runtime.engines.bindings import held
 from foveate.runtime.engines.library import ort
@@ -28,7 +28,6 @@ do in float32 has factors no more exact than TF32's."""
 SMALL = 1 << 16
 """Bytes up to which comparing an array with what was written before is quicker than writing it."""
 MOST_GRAPHS = 32
-MOST_SEEN = 256
 OUTSIDE = -1
 """What onnxruntime takes as the number of a run that is not to be captured."""
 
@@ -145,7 +144,7 @@ class BoundEngine:
         self.session: Any = session
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
-        self.seen: Counter[Any] = Counter()
+        self.seen = Seen()
         self.calls: dict[Any, Call] = {}
 
     def run(
@@ -191,7 +190,7 @@ class BoundEngine:
                         meanwhile = None
                     self.calls[key] = call
                 else:
-                    self._note(key)
+                    self.seen.note(key)
             else:
                 for name, value in feeds.items():
                     if isinstance(value, np.ndarray) and name not in self.host:
@@ -280,12 +279,6 @@ class BoundEngine:
                 taken.append((name, array.shape, array.tobytes() if name in self.host else None))
         written = [(name, tensor.sizes, tensor.address) for name, tensor in into.items()]
         return threading.get_ident(), tuple(taken), tuple(sizes.items()), tuple(written)
-
-    def _note(self, key: Any) -> None:
-        """Remember a call, and forget all once there are too many."""
-        if len(self.seen) >= MOST_SEEN:
-            self.seen.clear()
-        self.seen[key] += 1
 
 
 def _placed(array: NDArray[Any], device: str) -> Any:

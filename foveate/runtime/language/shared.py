@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.manifest import ModelFacts
-from foveate.runtime.buckets import Repeats, bucket
+from foveate.runtime.buckets import Repeats, bucket, lengthened
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.engines import Tensor, on_host
 from foveate.runtime.engines.bound import BoundEngine, BoundTensor, Call
@@ -26,10 +26,6 @@ RECORDED = 1024
 """Tokens of the longest prompts that become CUDA graphs; longer ones keep the GPU busy."""
 SPARE = 2
 """Caches for one sequence that are kept for the next; of those for each other number of rows, one is."""
-
-
-SAID = {"logits": "float32", "best": "int64"}
-"""What a decoder says of the token that follows, and its type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +130,7 @@ class SharedDecoder:
             **{f"past.{name}": state for name, state in states.items()},
         }
         outputs = {f"present.{name}": state for name, state in states.items()}
-        said = {"logits": (rows, model.vocabulary), "best": (rows,)}
-        for name, dtype in SAID.items():
-            outputs[name] = BoundTensor.empty(said[name], dtype, device)
+        outputs |= self.said(rows)
         step = self.engine.bind(feeds, outputs, captured=True)
         return Cache(rows, capacity, states, step, self.prompts(rows, outputs))
 
@@ -146,14 +140,19 @@ class SharedDecoder:
         """Each row's part of what a step of all rows writes; what follows their prompts shares memory."""
         if rows == 1:
             return (dict(outputs),)
-        said = {
-            name: BoundTensor.empty((1, *outputs[name].sizes[1:]), dtype, self.engine.device)
-            for name, dtype in SAID.items()
-        }
+        said = self.said(1)
         return tuple(
             {name: said.get(name) or row_of(tensor, row) for name, tensor in outputs.items()}
             for row in range(rows)
         )
+
+    def said(self, rows: int) -> dict[str, BoundTensor]:
+        """Memory for what the decoder says of the token that follows in each row."""
+        device = self.engine.device
+        return {
+            "logits": BoundTensor.empty((rows, self.model.vocabulary), "float32", device),
+            "best": BoundTensor.empty((rows,), "int64", device),
+        }
 
     def give_back(self, cache: Cache) -> None:
         """Keep a cache for the next sequences; the smallest goes where enough are kept."""
@@ -314,12 +313,12 @@ def by_slot(positions: Tensor, count: int, padded: int, shift: int) -> Tensor:
         if positions.rows.room >= padded * axes:
             return positions.rows.viewed((padded, axes))
     places = on_host(positions)[:, 0, :count].T + shift
-    return np.pad(places, ((0, padded - count), (0, 0)))
+    return lengthened(places, padded - count)
 
 
 def followings(outputs: Mapping[str, BoundTensor], rows: Iterable[int]) -> dict[int, Following]:
     """What follows in some rows of what a decoder gave, which comes to the host once, if at all."""
-    logits, best = (cache(outputs[name].numpy) for name in SAID)
+    logits, best = (cache(outputs[name].numpy) for name in ("logits", "best"))
     return {row: Following(logits, best, row) for row in rows}
 
 
