@@ -27,8 +27,8 @@ from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from foveate.calibration.language import TRACED, Language
-from foveate.calibration.relevance import MODES, relevance
+from foveate.calibration.relevance.propagation import MODES, relevance
+from foveate.modeling.language_model import TRACED, Language
 from tests.calibration.plain import plain_relevance
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -25,11 +25,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from foveate import Pipeline, __version__
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
+from foveate.commands.stages import BOUNDS, differences, run_stages
 from foveate.runtime.backends import open_backend
-from foveate.runtime.backends.tensorrt import TensorRTBackend
+from foveate.runtime.backends.trt.backend import TensorRTBackend
 from foveate.runtime.pipeline import read_family, read_tokenizer
-from foveate.stages import BOUNDS, differences, run_stages
 from foveate.terminal import table
 
 KEEPS = (1.0, 0.5, 0.25)
@@ -95,7 +95,7 @@ def build(
         )
     if built and not force:
         return []
-    from foveate.tensorrt.build import build_engines
+    from foveate.export.tensorrt.build import build_engines
 
     def tell(stage: str, number: int, total: int) -> None:
         """Say what is being built."""
@@ -270,7 +270,7 @@ def main() -> None:
 
 def gpu_name() -> str:
     """The GPU's name, as CUDA says it."""
-    from foveate.runtime.cuda import check, load_cuda
+    from foveate.runtime.backends.trt.cuda import check, load_cuda
 
     cuda = load_cuda()
     ask: Callable[[int], Any] = cuda.cudaGetDeviceProperties

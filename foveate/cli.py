@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from foveate import __version__
-from foveate.cli_calibrate import calibrate
+from foveate.commands.calibrate import calibrate
+from foveate.commands.options import PATH, Verbs, as_json, debug, decoder, force, options, verb
 from foveate.terminal import Progress, note, tell, tell_json
-from foveate.verbs import PATH, Verbs, as_json, debug, decoder, force, options, verb
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,7 +39,7 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
     Exports it, asks one of its held-out questions with all visual tokens and with a quarter of
     them, and draws what was kept.
     """
-    from foveate.demo import demo_facts, describe_demo, run_demo
+    from foveate.commands.demo import demo_facts, describe_demo, run_demo
 
     with Progress() as progress:
         shown = run_demo(checkpoint, out, progress.begin)
@@ -123,16 +123,22 @@ def export(
     """
     if decoder and not names:
         raise click.UsageError("--decoder is of the engines that --target builds; name a target")
-    from foveate.tensorrt.build import build_engines, build_facts, check_targets, describe_build
+    from foveate.export.tensorrt.build import (
+        build_engines,
+        build_facts,
+        check_targets,
+        describe_build,
+    )
 
     built = None
     with Progress() as progress:
         if names:
             check_targets(bundle, names, precision, operators, decoder)
         progress.begin("loading torch and transformers")
-        from foveate.export import ExportOptions, QuantizationOptions
-        from foveate.export import export as export_bundle
-        from foveate.report import describe_export, export_facts
+        from foveate.commands.report import describe_export, export_facts
+        from foveate.export.exporter import ExportOptions
+        from foveate.export.exporter import export as export_bundle
+        from foveate.export.quantization.options import QuantizationOptions
 
         written = export_bundle(
             checkpoint,
@@ -195,7 +201,7 @@ def build(
 
     TensorRT for RTX builds for GPUs that are not there; plain TensorRT builds for the one it runs on.
     """
-    from foveate.tensorrt.build import build_engines, build_facts, describe_build
+    from foveate.export.tensorrt.build import build_engines, build_facts, describe_build
 
     with Progress() as progress:
         result = build_engines(
@@ -224,7 +230,7 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
     Checksums, and each graph's inputs and outputs against the manifest; with a checkpoint, also
     what each graph computes.
     """
-    from foveate.verification import describe_verification, verification_facts, verify_bundle
+    from foveate.commands.verify import describe_verification, verification_facts, verify_bundle
 
     with Progress() as progress:
         result = verify_bundle(bundle, checkpoint, progress.begin)
@@ -236,8 +242,8 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
 @as_json
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds; checksums are left to verify."""
-    from foveate.bundle import Bundle
-    from foveate.report import bundle_facts, describe_bundle
+    from foveate.bundle.reader import Bundle
+    from foveate.commands.report import bundle_facts, describe_bundle
 
     opened = Bundle.open(bundle, checksums=False)
     tell_json(bundle_facts(opened)) if as_json else tell(describe_bundle(opened))
@@ -312,8 +318,8 @@ def run(
     """
     if not images and sampling["video"] is None:
         raise click.UsageError("there is nothing to look at; give --image FILE or --video FILE")
-    from foveate.asking import ask
-    from foveate.report import answer_facts, describe_answer
+    from foveate.commands.report import answer_facts, describe_answer
+    from foveate.commands.run import ask
 
     answer = ask(
         bundle,
@@ -392,7 +398,7 @@ def bench(bundle: Path, **how: Any) -> None:
     Medians of the time in every stage, to the first token and for each later one, of memory and of
     the KV cache; every answer has as many tokens, whatever they say.
     """
-    from foveate.bench.command import run_bench
+    from foveate.commands.bench import run_bench
 
     with Progress() as progress:
         text = run_bench(bundle, progress.begin, **how)
@@ -403,7 +409,7 @@ def bench(bundle: Path, **how: Any) -> None:
 @as_json
 def doctor(as_json: bool) -> None:
     """Show what this machine can run, and why not the rest."""
-    from foveate.doctor import describe_machine, examine, machine_facts
+    from foveate.commands.doctor import describe_machine, examine, machine_facts
 
     found = examine()
     tell_json(machine_facts(found)) if as_json else tell(describe_machine(found))

@@ -16,12 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foveate import Pipeline
-from foveate.bundle import file_digest
+from foveate.bundle.quantization_report import cost_facts
+from foveate.bundle.reader import file_digest
+from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.evaluation.result import Score
-from foveate.calibration.records import Record, read_records
-from foveate.export import ExportOptions, QuantizationOptions, export
+from foveate.export.exporter import ExportOptions, export
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.questions import Questions, score_all
-from foveate.quantization import cost_facts
 
 NANO = Path(__file__).parent / "nano"
 KEEPS = (1.0, 0.5, 0.25)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from foveate.bundle import Bundle
-from foveate.calibration.f_theta import FTheta
-from foveate.export import ExportOptions, QuantizationOptions, export
+from foveate.bundle.reader import Bundle
+from foveate.export.exporter import ExportOptions, export
+from foveate.export.quantization.options import QuantizationOptions
+from foveate.modeling.f_theta import FTheta
 from tests.checkpoints import write_checkpoint
 from tests.quantized import quantize_bundle
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 
-from foveate.bundle import Bundle, BundleWriter
-from foveate.checkpoint import Checkpoint
+from foveate.bundle.reader import Bundle
+from foveate.bundle.writer import BundleWriter
 from foveate.export.exporter import family_export
 from foveate.export.parity import Case
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantize
+from foveate.modeling.checkpoint import Checkpoint
 from foveate.runtime.pipeline import read_family, read_tokenizer
 
 CASES: dict[Path, list[Case]] = {}

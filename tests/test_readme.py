@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 from tests.conftest import Sample
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from foveate.bench.result import Sample
+from foveate.bundle.manifest import Manifest
 from foveate.errors import MissingDependencyError, UnsupportedFamilyError
 from foveate.families.base import Prompt, Vision
-from foveate.manifest import Manifest
 
 try:
     import torch
@@ -31,8 +31,8 @@ except ImportError as error:
     ) from error
 
 from foveate.calibration.qwen2_vl import weights
-from foveate.checkpoint import DTYPES, Checkpoint
-from foveate.export.random_weights import draw
+from foveate.modeling.checkpoint import DTYPES, Checkpoint
+from foveate.modeling.random_weights import draw
 
 ATTENTION = "sdpa"
 FAMILY = "qwen2_vl"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate.atomic_write import replace_file
 from foveate.bench.result import OURS, STAGES, Bench, Case
 from foveate.errors import DataError, MissingDependencyError
-from foveate.output import replace_file
 
 try:
     from matplotlib.axes import Axes

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL.Image import Image
 
-from foveate.bench.machine import Peak, machine_facts, memory_reader, resident_peak
 from foveate.bench.result import ALL, OURS, SAME, STAGES, Bench, Case, Memory, Row, Sample
 from foveate.bench.scenes import Scene
 from foveate.errors import LimitError
 from foveate.families.base import Family, Prompt, Vision, preprocess_frames
+from foveate.machine import Peak, machine_facts, memory_reader, resident_peak
 from foveate.runtime.answer import Answer, Visual
-from foveate.runtime.engines.onnx import PROVIDERS, resolve_device
+from foveate.runtime.backends.ort.session import PROVIDERS, resolve_device
 from foveate.runtime.pipeline import Pipeline, read_family, read_tokenizer
 from foveate.runtime.request import Request
 

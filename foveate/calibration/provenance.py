@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from foveate import __version__
-from foveate.bundle import file_digest
+from foveate.bundle.reader import file_digest
 
 CHECKPOINT_FILES = ("*.json", "*.jinja", "model*.safetensors", "pytorch_model*.bin")
 TOOLS = ("torch", "transformers", "accelerate", "pyarrow", "pillow", "tokenizers", "numpy")

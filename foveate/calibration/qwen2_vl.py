@@ -9,13 +9,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from foveate.calibration.language import TRACED, Language
-from foveate.checkpoint import Checkpoint
 from foveate.errors import CheckpointError
 from foveate.families.base import Vision
 from foveate.families.pixels import resize_bicubic, to_rgb
 from foveate.families.qwen2_vl import Qwen2VL, fitted_size
 from foveate.families.qwen2_vl_pixels import Pixels
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.language_model import TRACED, Language
 
 END_OF_TURN = "<|im_end|>"
 

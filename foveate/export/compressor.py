@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foveate.calibration.f_theta import FTheta
+from foveate.modeling.f_theta import FTheta
 
 INPUTS = (
     "text_embeds",

@@ -18,20 +18,8 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from foveate import __version__, families
-from foveate.bundle import Bundle, BundleWriter
-from foveate.calibration.f_theta import FTheta
-from foveate.checkpoint import DTYPES, Checkpoint, release
-from foveate.errors import ExportError, KeepError, LimitError
-from foveate.export.graph import GraphPlan, save_graph, write_graph
-from foveate.export.parity import Case, compare
-from foveate.export.quantization.draft import Draft
-from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
-from foveate.export.quantization.quantize import quantization_stages, quantize
-from foveate.export.quantization.questions import choose_questions
-from foveate.export.random_weights import count_parameters
-from foveate.export.recast import recast
-from foveate.families.base import Family
-from foveate.manifest import (
+from foveate.atomic_write import writing
+from foveate.bundle.manifest import (
     CompressorFacts,
     Generation,
     GraphSpec,
@@ -42,7 +30,20 @@ from foveate.manifest import (
     Operators,
     Precision,
 )
-from foveate.output import writing
+from foveate.bundle.reader import Bundle
+from foveate.bundle.writer import BundleWriter
+from foveate.errors import ExportError, KeepError, LimitError
+from foveate.export.parity import Case, compare
+from foveate.export.quantization.draft import Draft
+from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
+from foveate.export.quantization.quantize import quantization_stages, quantize
+from foveate.export.quantization.questions import choose_questions
+from foveate.export.trace import GraphPlan, save_graph, write_graph
+from foveate.families.base import Family
+from foveate.modeling.cast_weights import recast
+from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
+from foveate.modeling.f_theta import FTheta
+from foveate.modeling.random_weights import count_parameters
 
 STAGES = (
     "weights", "reference", "vision", "embeddings", "compressor", "merge", "decoder", "parity", "seal",

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import Operators, Precision
 from foveate.errors import ParityError
-from foveate.export.twin import write_twin
-from foveate.manifest import Operators, Precision
-from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+from foveate.export.float32_copy import write_twin
+from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0, "fp8": 1.0, "int4": 1.0}
 """Largest difference over largest magnitude, by precision: fp32 leaves room for another order of

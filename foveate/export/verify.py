@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from foveate.bundle import Bundle
-from foveate.calibration.f_theta import FTheta
-from foveate.checkpoint import DTYPES, Checkpoint, release
+from foveate.bundle.reader import Bundle
 from foveate.errors import ParityError
 from foveate.export.exporter import family_export
 from foveate.export.parity import compare
 from foveate.export.quantization.options import quantized
-from foveate.export.recast import recast
+from foveate.modeling.cast_weights import recast
+from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
+from foveate.modeling.f_theta import FTheta
 from foveate.runtime.pipeline import read_family, read_tokenizer
 
 FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

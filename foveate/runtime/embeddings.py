@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.bundle import Bundle
+from foveate.bundle.onnx_file import external_tensors
+from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, BundleError
-from foveate.external_data import external_tensors
-from foveate.runtime.engines.bindings import held
+from foveate.runtime.tensors import held
 
 ROLE = "embeddings"
 

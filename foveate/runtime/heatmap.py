@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from foveate.atomic_write import EXISTS, replace_file, writing
 from foveate.errors import ImageError, KeepError, OutputError, OutputExistsError
 from foveate.families.pixels import to_rgb
-from foveate.output import EXISTS, replace_file, writing
 from foveate.runtime.answer import Visual
 
 LEAST_WIDTH, MOST_WIDTH, MOST_HEIGHT = 448, 720, 960

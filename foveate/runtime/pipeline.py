@@ -12,19 +12,19 @@ from PIL.Image import Image
 from tokenizers import Tokenizer
 
 from foveate import families
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, BundleError, ClosedError, ImageError, LimitError
 from foveate.families.base import Family, Prompt, Vision, preprocess_frames
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.backends import Backend, check_name, open_backend
-from foveate.runtime.engines import Feeds, Tensor, Value, on_host
-from foveate.runtime.images import open_pictures
 from foveate.runtime.keep import kept_count
 from foveate.runtime.language.base import Sequence
+from foveate.runtime.media.pictures import open_pictures
 from foveate.runtime.reply import Reply, finish_together
 from foveate.runtime.request import Options, Picture, Ready, Request, naming
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.stream import Stream
+from foveate.runtime.tensors import Feeds, Tensor, Value, on_host
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

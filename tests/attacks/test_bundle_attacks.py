@@ -20,9 +20,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from foveate.bundle import Bundle
+from foveate.bundle.manifest import MANIFEST_LIMIT, TensorSpec
+from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError, BundleNotFoundError
-from foveate.manifest import MANIFEST_LIMIT, TensorSpec
 
 GOLDEN = Path(__file__).parent / "bundle"
 AGAIN = "export the checkpoint again"

@@ -20,9 +20,9 @@ from foveate.bench.scenes import (
     parse_picture,
     parse_video,
 )
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 from foveate.errors import DataError, FoveateError, ImageError, KeepError, LimitError
-from foveate.runtime.backends.onnx import OnnxBackend
+from foveate.runtime.backends.ort.backend import OnnxBackend
 from tests.command import invoke, refused
 
 QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")

@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from foveate import Pipeline
-from foveate.bundle import Bundle
-from foveate.calibration.f_theta import SCALINGS, FTheta
-from foveate.checkpoint import Checkpoint
+from foveate.bundle.reader import Bundle
 from foveate.errors import (
     BackendError,
     CheckpointError,
@@ -25,12 +23,14 @@ from foveate.errors import (
     ParityError,
     UnsupportedFamilyError,
 )
-from foveate.export import STAGES, ExportOptions, export, verify
-from foveate.export.exporter import family_export
-from foveate.export.graph import write_graph
+from foveate.export.exporter import STAGES, ExportOptions, export, family_export
 from foveate.export.parity import TOLERANCE
-from foveate.export.recast import recast
-from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+from foveate.export.trace import write_graph
+from foveate.export.verify import verify
+from foveate.modeling.cast_weights import recast
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.f_theta import SCALINGS, FTheta
+from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 from foveate.runtime.pipeline import read_family, read_tokenizer
 from tests.checkpoints import write_checkpoint
 

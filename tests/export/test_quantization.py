@@ -11,15 +11,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate import Pipeline
-from foveate.bundle import Bundle
+from foveate.bundle.quantization_report import cost_facts, describe_cost
+from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, DataError, ExportError
-from foveate.export import ExportOptions, QuantizationOptions, export, verify
+from foveate.export.exporter import ExportOptions, export
 from foveate.export.quantization.linears import HEAD, find_linears
 from foveate.export.quantization.numbers import quantize_weight
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import _write
 from foveate.export.quantization.ranges import best_range
-from foveate.quantization import cost_facts, describe_cost
-from foveate.runtime.engines.precision import check_precision
+from foveate.export.verify import verify
+from foveate.runtime.backends.ort.precision import check_precision
 from tests.command import invoke, refused
 from tests.conftest import NANO, Sample
 from tests.quantized import quantize_bundle, write_records

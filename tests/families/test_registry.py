@@ -49,7 +49,7 @@ def test_families_and_picture_intake_load_no_torch() -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'torchvision'): sys.modules[name] = None\n"
-        "import foveate.families, foveate.runtime.images\n"
+        "import foveate.families, foveate.runtime.media.pictures\n"
     )
     root = Path(families.__file__).parents[2]
     done = subprocess.run(

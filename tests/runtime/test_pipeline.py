@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from foveate import Pipeline
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 from foveate.errors import (
     BackendError,
     BundleNotFoundError,

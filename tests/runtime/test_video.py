@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from foveate import Pipeline
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 from foveate.errors import ImageError
 from foveate.runtime.pipeline import read_family, read_tokenizer
 from tests.reference import Reference

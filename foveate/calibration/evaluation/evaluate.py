@@ -11,8 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from foveate.bundle import file_digest
+from foveate.atomic_write import EXISTS, replace_file, writing
+from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import Rule, is_right
+from foveate.calibration.dataset import Record, read_records
+from foveate.calibration.evaluation.inquiry import Inquiry
 from foveate.calibration.evaluation.rankings import Ranking, find_rankings
 from foveate.calibration.evaluation.result import (
     Evaluation,
@@ -21,15 +24,12 @@ from foveate.calibration.evaluation.result import (
     evaluation_facts,
     group,
 )
-from foveate.calibration.inquiry import Inquiry
-from foveate.calibration.meter import Meter
 from foveate.calibration.processes import gather, join_processes
+from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_digest, tool_versions
-from foveate.calibration.records import Record, read_records
-from foveate.calibration.subject import NEW_TOKENS, Subject
-from foveate.checkpoint import Checkpoint
 from foveate.errors import DataError, ImageError, OutputError, OutputExistsError, PromptError
-from foveate.output import EXISTS, replace_file, writing
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.torch_model import NEW_TOKENS, Subject
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.terminal import plural
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.calibration.f_theta import FTheta
-from foveate.calibration.relevance import Mode
-from foveate.calibration.subject import Question, Subject
+from foveate.calibration.relevance.propagation import Mode
 from foveate.errors import CheckpointError
+from foveate.modeling.f_theta import FTheta
+from foveate.modeling.torch_model import Question, Subject
 
 DOWNSAMPLE = "downsample"
 MODES: dict[str, Mode] = {

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from foveate.calibration.training.overlap import RATIOS
+from foveate.atomic_write import EXISTS, replace_file, writing
+from foveate.calibration.ranking import RATIOS
 from foveate.calibration.training.result import Epoch, TrainingResult
 from foveate.errors import MissingDependencyError, OutputExistsError
-from foveate.output import EXISTS, replace_file, writing
 
 try:
     from matplotlib.axes import Axes

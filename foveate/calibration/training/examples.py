@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.calibration.f_theta import FTheta, Inputs, Scaling
 from foveate.calibration.training.labels import label
 from foveate.errors import DataError
+from foveate.modeling.f_theta import FTheta, Inputs, Scaling
 
 if TYPE_CHECKING:
-    from foveate.calibration.store import Sample
+    from foveate.calibration.relevance.store import Sample
 
 PACK_TOKENS = 16384
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from foveate.calibration.f_theta import Inputs, Scaling
 from foveate.errors import BackendError, DataError
+from foveate.modeling.f_theta import Inputs, Scaling
 
 DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling")
 """The options that decide the weights."""

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.calibration.training.overlap import RATIOS
+from foveate.calibration.ranking import RATIOS
 from foveate.terminal import plural, table
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from foveate.calibration.f_theta import FTheta
+from foveate.calibration.ranking import overlap
 from foveate.calibration.training.examples import Example, Pack, packs
 from foveate.calibration.training.options import TrainingOptions
-from foveate.calibration.training.overlap import overlap
 from foveate.calibration.training.result import Epoch
 from foveate.calibration.training.state import TrainingState
 from foveate.errors import DataError
+from foveate.modeling.f_theta import FTheta
 
 
 @dataclass(frozen=True, slots=True)

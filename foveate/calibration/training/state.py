@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from foveate.atomic_write import replace_file
 from foveate.calibration.training.result import Epoch
 from foveate.errors import DataError, OutputExistsError
-from foveate.output import replace_file
 
 
 @dataclass(slots=True)

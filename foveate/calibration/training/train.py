@@ -5,19 +5,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate.calibration.f_theta import FTheta
+from foveate.atomic_write import EXISTS, writing
+from foveate.calibration.ranking import chance, overlap
 from foveate.calibration.training.curves import Events, check_events, write_curves
 from foveate.calibration.training.examples import prepare, split
 from foveate.calibration.training.options import TrainingOptions
-from foveate.calibration.training.overlap import chance, overlap
 from foveate.calibration.training.result import TrainingResult
 from foveate.calibration.training.run import Progress, Run, mean
 from foveate.calibration.training.state import TrainingState
 from foveate.errors import DataError, OutputError, OutputExistsError
-from foveate.output import EXISTS, writing
+from foveate.modeling.f_theta import FTheta
 
 if TYPE_CHECKING:
-    from foveate.calibration.store import Sample
+    from foveate.calibration.relevance.store import Sample
 
 
 def train_store(
@@ -31,7 +31,7 @@ def train_store(
     Raises:
         DataError: No relevance maps there, or damaged ones.
     """
-    from foveate.calibration.store import Store
+    from foveate.calibration.relevance.store import Store
 
     store = Store.open(folder)
     name = Path(store.facts["checkpoint"]).name

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.bundle.manifest import Precision, Quantized
+from foveate.bundle.quantization_report import FILE
 from foveate.calibration.evaluation.result import Score
 from foveate.export.quantization.questions import Asked
-from foveate.manifest import Precision, Quantized
-from foveate.quantization import FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from foveate.bundle import Bundle
+from foveate.bundle.manifest import Manifest, Precision
+from foveate.bundle.reader import Bundle
 from foveate.families.base import Family
-from foveate.manifest import Manifest, Precision
-from foveate.runtime.backends.onnx import ROLES, OnnxBackend
-from foveate.runtime.engines import Engine
-from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+from foveate.runtime.backends.ort.backend import ROLES, OnnxBackend
+from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 from foveate.runtime.pipeline import Pipeline
+from foveate.runtime.tensors import Engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.manifest import Quantized
+from foveate.bundle.manifest import Quantized
 
 LARGEST: dict[Quantized, float] = {"int8": 127.0, "fp8": 448.0, "int4": 7.0}
 STORED: dict[Quantized, Any] = {

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from foveate.bundle.manifest import Precision, Quantized
 from foveate.errors import DataError, ExportError
-from foveate.manifest import Precision, Quantized
 
 Base = Literal["fp32", "fp16"]
 BASES: tuple[Base, ...] = get_args(Base)

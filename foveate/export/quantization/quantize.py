@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import onnx_ir as ir
 
+from foveate.bundle.manifest import GraphSpec, Precision, Quantized
+from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
 from foveate.export.parity import Case, compare
 from foveate.export.quantization.cost import Cost, GraphCost, write_cost
@@ -26,8 +28,6 @@ from foveate.export.quantization.questions import (
 )
 from foveate.export.quantization.ranges import Observer
 from foveate.export.quantization.rewrite import OPSET, rewrite, save
-from foveate.manifest import GraphSpec, Precision, Quantized
-from foveate.quantization import FILE, ROLE
 
 KEPT = ("embeddings", "compressor")
 """Graphs that are never quantized: a lookup, and what decides which tokens stay."""

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from foveate.bundle import file_digest
+from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import is_right
+from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.evaluation.result import Score
-from foveate.calibration.records import Record, read_records
 from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.runtime.pipeline import Pipeline

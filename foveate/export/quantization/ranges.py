@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import Quantized
 from foveate.errors import ExportError
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import LARGEST, encode
-from foveate.manifest import Quantized
-from foveate.runtime.engines import Feeds, Value
-from foveate.runtime.engines.onnx import OnnxEngine, OnnxOptions
+from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
+from foveate.runtime.tensors import Feeds, Value
 
 ROWS = 512
 """Rows to sample of each activation, over all requests."""

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import Quantized
 from foveate.export.quantization.linears import Linear
 from foveate.export.quantization.numbers import quantize_weight, scale_of
-from foveate.manifest import Quantized
 
 OPSET: dict[Quantized, int] = {"int8": 19, "fp8": 19, "int4": 21}
 """Where QuantizeLinear takes scales of float16, where float8 came, and where int4 and blocks did."""

@@ -3,11 +3,9 @@
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from foveate.calibration.f_theta import FTheta
+from foveate.bundle.manifest import ModelFacts, Rope
 from foveate.calibration.qwen2_vl import check_attention, weights
-from foveate.checkpoint import Checkpoint
 from foveate.export.compressor import INPUTS, OUTPUTS, Compressor
-from foveate.export.graph import GraphPlan
 from foveate.export.qwen2_vl.modules import (
     TEXT_ATTENTION,
     VISION_ATTENTION,
@@ -16,8 +14,10 @@ from foveate.export.qwen2_vl.modules import (
     FirstLayerProbe,
     Vision,
 )
-from foveate.export.random_weights import draw
-from foveate.manifest import ModelFacts, Rope
+from foveate.export.trace import GraphPlan
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.f_theta import FTheta
+from foveate.modeling.random_weights import draw
 from foveate.runtime.language.base import state_names
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache, Qwen2VLForConditionalGeneration
 
-from foveate.calibration.f_theta import FTheta
 from foveate.calibration.qwen2_vl import visual_tokens
 from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt
+from foveate.modeling.f_theta import FTheta
 from foveate.runtime.language.base import state_names
 
 QUESTION = "What can be seen in the two pictures?"

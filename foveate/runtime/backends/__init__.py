@@ -1,6 +1,6 @@
 """What runs a bundle's graphs: one backend a library, opened by name."""
 
-from foveate.bundle import Bundle
+from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
 from foveate.runtime.backends.base import Backend
 
@@ -38,7 +38,7 @@ def open_backend(
             )
         if threads:
             raise BackendError("threads are onnxruntime's; leave them out with TensorRT")
-        from foveate.runtime.backends.tensorrt import TensorRTBackend
+        from foveate.runtime.backends.trt.backend import TensorRTBackend
 
         return TensorRTBackend.open(bundle, target)
     if target is not None:
@@ -47,10 +47,10 @@ def open_backend(
             "tensorrt (--backend tensorrt)"
         )
     if bundle.manifest.operators == "onnxruntime":
-        from foveate.runtime.backends.fused import FusedBackend
+        from foveate.runtime.backends.ort_contrib.backend import FusedBackend
 
         return FusedBackend.open(bundle, device=device, threads=threads)
-    from foveate.runtime.backends.onnx import OnnxBackend
+    from foveate.runtime.backends.ort.backend import OnnxBackend
 
     return OnnxBackend.open(bundle, device=device, threads=threads)
 

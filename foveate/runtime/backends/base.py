@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.families.base import Vision
-from foveate.runtime.engines import Feeds, Tensor, Value
 from foveate.runtime.language.base import Batch, Extent, Sequence
+from foveate.runtime.tensors import Feeds, Tensor, Value
 
 
 class Backend(Protocol):

@@ -7,9 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.manifest import ModelFacts
-from foveate.runtime.engines import Tensor
-from foveate.runtime.engines.bindings import held
+from foveate.bundle.manifest import ModelFacts
+from foveate.runtime.tensors import Tensor, held
 
 
 class Following:

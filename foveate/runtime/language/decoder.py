@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.manifest import ModelFacts
-from foveate.runtime.engines import Engine, Tensor, Value, length, on_host
+from foveate.bundle.manifest import ModelFacts
 from foveate.runtime.language.base import Following, Step, state_names, token_bytes
+from foveate.runtime.tensors import Engine, Tensor, Value, length, on_host
 
 Embed = Callable[[NDArray[np.int64]], NDArray[np.generic]]
 """Token ids int64 [N] to embedding rows [N, H]."""

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ClosedError, LimitError
-from foveate.manifest import ModelFacts
-from foveate.runtime.cuda import Block, DeviceTensor
+from foveate.runtime.backends.trt.cuda import Block, DeviceTensor
+from foveate.runtime.backends.trt.engine import Call, TensorRTEngine
+from foveate.runtime.backends.trt.ranges import largest
+from foveate.runtime.backends.trt.tensor_specs import WRITE_INDICES
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.engines import Tensor
-from foveate.runtime.engines.bindings import WRITE_INDICES
-from foveate.runtime.engines.ranges import largest
-from foveate.runtime.engines.tensorrt import Call, TensorRTEngine
 from foveate.runtime.language.base import Following, state_names, token_bytes
-from foveate.runtime.language.device import check_capacity
+from foveate.runtime.language.growing_decoder import check_capacity
+from foveate.runtime.tensors import Tensor
 
 SPARE = 2
 """Caches that are kept for the next sequences."""

@@ -1,0 +1,1 @@
+"""The bundle on disk: its manifest, how it is read, written and given engines."""

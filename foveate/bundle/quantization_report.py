@@ -1,0 +1,68 @@
+"""What quantization cost a bundle, as its export noted it: as plain data, and as text for people."""
+
+import json
+from typing import Any
+
+from foveate.bundle.reader import Bundle
+from foveate.terminal import plural, size, table
+
+ROLE = "quantization"
+FILE = "quantization.json"
+
+
+def cost_facts(bundle: Bundle) -> dict[str, Any] | None:
+    """What quantization cost a bundle; None where its graphs are not quantized."""
+    if ROLE not in bundle.manifest.files:
+        return None
+    facts: dict[str, Any] = json.loads(bundle.file(ROLE).read_text(encoding="utf-8"))
+    return facts
+
+
+def describe_cost(facts: dict[str, Any]) -> str:
+    """What quantization cost, for people."""
+    rows = [["", "size", "", "difference from transformers", "", "matrix products"]]
+    for role, one in facts["graphs"].items():
+        sizes, parity = one["bytes"], one["parity"]
+        rows.append(
+            [
+                role,
+                f"{size(sizes['before'])} → {size(sizes['after'])}",
+                f"{sizes['after'] / sizes['before']:.0%}",
+                f"{parity['before']:.1e} → {parity['after']:.1e}",
+                "",
+                f"{one['products']} in {facts['precision']}"
+                + (f", {len(one['left'])} left in {facts['base']}" if one["left"] else ""),
+            ]
+        )
+    lines = [f"quantized to {facts['precision']} on {facts['base']}", table(rows)]
+    if facts["calibration"]:
+        lines.append(f"ranges from {_describe_asked(facts['calibration'])}")
+    if facts["evaluation"]:
+        lines.append(
+            f"right answers before and after, with 95 % intervals, {_describe_asked(facts['evaluation'])}"
+        )
+        lines.append(
+            table(
+                [
+                    f"keep {100 * row['keep']:g} %",
+                    f"{_describe_score(row['before'])} → {_describe_score(row['after'])}",
+                ]
+                for row in facts["answers"]
+            )
+        )
+    else:
+        lines.append("right answers: not counted; give --evaluate DATA.jsonl with answers")
+    return "\n".join(lines)
+
+
+def _describe_asked(facts: dict[str, Any]) -> str:
+    """Some questions in a clause."""
+    lost = facts["unreadable"]
+    noted = f", {len(lost)} unreadable ({', '.join(lost[:3])}{' …' if len(lost) > 3 else ''})"
+    return f"{plural(facts['used'], 'record')} of {facts['data']}{noted if lost else ''}"
+
+
+def _describe_score(facts: dict[str, Any]) -> str:
+    """Right answers and their interval."""
+    low, high = facts["interval"]
+    return f"{facts['right']} of {facts['n']} ({low:.1f}–{high:.1f} %)"

@@ -1,0 +1,256 @@
+"""The bundle, read: a folder of graphs, weights and texts, and the manifest.json that vouches for it.
+
+docs/bundle-format.md is the specification.
+"""
+
+import contextlib
+import glob
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from foveate.bundle.manifest import (
+    AGAIN,
+    MANIFEST,
+    MANIFEST_LIMIT,
+    FileEntry,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    decode,
+    short,
+)
+from foveate.bundle.onnx_file import external_data
+from foveate.errors import BundleError, BundleNotFoundError
+
+T = TypeVar("T")
+
+_PARTIAL = re.compile(r"\..+\.partial-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An open bundle: its folder and a manifest whose promises were checked.
+
+    Attributes:
+        root: The folder, absolute.
+        manifest: What manifest.json says.
+    """
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, checksums: bool = True) -> "Bundle":
+        """Read a bundle's manifest and check every file that it names.
+
+        Args:
+            path: The bundle's folder.
+            checksums: Also read every file and compare its SHA-256; without it, paths and sizes.
+
+        Raises:
+            BundleNotFoundError: There is no such folder, or it is no bundle.
+            BundleError: The bundle cannot be trusted.
+        """
+        root = Path(os.path.abspath(path))
+        with _reading(root):
+            reason = _why_no_bundle(root)
+        if reason:
+            raise BundleNotFoundError(reason)
+        return cls.read(root, checksums=checksums)
+
+    @classmethod
+    def read(cls, root: Path, *, checksums: bool) -> "Bundle":
+        """`open`, without asking whether the folder is still being written."""
+        manifest = decode(read_manifest(root), root / MANIFEST)
+        for entry in manifest.files.values():
+            _check_file(root, entry, checksums=checksums)
+        _check_weights(root, [entry.path for entry in manifest.files.values()])
+        return cls(root, manifest)
+
+    def file(self, role: str) -> Path:
+        """The path of a role's file.
+
+        Raises:
+            BundleError: The bundle has no such role.
+        """
+        return self.root / self._of(self.manifest.files, role, "file").path
+
+    def graph(self, role: str) -> GraphSpec:
+        """What a role's graph takes and gives.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+        """
+        return self._of(self.manifest.graphs, role, "graph")
+
+    def _of(self, entries: Mapping[str, T], role: str, what: str) -> T:
+        """The entry of a role, or BundleError naming the roles there are."""
+        if role not in entries:
+            raise BundleError(
+                f"{self.root} has no {what} for {role!r} (it has {', '.join(entries) or 'none'}). "
+                "Export the checkpoint again with what writes it."
+            )
+        return entries[role]
+
+    def check_graph(
+        self, role: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        """Compare what an engine says of a loaded graph with what the manifest promises.
+
+        Order does not count, nor do the names of free axes; a free axis must be free in both.
+
+        Args:
+            role: The graph.
+            inputs: The loaded graph's inputs.
+            outputs: The loaded graph's outputs.
+
+        Raises:
+            BundleError: They differ.
+        """
+        promised, path = self.graph(role), self.file(role)
+        for kind, ours, theirs in (
+            ("input", promised.inputs, inputs),
+            ("output", promised.outputs, outputs),
+        ):
+            wanted = {tensor.name: tensor for tensor in ours}
+            found = {tensor.name: tensor for tensor in theirs}
+            for name in sorted(wanted.keys() | found.keys()):
+                promise, fact = _signature(wanted.get(name)), _signature(found.get(name))
+                if promise != fact:
+                    raise BundleError(
+                        f"{path}: the {kind} '{short(name)}' is {fact} in the graph and "
+                        f"{promise} in {MANIFEST}. Export the checkpoint again."
+                    )
+
+
+def _signature(tensor: TensorSpec | None) -> str:
+    """A tensor's type and shape in words, every free axis alike."""
+    if tensor is None:
+        return "absent"
+    axes = ("free" if isinstance(axis, str) else str(axis) for axis in tensor.shape)
+    return f"{tensor.dtype} [{', '.join(axes)}]"
+
+
+def _why_no_bundle(root: Path) -> str | None:
+    """Why a path is no bundle, and what to do; None for a folder with a manifest."""
+    try:
+        names = set(os.listdir(root))
+    except FileNotFoundError:
+        aside = next(root.parent.glob(f".{glob.escape(root.name)}.replaced-*"), None)
+        if aside:
+            return f"{root} is gone: its replacement was cut short. Rename {aside} back to it."
+        return (
+            f"{root} does not exist. Check the path, or write it: foveate export CHECKPOINT {root}"
+        )
+    except NotADirectoryError:
+        return f"{root} is a file; a bundle is a folder. Give the folder that holds {MANIFEST}."
+    if _PARTIAL.fullmatch(root.name):
+        return f"{root} was left by an export that was cut short. Delete it and export again."
+    if MANIFEST in names:
+        return None
+    if "config.json" in names and any(name.endswith(".safetensors") for name in names):
+        return f"{root} is a checkpoint, not a bundle. Make one of it: foveate export {root} BUNDLE"
+    if any(name.endswith(".onnx") for name in names):
+        return (
+            f"{root} has graphs but no {MANIFEST}: it was left by an export that was cut short, or "
+            "copied in part. Delete it and export again, if a bundle is what was to be here."
+        )
+    return (
+        f"{root} is no bundle: it has no {MANIFEST}. Check the path, or write one: foveate export"
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn an OSError into a BundleError about `path`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing. {AGAIN}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(f"{path} cannot be read: {reason}. Check its permissions.") from error
+
+
+def read_manifest(root: Path) -> bytes:
+    """The bytes of a folder's manifest.json: a plain file of reasonable size."""
+    path = root / MANIFEST
+    _status(root, MANIFEST)
+    with _reading(path), open(path, "rb") as file:
+        data = file.read(MANIFEST_LIMIT + 1)
+    if len(data) > MANIFEST_LIMIT:
+        raise BundleError(f"{path} is over {MANIFEST_LIMIT} bytes: it is no manifest. {AGAIN}")
+    return data
+
+
+def _status(root: Path, relative: str) -> os.stat_result:
+    """The status of a plain file in the folder, with no link on the way to it."""
+    path = root / relative
+    folders = [root / part for part in PurePosixPath(relative).parents[:-1]]
+    for step in [*reversed(folders), path]:
+        with _reading(step):
+            status = step.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise BundleError(
+                f"{step} is a symbolic link; a bundle holds plain files. Put the file itself in "
+                "its place, or export the checkpoint again."
+            )
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a plain file. {AGAIN}")
+    return status
+
+
+def _check_file(root: Path, entry: FileEntry, *, checksums: bool) -> None:
+    """BundleError for a file that is not what the manifest says."""
+    path, size = root / entry.path, _status(root, entry.path).st_size
+    if size != entry.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes where {MANIFEST} says {entry.bytes}: it was cut short or "
+            f"changed. {AGAIN}"
+        )
+    if checksums:
+        with _reading(path):
+            found = file_digest(path)
+        if found != entry.sha256:
+            raise BundleError(f"{path} does not match its checksum: it was changed. {AGAIN}")
+
+
+def file_entry(root: Path, path: str) -> FileEntry:
+    """Measure and hash a file of a folder; BundleError where it is missing or no plain file."""
+    return FileEntry(path=path, bytes=_status(root, path).st_size, sha256=file_digest(root / path))
+
+
+def file_digest(path: Path) -> str:
+    """A file's SHA-256 in hex, read block by block."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(1024 * 1024))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
+
+
+def _check_weights(root: Path, listed: list[str]) -> None:
+    """BundleError for a graph that takes weights from a file that the manifest does not list.
+
+    Some engines follow such a path wherever it leads, and no checksum covers what is there.
+    """
+    for path in (path for path in listed if path.lower().endswith(".onnx")):
+        try:
+            with _reading(root / path):
+                locations = external_data(root / path)
+        except BundleError:
+            raise
+        except ValueError:
+            raise BundleError(f"{root / path} is not a readable ONNX graph. {AGAIN}") from None
+        for location in locations:
+            if str(PurePosixPath(path).parent / location) not in listed:
+                raise BundleError(
+                    f"{root / path} takes weights from '{short(location)}', which {MANIFEST} does "
+                    f"not list. {AGAIN}"
+                )

@@ -1,0 +1,324 @@
+"""Relevance maps of a data set: each question asked, its answer judged, and what mattered for it kept."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foveate.atomic_write import replace_file, writing
+from foveate.bundle.reader import file_digest
+from foveate.calibration.answers import Rule, is_right
+from foveate.calibration.dataset import Record, read_records
+from foveate.calibration.processes import join_processes
+from foveate.calibration.progress import Meter
+from foveate.calibration.provenance import checkpoint_digest, tool_versions
+from foveate.calibration.relevance.manifest import (
+    MANIFEST,
+    OUTCOMES,
+    SHARD,
+    Manifest,
+    Outcome,
+    check_format,
+    encode,
+)
+from foveate.calibration.relevance.propagation import Mode
+from foveate.calibration.relevance.store import (
+    FLUSH_SECONDS,
+    LEFTOVER,
+    Sample,
+    Store,
+    Writer,
+    finish,
+)
+from foveate.errors import ImageError, OutputExistsError, PromptError
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.torch_model import NEW_TOKENS, Subject
+from foveate.runtime.media.pictures import open_pictures
+from foveate.terminal import plural, table
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """How relevance maps are made.
+
+    Attributes:
+        mode: How relevance is computed; see `foveate.calibration.relevance.propagation`.
+        dtype: What the model computes in: "fp32" or "bf16".
+        device: "auto", "cpu" or "cuda"; under accelerate, the process's own of that kind.
+        rule: When an answer is right.
+        keep_wrong: Keep the maps of wrong answers too, for ablations.
+        max_new_tokens: The longest answer.
+        limit: Take only so many records, from the first.
+        force: Start afresh where there are relevance maps already.
+        flush_seconds: How often what is done goes to the disk; a kill costs no more than that.
+    """
+
+    mode: Mode = "grad"
+    dtype: str = "fp32"
+    device: str = "auto"
+    rule: Rule = "exact"
+    keep_wrong: bool = False
+    max_new_tokens: int = NEW_TOKENS
+    limit: int | None = None
+    force: bool = False
+    flush_seconds: float = FLUSH_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a run of all its processes did.
+
+    Attributes:
+        out: The store.
+        outcomes: How many of all its records came out how.
+        new: How many of them are of this run.
+        seconds: What these took, without loading the model.
+        processes: How many shared the work.
+    """
+
+    out: Path
+    outcomes: dict[str, int]
+    new: int
+    seconds: float
+    processes: int
+
+    @property
+    def rate(self) -> float:
+        """New records a second."""
+        return self.new / self.seconds if self.seconds else 0.0
+
+
+def collect(
+    source: str, data: Path, out: Path, options: CollectOptions, meter: Meter | None = None
+) -> Collected | None:
+    """Make the relevance maps of a data set, or go on with those that an earlier run left.
+
+    Args:
+        source: The checkpoint: a folder or a hub id.
+        data: The records, as JSON Lines.
+        out: The store's folder; its parent must exist.
+        options: How; all but the device, the limit and the flushing must be an earlier run's.
+        meter: Told how far the run is; without one nothing is said.
+
+    Returns:
+        What was done; None in all processes of a run but the main one.
+
+    Raises:
+        CheckpointError: No checkpoint that can be loaded.
+        DataError: No data set, or a damaged store.
+        OutputExistsError: Something is at `out` that this run cannot go on with.
+        OutputError: The disk did not take it.
+        BackendError: The device cannot be had.
+    """
+    state = join_processes(options.device)
+    if meter is None or not state.is_main_process:
+        meter = Meter(OUTCOMES, quiet=True)
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            with meter.stage("checking"):
+                manifest = _manifest(source, data, options)
+                stack.enter_context(_claimed(out, manifest, options.force))
+        state.wait_for_everyone()
+        records = read_records(data)[: options.limit]
+        store = Store.open(out, complete=False)
+        todo = sorted((r for r in records if r.id not in store.ids), key=lambda record: record.id)
+        state.wait_for_everyone()
+        mine = todo[state.process_index :: state.num_processes]
+        seconds = 0.0
+        if mine:
+            with meter.stage(f"loading {source}"):
+                subject = Subject.load(source, options.dtype, str(state.device))
+            meter.start(len(mine), state.num_processes)
+            began = time.perf_counter()
+            with Writer(out, store.manifest, state.process_index, options.flush_seconds) as writer:
+                _study_all(subject, mine, options, writer, meter)
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return None
+        if mine:
+            seconds = time.perf_counter() - began
+        outcomes = finish(out).outcomes()
+        return Collected(out, outcomes, len(todo), seconds, state.num_processes)
+
+
+def _study_all(
+    subject: Subject,
+    records: Iterable[Record],
+    options: CollectOptions,
+    writer: Writer,
+    meter: Meter,
+) -> None:
+    """Study records one by one; an interrupt loses none that was studied."""
+    try:
+        for record in records:
+            sample, outcome, reason = study(subject, record, options)
+            writer.add(sample, outcome, reason)
+            meter.step(outcome)
+    except KeyboardInterrupt:
+        writer.flush()
+        stored = plural(len(Store.open(writer.folder, complete=False).ids), "record")
+        meter.stop(f"{writer.folder} holds {stored}; the same command goes on from there")
+        if writer.rank:
+            raise SystemExit(130) from None
+        raise
+
+
+def study(subject: Subject, record: Record, options: CollectOptions) -> tuple[Sample, Outcome, str]:
+    """Ask one question, judge the answer, and see what mattered for it.
+
+    Returns:
+        The sample, with arrays where it is kept; what came of it; and why, where that needs saying.
+    """
+    sample = Sample(record.id, record.question, record.answers, pictures=record.names)
+    try:
+        question = subject.ask(record.question, open_pictures(record.pictures))
+    except (ImageError, PromptError, OSError) as error:
+        return sample, "unreadable", str(error)
+    said = subject.answer(question, most=options.max_new_tokens)
+    text = subject.text(said)
+    sample = replace(sample, said=text, tokens=len(said), grids=question.vision.grids)
+    if not text.strip():
+        return sample, "wrong", "empty answer"
+    right = is_right(text, record.answers, options.rule)
+    if not right and not options.keep_wrong:
+        return sample, "wrong", "wrong answer"
+    relevance = subject.relevance(question, said, options.mode).float()
+    attention = subject.attention(question).mean(1)
+    if not (relevance.isfinite().all() and attention.isfinite().all()):
+        return (
+            sample,
+            "unreadable",
+            f"relevance is not finite in {options.dtype}; try another dtype",
+        )
+    sample = replace(sample, relevance=relevance.cpu().numpy(), attention=attention.cpu().numpy())
+    return sample, "kept", "" if right else "wrong answer"
+
+
+def collected_facts(collected: Collected) -> dict[str, Any]:
+    """What `foveate calibrate relevance --json` says."""
+    return {
+        "out": str(collected.out),
+        "records": sum(collected.outcomes.values()),
+        **collected.outcomes,
+        "new": collected.new,
+        "seconds": round(collected.seconds, 3),
+        "samples_per_second": round(collected.rate, 3),
+        "processes": collected.processes,
+    }
+
+
+def describe_collected(collected: Collected) -> str:
+    """What `foveate calibrate relevance` shows."""
+    records = sum(collected.outcomes.values())
+    rows = [(str(collected.outcomes[outcome]), outcome) for outcome in OUTCOMES]
+    pace = (
+        f", {collected.new} of them new in {collected.seconds:.1f} s: {collected.rate:.1f} a second "
+        f"(processes: {collected.processes})"
+    )
+    return "\n".join(
+        [
+            f"{collected.out}: {plural(records, 'record')}"
+            + (pace if collected.new else ", none new"),
+            table(rows),
+        ]
+    )
+
+
+def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
+    """How this run makes samples; reads the data set to refuse a bad one early."""
+    read_records(data)
+    checkpoint = Checkpoint.open(source)
+    return Manifest(
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=checkpoint_digest(checkpoint.root),
+        family=checkpoint.family,
+        mode=options.mode,
+        dtype=options.dtype,
+        rule=options.rule,
+        keep_wrong=options.keep_wrong,
+        max_new_tokens=options.max_new_tokens,
+        data=str(data),
+        data_sha256=file_digest(data),
+        tools=tool_versions(),
+    )
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, manifest: Manifest, force: bool) -> Iterator[None]:
+    """Hold a folder for one run, made ready: a new store, or one of the same settings to go on with.
+
+    Args:
+        folder: Made if need be; its parent must exist.
+        manifest: How the run makes samples.
+        force: Delete the samples of a store that is there.
+
+    Raises:
+        DataError: The store that is there is damaged.
+        OutputExistsError: Something else is there, a store of other settings, or another run's.
+        OutputError: It cannot be written.
+    """
+    with writing(folder):
+        if not os.path.lexists(folder):
+            folder.mkdir()
+        if not folder.is_dir():
+            raise OutputExistsError(f"{folder} is not a folder. Give another path.")
+    with _locked(folder):
+        with writing(folder):
+            _make_ready(folder, manifest, force)
+        yield
+
+
+def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
+    """Look at what a folder holds, clean up after a killed run, and write the manifest."""
+    if not (folder / MANIFEST).exists():
+        strangers = [name for name in os.listdir(folder) if not LEFTOVER.fullmatch(name)]
+        if strangers:
+            raise OutputExistsError(
+                f"{folder} holds {min(strangers)} and no relevance maps. Give another path."
+            )
+    elif force:
+        check_format(folder)
+        for path in folder.iterdir():
+            if SHARD.fullmatch(path.name):
+                path.unlink()
+    else:
+        _check_settings(folder, Store.open(folder, complete=False).manifest, manifest)
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink()
+    replace_file(folder / MANIFEST, encode(manifest), force=True)
+
+
+def _check_settings(folder: Path, before: Manifest, now: Manifest) -> None:
+    """OutputExistsError for a store that was made otherwise."""
+    was, wanted = before.settings(), now.settings()
+    for name, value in wanted.items():
+        if was[name] != value:
+            raise OutputExistsError(
+                f"{folder} was made with another {name} ({was[name]!r}, now {value!r}), and samples of "
+                "both do not mix. Give another path, or delete them with force (--force)."
+            )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder for as long as this process lives, where the system can."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputExistsError(
+                f"{folder}: another run is writing there. Wait for it, or give another path."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

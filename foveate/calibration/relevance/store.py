@@ -1,0 +1,338 @@
+"""Relevance maps on disk: a manifest, and Arrow files that are mapped into memory (docs/relevance-format.md)."""
+
+import contextlib
+import functools
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.atomic_write import replace_file
+from foveate.bundle.reader import file_digest
+from foveate.calibration.relevance.manifest import (
+    FORMAT,
+    MANIFEST,
+    OUTCOMES,
+    SHARD,
+    VERSION,
+    Manifest,
+    Outcome,
+    ShardEntry,
+    encode,
+    read_manifest,
+)
+from foveate.errors import DataError, MissingDependencyError, OutputError
+
+try:
+    import pyarrow as pa  # type: ignore[import-untyped]
+except ImportError as error:
+    raise MissingDependencyError(
+        "relevance maps need pyarrow, which is not installed: pip install 'foveate[calibrate]'"
+    ) from error
+
+BATCH_ROWS = 8
+SHARD_ROWS = 256
+FLUSH_SECONDS = 20.0
+OPENSHARDS = 64
+OPEN_BATCHES = 16
+
+LEFTOVER = re.compile(r"\.(part-\d+-\d+\.arrow|manifest\.json)\.partial-[0-9a-f]{8}", re.ASCII)
+_AGAIN = (
+    "run the same `foveate calibrate relevance` again, which makes what is missing, "
+    "or copy the folder again"
+)
+_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("id", pa.string()),
+            ("outcome", pa.string()),
+            ("reason", pa.string()),
+            ("question", pa.string()),
+            ("answers", pa.list_(pa.string())),
+            ("said", pa.string()),
+            ("tokens", pa.int32()),
+            ("pictures", pa.list_(pa.string())),
+            ("grids", pa.list_(pa.list_(pa.int32(), 3))),
+            ("relevance", pa.list_(pa.float32())),
+            ("attention", pa.list_(pa.float32())),
+        )
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A question that was answered, and what mattered for the answer.
+
+    Attributes:
+        id: The record's.
+        question: What was asked.
+        answers: The right answers.
+        said: What the model said.
+        tokens: Generated tokens that R_v is averaged over.
+        pictures: As the data set names them.
+        grids: Of each picture: frames, rows, columns of visual tokens.
+        relevance: float32 [N_v], R_v.
+        attention: float32 [heads, N_v], A⁰ averaged over the instruction's tokens; its mean over
+            heads is A_v⁰.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    said: str = ""
+    tokens: int = 0
+    pictures: tuple[str, ...] = ()
+    grids: tuple[tuple[int, int, int], ...] = ()
+    relevance: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    attention: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+
+class Store:
+    """A folder of relevance maps, opened to read; `open` makes one.
+
+    Attributes:
+        folder: Where it is.
+        manifest: How it was made.
+        facts: The manifest as plain values; its `counts` are None while it is unfinished.
+        ids: Of every record that was processed, whatever came of it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, shards: list[Path]) -> None:
+        """Look through the shards; use `Store.open`."""
+        self.folder = folder
+        self.manifest = manifest
+        self.facts: dict[str, Any] = msgspec.to_builtins(manifest)
+        self._shards = shards
+        self._reader = functools.lru_cache(OPENSHARDS)(self._open_shard)
+        self._batch = functools.lru_cache(OPEN_BATCHES)(self._read_batch)
+        self._outcomes: Counter[str] = Counter()
+        self.ids: set[str] = set()
+        places = [place for number in range(len(shards)) for place in self._scan(number)]
+        self._places = [place for _, *place in sorted(places)]
+
+    @classmethod
+    def open(cls, folder: Path, *, complete: bool = True) -> "Store":
+        """Open a store, finished or not.
+
+        Args:
+            folder: Where it is.
+            complete: Refuse a finished store that lacks a shard or has one more.
+
+        Raises:
+            DataError: No store there, or one that is damaged; names the file.
+        """
+        manifest = read_manifest(folder)
+        shards = sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
+        for name, entry in (manifest.shards or {}).items():
+            path = folder / name
+            if path in shards and file_digest(path) != entry.sha256:
+                raise DataError(
+                    f"{path} is damaged: its checksum is not {MANIFEST}'s. {_fix(path)}"
+                )
+            if complete and path not in shards:
+                raise DataError(f"{path} is missing, and {MANIFEST} lists it; {_AGAIN}")
+        if complete and manifest.shards is not None:
+            for path in shards:
+                if path.name not in manifest.shards:
+                    raise DataError(f"{path} is none of this store's shards; move it elsewhere")
+        return cls(folder, manifest, shards)
+
+    def outcomes(self) -> dict[str, int]:
+        """How many records came out how."""
+        return {outcome: self._outcomes[outcome] for outcome in OUTCOMES}
+
+    def __len__(self) -> int:
+        """How many samples were kept."""
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples that were kept, by id."""
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        """One of the samples that were kept, in the order of their ids.
+
+        Raises:
+            DataError: Its shard is damaged.
+        """
+        shard, batch, row = self._places[index]
+        columns = self._batch(shard, batch)
+        cells = {name: columns.column(name)[row] for name in _SCHEMA.names}
+        relevance = cells["relevance"].values.to_numpy().copy()
+        attention = cells["attention"].values.to_numpy()
+        grids = tuple(tuple(grid) for grid in cells["grids"].as_py())
+        visual = sum(frames * rows * across for frames, rows, across in grids)
+        if not 0 < visual == len(relevance) or not len(attention) or len(attention) % visual:
+            path = self._shards[shard]
+            raise DataError(f"{path} is damaged: its arrays do not fit its grids. {_fix(path)}")
+        return Sample(
+            id=cells["id"].as_py(),
+            question=cells["question"].as_py(),
+            answers=tuple(cells["answers"].as_py()),
+            said=cells["said"].as_py(),
+            tokens=cells["tokens"].as_py(),
+            pictures=tuple(cells["pictures"].as_py()),
+            grids=grids,
+            relevance=relevance,
+            attention=attention.reshape(-1, visual).copy(),
+        )
+
+    def _scan(self, number: int) -> Iterator[tuple[str, int, int, int]]:
+        """Note a shard's outcomes; id, shard, batch and row of each sample that was kept."""
+        path = self._shards[number]
+        with _reading(path):
+            reader = _opened(path, self.manifest.key(), ("id", "outcome"))
+            found = [_valid(reader, batch) for batch in range(reader.num_record_batches)]
+        for batch, columns in enumerate(found):
+            for row, (name, outcome) in enumerate(zip(*columns.to_pydict().values(), strict=True)):
+                if outcome not in OUTCOMES:
+                    raise DataError(f"{path} is damaged: an outcome {outcome!r}. {_fix(path)}")
+                if name in self.ids:
+                    raise DataError(f"{path}: {name!r} is in the store twice; {_fix(path)}")
+                self.ids.add(name)
+                self._outcomes[outcome] += 1
+                if outcome == "kept":
+                    yield name, number, batch, row
+
+    def _open_shard(self, number: int) -> pa.ipc.RecordBatchFileReader:
+        """A shard to read samples from."""
+        path = self._shards[number]
+        with _reading(path):
+            return _opened(path, self.manifest.key(), _SCHEMA.names)
+
+    def _read_batch(self, shard: int, number: int) -> pa.RecordBatch:
+        """Some rows of a shard."""
+        with _reading(self._shards[shard]):
+            return _valid(self._reader(shard), number)
+
+
+class Writer(AbstractContextManager["Writer"]):
+    """One process's shards of a store that is `claimed`; a kill costs what is not flushed yet."""
+
+    def __init__(self, folder: Path, manifest: Manifest, rank: int, seconds: float) -> None:
+        """Begin after the process's last shard; flush every so many seconds, or SHARD_ROWS rows."""
+        taken = [SHARD.fullmatch(name) for name in os.listdir(folder)]
+        numbers = [int(found[2]) for found in taken if found and int(found[1]) == rank]
+        self.folder, self.rank = folder, rank
+        self._key = manifest.key()
+        self._number = max(numbers, default=-1) + 1
+        self._seconds, self._flushed = seconds, time.monotonic()
+        self._rows: list[tuple[Any, ...]] = []
+
+    def add(self, sample: Sample, outcome: Outcome, reason: str = "") -> None:
+        """Add a record; its arrays only where it was kept.
+
+        Raises:
+            OutputError: The disk did not take the shard that this filled.
+        """
+        self._rows.append(
+            (
+                sample.id, outcome, reason, sample.question, sample.answers, sample.said,
+                sample.tokens, sample.pictures, sample.grids, sample.relevance, sample.attention,
+            )
+        )  # fmt: skip
+        if len(self._rows) >= SHARD_ROWS or time.monotonic() - self._flushed >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last time as one more shard, whole or not at all.
+
+        Raises:
+            OutputError: The disk did not take it.
+        """
+        path = self.folder / f"part-{self.rank}-{self._number}.arrow"
+        # An interrupt can fall between the renaming and the forgetting of the rows.
+        if self._rows and not path.exists():
+            replace_file(path, self._write)
+        self._rows = []
+        self._number += 1
+        self._flushed = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Flush, unless the disk takes no more."""
+        if not isinstance(error, OutputError):
+            self.flush()
+
+    def _write(self, file: Any) -> None:
+        """Write the rows as an Arrow file."""
+        heads = max(len(row[-1]) for row in self._rows)
+        about = {"format": FORMAT, "version": str(VERSION), "key": self._key, "heads": str(heads)}
+        schema = _SCHEMA.with_metadata(about)
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_file(file, schema, options=options) as shard:
+            for begin in range(0, len(self._rows), BATCH_ROWS):
+                columns = list(zip(*self._rows[begin : begin + BATCH_ROWS], strict=True))
+                columns[-1] = tuple(attention.ravel() for attention in columns[-1])
+                arrays = [
+                    pa.array(cells, type=kind)
+                    for cells, kind in zip(columns, schema.types, strict=True)
+                ]
+                shard.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def finish(folder: Path) -> Store:
+    """Write the counts and the shards' checksums of a claimed store into its manifest.
+
+    Raises:
+        DataError: A shard is damaged.
+        OutputError: The disk did not take it.
+    """
+    found = Store.open(folder, complete=False)
+    shards = {
+        path.name: ShardEntry(file_digest(path), path.stat().st_size) for path in found._shards
+    }
+    manifest = msgspec.structs.replace(found.manifest, counts=found.outcomes(), shards=shards)
+    replace_file(folder / MANIFEST, encode(manifest), force=True)
+    return Store(folder, manifest, found._shards)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises for a damaged file into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise DataError(f"{path} is damaged ({error}). {_fix(path)}") from error
+
+
+def _opened(path: Path, key: str, names: Sequence[str]) -> pa.ipc.RecordBatchFileReader:
+    """Map a shard into memory and open it, to read some columns; DataError for a stranger."""
+    fields = [_SCHEMA.get_field_index(name) for name in names]
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    reader = pa.ipc.open_file(pa.memory_map(str(path)), options=options)
+    expected = pa.schema([_SCHEMA.field(name) for name in names])
+    made_with = (reader.schema.metadata or {}).get(b"key")
+    if made_with != key.encode() or reader.schema.remove_metadata() != expected:
+        raise DataError(f"{path} is none of this store's shards; move it elsewhere")
+    return reader
+
+
+def _valid(reader: pa.ipc.RecordBatchFileReader, number: int) -> pa.RecordBatch:
+    """A batch whose offsets and text can be trusted."""
+    batch = reader.get_batch(number)
+    batch.validate(full=True)
+    return batch
+
+
+def _fix(path: Path) -> str:
+    """What to do about a damaged shard."""
+    return f"Delete {path.name} and {_AGAIN}."

@@ -1,0 +1,253 @@
+"""The verbs of `foveate calibrate`: relevance maps, and a trained f_θ that predicts them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from foveate.commands.options import PATH, as_json, debug, force, options, verb
+from foveate.terminal import Progress, tell, tell_json
+
+
+@click.group()
+def calibrate() -> None:
+    """Train the compressor of a checkpoint: relevance maps first, then f_θ.
+
+    \b
+    Try it:  foveate calibrate relevance CHECKPOINT data.jsonl maps
+             foveate calibrate train maps f_theta.safetensors
+    """
+
+
+calibrate.params.append(debug)
+
+mode = click.option(
+    "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
+    show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
+)  # fmt: skip
+dtype = click.option(
+    "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
+    help="What the model computes in.",
+)  # fmt: skip
+device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to run; one that cannot be had is an error.",
+)  # fmt: skip
+rule = click.option(
+    "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
+    help="When an answer is right: it is one of the data's answers, or has one in it.",
+)  # fmt: skip
+longest = click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+    help="The longest answer.",
+)  # fmt: skip
+
+
+@verb(
+    calibrate, "foveate calibrate relevance Qwen/Qwen2-VL-2B-Instruct data.jsonl maps --dtype bf16"
+)
+@click.argument("checkpoint")
+@click.argument("data", type=PATH)
+@click.argument("out", type=PATH)
+@options(
+    mode,
+    dtype,
+    device,
+    rule,
+    click.option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
+    longest,
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N",
+        help="Take only the first N records.  [default: all]",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any) -> None:
+    """Ask CHECKPOINT the questions of DATA; keep in OUT what mattered for each right answer.
+
+    DATA is JSON Lines: {"id", "image" or "images", "question", "answer" or "answers"}. A run that
+    was stopped goes on by the same command. For several processes put `accelerate launch -m` in
+    front.
+    """
+    from foveate.calibration.progress import Meter
+    from foveate.calibration.relevance import collect as collecting
+    from foveate.calibration.relevance.manifest import OUTCOMES
+
+    meter = Meter(OUTCOMES)
+    options = collecting.CollectOptions(**how)
+    collected = collecting.collect(checkpoint, data, out, options, meter)
+    if collected is None:
+        return
+    facts = collecting.collected_facts(collected)
+    tell_json(facts) if as_json else tell(collecting.describe_collected(collected))
+
+
+@verb(
+    calibrate,
+    "foveate calibrate show Qwen/Qwen2-VL-2B-Instruct look.png --image street.jpg "
+    '--question "What does the sign say?"',
+)
+@click.argument("checkpoint")
+@click.argument("out", type=PATH, metavar="OUT.png")
+@options(
+    click.option(
+        "--image", "images", multiple=True, metavar="FILE",
+        help="A picture; several times for several in one question.",
+    ),
+    click.option(
+        "--question", "questions", multiple=True, metavar="TEXT",
+        help="A question about the pictures; several times to compare.",
+    ),
+    click.option(
+        "--data", type=PATH, metavar="DATA.jsonl", help="Take questions and pictures from here."
+    ),
+    click.option(
+        "--id", "ids", multiple=True, metavar="ID", help="One of the data; several times for several."
+    ),
+    click.option(
+        "--compressor", type=PATH, metavar="FILE",
+        help="The weights of a trained f_θ.  [default: show first-layer attention instead]",
+    ),
+    click.option(
+        "--keep", default="0.5,0.25", show_default=True, metavar="RATIO|N,…",
+        help="Visual tokens to keep.",
+    ),
+    mode,
+    dtype,
+    device,
+    force,
+    as_json,
+)  # fmt: skip
+def show(
+    checkpoint: str,
+    out: Path,
+    images: tuple[str, ...],
+    questions: tuple[str, ...],
+    data: Path | None,
+    ids: tuple[str, ...],
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Draw where CHECKPOINT looks, and what it answers from that alone, into OUT.png.
+
+    For each question: relevance R_v, and beside it f_θ's prediction; the best tokens with the rest
+    white; and the answer that they give.
+    """
+    with Progress() as progress:
+        progress.begin("loading torch and transformers")
+        from foveate.calibration.drawing import show as showing
+
+        samples = showing.gather_samples(images, questions, data, ids)
+        looks = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
+    facts = showing.show_facts(samples, looks, out)
+    tell_json(facts) if as_json else tell(showing.describe_show(looks, out))
+
+
+@verb(calibrate, "foveate calibrate train maps f_theta.safetensors --plot curves.png")
+@click.argument("relevance", type=PATH)
+@click.argument("out", type=PATH)
+@options(
+    click.option(
+        "--epochs", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
+        help="How often every sample is seen.",
+    ),
+    click.option(
+        "--batch", type=click.IntRange(min=1), default=128, show_default=True, metavar="N",
+        help="Samples for each step of Adam.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Of the weights, the order and the split; makes training repeatable on a CPU.",
+    ),
+    click.option(
+        "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+        show_default=True, metavar="SHARE", help="Pictures to validate on, and not to train on.",
+    ),
+    click.option(
+        "--inputs", type=click.Choice(["mean", "heads"]), default="mean", show_default=True,
+        help="Read attention averaged over heads, as the paper does, or each head apart.",
+    ),
+    click.option(
+        "--scaling", type=click.Choice(["none", "log"]), default="none",
+        show_default=True, help="Attention as it is, or the log of it times the number of visual tokens.",
+    ),
+    device,
+    click.option(
+        "--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"
+    ),
+    click.option(
+        "--log-dir", type=PATH, metavar="DIR",
+        help="The curves for TensorBoard.  [default: OUT with .tensorboard]",
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
+    """Train f_θ on the maps in RELEVANCE, and write it to OUT, a safetensors file.
+
+    The weights of the epoch with the lowest validation loss are kept. A run that was stopped goes
+    on by the same command.
+    """
+    with Progress() as progress:
+        progress.begin("loading torch")
+        from foveate.calibration.training.options import TrainingOptions
+        from foveate.calibration.training.progress import TrainingProgress
+        from foveate.calibration.training.result import describe_training, training_facts
+        from foveate.calibration.training.train import train_store
+
+    with TrainingProgress() as shown:
+        result = train_store(relevance, out, TrainingOptions(**how), shown)
+    tell_json(training_facts(result)) if as_json else tell(describe_training(result))
+
+
+@verb(
+    calibrate,
+    "foveate calibrate evaluate Qwen/Qwen2-VL-2B-Instruct data.jsonl --keep 0.5,0.25 --rank relevance "
+    "--rank f_theta.safetensors",
+)
+@click.argument("checkpoint")
+@click.argument("data", type=PATH, nargs=-1, required=True)
+@options(
+    click.option(
+        "--rank", multiple=True, metavar="NAME|FILE,…",
+        help="relevance, relevance-clamp, relevance-mean, attention, random, downsample, or the "
+        "weights of a trained f_θ; several times for several.  [default: all names]",
+    ),
+    click.option(
+        "--keep", default="0.5,0.25,0.1", show_default=True, metavar="RATIO|N,…",
+        help="Visual tokens to keep; a question of fewer than N keeps all.",
+    ),
+    dtype,
+    device,
+    rule,
+    longest,
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N",
+        help="Take only the first N records of each file.  [default: all]",
+    ),
+    click.option(
+        "--out", type=PATH, metavar="FILE.json", help="Also write what --json prints here."
+    ),
+    force,
+    as_json,
+)  # fmt: skip
+def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any) -> None:
+    """See what share of CHECKPOINT's answers to DATA stays right on some of the visual tokens.
+
+    For each way to rank the tokens, and each share of them that is kept. By relevance, a question
+    is first answered with all tokens; downsample ranks nothing, and makes the pictures smaller
+    instead. DATA is JSON Lines, as for relevance. For several processes put `accelerate launch -m`
+    in front.
+    """
+    from foveate.calibration.evaluation import evaluate as evaluating
+    from foveate.calibration.evaluation.result import evaluation_facts
+    from foveate.calibration.evaluation.table import describe_evaluation
+    from foveate.calibration.progress import Meter
+
+    meter = Meter(evaluating.OUTCOMES)
+    options = evaluating.EvaluateOptions(**how)
+    evaluation = evaluating.evaluate(checkpoint, data, options, meter)
+    if evaluation is None:
+        return
+    tell_json(evaluation_facts(evaluation)) if as_json else tell(describe_evaluation(evaluation))

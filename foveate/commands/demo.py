@@ -1,0 +1,242 @@
+"""The demo: the nano checkpoint on its own held-out questions, with all tokens and a quarter."""
+
+import json
+import os
+import shlex
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from foveate.atomic_write import writing
+from foveate.bundle.reader import Bundle
+from foveate.commands.report import answer_facts
+from foveate.errors import CheckpointError
+from foveate.runtime import Answer, Pipeline, Timing
+from foveate.runtime.heatmap import check_target, write_heatmap
+from foveate.runtime.media.pictures import open_picture
+from foveate.terminal import duration, size, table
+
+NANO = Path(__file__).parent.parent / "models" / "nano"
+KEEP = 0.25
+ROUNDS = 5
+QUESTIONS = 40
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One held-out question."""
+
+    image: Path
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo did.
+
+    Attributes:
+        bundle: What was exported.
+        sample: What was asked.
+        full: The answer from all visual tokens.
+        kept: The answer from a quarter of them.
+        heatmap: The picture of what was kept.
+        asked: How many held-out questions were asked to choose the one shown.
+        right_full: How many of them it answered as expected with all visual tokens.
+        right_kept: How many with a quarter.
+    """
+
+    bundle: Bundle
+    sample: Sample
+    full: Answer
+    kept: Answer
+    heatmap: Path
+    asked: int
+    right_full: int
+    right_kept: int
+
+
+def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> Demo:
+    """Export the nano checkpoint into `out` and ask it one of its own questions, both ways.
+
+    Args:
+        checkpoint: A checkpoint with samples/data.jsonl in it; None takes models/nano.
+        out: A folder, made if need be; the demo replaces what it wrote there before.
+        progress: Told as each stage begins.
+
+    Raises:
+        CheckpointError: No checkpoint, or none with questions.
+        FoveateError: The export or the questions failed.
+    """
+    root = find_checkpoint(checkpoint)
+    samples = pick_samples(root / "samples" / "data.jsonl")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    heatmap = out / "heatmap.png"
+    check_target(heatmap, force=True)
+    progress("loading torch and transformers", 0, 0)
+    from foveate.export.exporter import ExportOptions, export
+
+    trained = root / "f_theta.safetensors"
+    options = ExportOptions(trained if trained.is_file() else "attention", keep=KEEP, force=True)
+    bundle = export(root, out / "bundle", options, progress)
+    progress("questions", 0, 0)
+    with Pipeline.load(bundle.root) as pipe:
+        right = [answers_rightly(pipe, sample) for sample in samples]
+        sample = samples[right.index((True, True)) if (True, True) in right else 0]
+        picture = open_picture(sample.image)
+        full, kept = ask_often(pipe, sample, picture, (1.0, KEEP))
+    write_heatmap(heatmap, [picture], kept.visual, force=True)
+    right_full, right_kept = (sum(column) for column in zip(*right, strict=True))
+    return Demo(bundle, sample, full, kept, heatmap, len(samples), right_full, right_kept)
+
+
+def answers_rightly(pipe: Pipeline, sample: Sample) -> tuple[bool, bool]:
+    """Whether a question is answered as expected with all visual tokens, and with a quarter."""
+    full, kept = (
+        pipe.generate(sample.question, images=[sample.image], keep=keep).text == sample.answer
+        for keep in (1.0, KEEP)
+    )
+    return full, kept
+
+
+def find_checkpoint(given: Path | None) -> Path:
+    """The checkpoint's folder, with the fix in the message where there is none."""
+    root = NANO if given is None else given
+    if (root / "config.json").is_file():
+        return root
+    raise CheckpointError(
+        f"{root}: there is no checkpoint; the demo's own, models/nano, comes with Foveate's "
+        "repository: run the demo from a clone of that, or give --checkpoint"
+    )
+
+
+def pick_samples(path: Path) -> list[Sample]:
+    """The questions to ask: those about a single place in the largest scenes first.
+
+    Raises:
+        CheckpointError: No questions, or none with its picture.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the demo's questions cannot be read ({error}); give a checkpoint with "
+            "samples/data.jsonl in it, such as models/nano"
+        ) from error
+    found = [pair for line in lines for pair in _ranked_sample(line, path.parent)]
+    if not found:
+        raise CheckpointError(
+            f"{path}: no line has a question and a picture that is there; give a checkpoint with "
+            "questions in samples/data.jsonl, such as models/nano"
+        )
+    found.sort(key=lambda pair: pair[0], reverse=True)
+    return [sample for _, sample in found[:QUESTIONS]]
+
+
+def _ranked_sample(line: str, folder: Path) -> list[tuple[tuple[bool, bool, bool, int], Sample]]:
+    """A line's question with how well it suits the demo; nothing for a line that has none."""
+    try:
+        record = json.loads(line)
+        answers = record.get("answers") or [record["answer"]]
+        sample = Sample(folder / record["image"], str(record["question"]), str(answers[0]))
+        with Image.open(sample.image) as picture:
+            area = picture.width * picture.height
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError):
+        return []
+    scene = str(record.get("id", "")).startswith("scene")
+    rank = (record.get("scope") == "local", scene, record.get("task") == "letter", area)
+    return [(rank, sample)]
+
+
+def ask_often(
+    pipe: Pipeline, sample: Sample, picture: Image.Image, keeps: tuple[float, ...]
+) -> list[Answer]:
+    """Ask with each `keep` in turn, a few times over; each answer has its median seconds.
+
+    The first round warms up and does not count.
+    """
+    rounds = [
+        [pipe.generate(sample.question, images=[picture], keep=keep) for keep in keeps]
+        for _ in range(ROUNDS + 1)
+    ]
+    for number, answer in enumerate(rounds[-1]):
+        for field in fields(Timing):
+            seconds = [getattr(answers[number].timing, field.name) for answers in rounds[1:]]
+            setattr(answer.timing, field.name, statistics.median(seconds))
+    return rounds[-1]
+
+
+def demo_facts(demo: Demo) -> dict[str, Any]:
+    """What `foveate demo --json` says."""
+    return {
+        "bundle": str(demo.bundle.root),
+        "heatmap": str(demo.heatmap),
+        "image": str(demo.sample.image),
+        "question": demo.sample.question,
+        "expected": demo.sample.answer,
+        "full": answer_facts(demo.full),
+        "kept": answer_facts(demo.kept),
+        "held_out": {
+            "asked": demo.asked,
+            "right_with_all_tokens": demo.right_full,
+            "right_with_a_quarter": demo.right_kept,
+        },
+    }
+
+
+def describe_demo(demo: Demo) -> str:
+    """What `foveate demo` shows."""
+    both = (demo.full, demo.kept)
+    rows = [
+        ("", "all tokens", "a quarter"),
+        ("answer", *(_shown(answer.text) for answer in both)),
+        ("visual tokens", *(f"{a.visual.kept} of {a.visual.total}" for a in both)),
+        ("prompt tokens", *(str(answer.prompt_tokens) for answer in both)),
+        ("KV cache", *(size(answer.cache_bytes) for answer in both)),
+        *(
+            (field.name.replace("_", " "), *(duration(getattr(a.timing, field.name)) for a in both))
+            for field in fields(Timing)
+        ),
+    ]
+    image = _relative(demo.sample.image)
+    again = [
+        "foveate", "run", _relative(demo.bundle.root), demo.sample.question, "--image", image
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "",
+            f"  Q: {demo.sample.question}   ({image})",
+            f"  A: {demo.sample.answer}   (expected)",
+            "",
+            table(rows, gap=4),
+            f"  (times: median of {ROUNDS}; ranked by {demo.bundle.manifest.compressor.kind})",
+            "",
+            f"  Of {demo.asked} such held-out questions it answers {demo.right_full} with all tokens "
+            f"and {demo.right_kept} with a quarter;",
+            "  the one above is the first of those it answers both ways, where there is one.",
+            "",
+            f"  What it looked at:  {demo.heatmap}",
+            f"  Ask it yourself:    {shlex.join(again)}",
+        ]
+    )
+
+
+def _shown(text: str) -> str:
+    """An answer as one cell of a table."""
+    flat = " ".join(text.split())
+    return (flat if len(flat) <= 32 else f"{flat[:31]}…") or "(nothing)"
+
+
+def _relative(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return os.fspath(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return os.fspath(path)

@@ -1,0 +1,108 @@
+"""The reference's cases put as Qwen2-VL's fused graphs take and give them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.export.parity import Arrays, Case
+from foveate.export.qwen2_vl.reference import pictures
+from foveate.families.base import Family
+from foveate.runtime.backends.ort_contrib.compressor_inputs import arrange
+
+
+def fused_cases(cases: list[Case], family: Family) -> list[Case]:
+    """A case a picture for the vision graph, a cache without room to spare for the decoder, and the merge."""
+    fused: list[Case] = []
+    for case in cases:
+        if case.role == "vision":
+            fused.extend(vision_cases(case, family))
+        elif case.role == "decoder":
+            fused.append(decoder_case(case))
+            if case.feeds["past.0.key"].shape[2]:
+                fused.append(twice(fused[-1]))
+        elif case.role == "compressor":
+            fused += [compressor_case(case), merge_case(case)]
+        else:
+            fused.append(case)
+    return fused
+
+
+def vision_cases(case: Case, family: Family) -> list[Case]:
+    """Each picture alone, with the rows that are its own."""
+    vision, start = family.levels(pictures()), 0
+    cases = []
+    for feeds, grid in zip(vision.runs, vision.grids, strict=True):
+        end = start + int(np.prod(grid))
+        cases.append(
+            Case("vision", feeds, {"visual_embeds": case.expected["visual_embeds"][start:end]})
+        )
+        start = end
+    return cases
+
+
+def compressor_case(case: Case) -> Case:
+    """The same by rows; what it keeps is checked as it is of any compressor."""
+    visual, check = len(case.feeds["visual_index"]), case.check
+    assert check is not None
+
+    def check_rows(feeds: Arrays, outputs: Arrays) -> str | None:
+        """The check of the case, on what it knows."""
+        embeds = {name: feeds[name] for name in ("text_embeds", "visual_embeds")}
+        rows, positions = outputs["kept_rows"], outputs["kept_position_ids"]
+        standard = {
+            **outputs,
+            "kept_indices": rows[rows < visual],
+            "kept_position_ids": positions.T[:, None],
+        }
+        return check({**case.feeds, **embeds}, standard)
+
+    feeds = {"visual_embeds": case.feeds["visual_embeds"], **arrange(case.feeds, 1)}
+    return Case("compressor", feeds, case.expected, check_rows)
+
+
+def merge_case(case: Case) -> Case:
+    """The compressor's prompt with nothing dropped."""
+    text, visual = case.feeds["text_embeds"], case.feeds["visual_embeds"]
+    order = np.argsort(np.concatenate([case.feeds["text_index"], case.feeds["visual_index"]]))
+    feeds = {"text_embeds": text, "visual_embeds": visual, "order": order.astype(np.int64)}
+    return Case("merge", feeds, {"inputs_embeds": np.concatenate([text, visual])[order][None]})
+
+
+def decoder_case(case: Case) -> Case:
+    """The same step over a cache of just the length that it fills."""
+    count, past = case.feeds["inputs_embeds"].shape[1], case.feeds["past.0.key"].shape[2]
+    total = past + count
+    positions = np.zeros((total, len(case.feeds["position_ids"])), np.int64)
+    positions[past:] = case.feeds["position_ids"][:, 0].T
+    feeds: dict[str, NDArray[Any]] = {
+        "inputs_embeds": case.feeds["inputs_embeds"],
+        "position_ids": positions,
+        "seqlens_k": np.array([total - 1], np.int32),
+        "total_sequence_length": np.array([total], np.int32),
+        "last": np.array([count - 1], np.int64),
+    }
+    for name, states in case.feeds.items():
+        if name.startswith("past."):
+            feeds[name] = np.pad(states, ((0, 0), (0, 0), (0, count), (0, 0)))
+    return Case("decoder", feeds, case.expected, check_best)
+
+
+def twice(case: Case) -> Case:
+    """The decoder's step for two sequences that are the same."""
+    once = {"position_ids", "total_sequence_length", "last"}
+    feeds, expected = (
+        {
+            name: array if name in once else np.concatenate([array, array])
+            for name, array in arrays.items()
+        }
+        for arrays in (case.feeds, case.expected)
+    )
+    return Case("decoder", feeds, expected, check_best)
+
+
+def check_best(feeds: Arrays, outputs: Arrays) -> str | None:
+    """The decoder must name the token with the highest logit."""
+    if not np.array_equal(outputs["best"], outputs["logits"].argmax(axis=1)):
+        return "the token named as best has not the highest logit"
+    return None

@@ -1,0 +1,154 @@
+"""What TensorRT's parser made of a graph, held against what the manifest promises."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from foveate.bundle.manifest import GraphSpec, TensorSpec
+from foveate.errors import ExportError
+from foveate.export.tensorrt.axes import axis_size
+from foveate.runtime.backends.trt.tensor_specs import DTYPES, WRITE_INDICES, agrees
+
+TOPK_LIMIT = 3840
+AGAIN = (
+    "Export the checkpoint again with this version of foveate, and report it if that does not help."
+)
+
+
+def check_network(
+    trt: Any,
+    network: Any,
+    role: str,
+    spec: GraphSpec,
+    largest: Sequence[Mapping[str, int]],
+    topk: Mapping[str, Sequence[str | None]],
+) -> None:
+    """Refuse a parsed network that would not compute what its graph does.
+
+    Args:
+        trt: The library.
+        network: What its parser made.
+        role: The graph's role, for messages.
+        spec: What the manifest says that the graph takes and gives.
+        largest: For each profile the largest size of every named axis.
+        topk: The axes of what each TopK of the graph gives, by its node's name.
+
+    Raises:
+        ExportError: It names the layer or tensor, and the fix.
+    """
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    inputs = [network.get_input(place) for place in range(network.num_inputs)]
+    outputs = [network.get_output(place) for place in range(network.num_outputs)]
+    narrow = "INT64" not in trt.DataType.__members__
+    _check_tensors(role, "input", spec.inputs, inputs, narrow)
+    _check_tensors(role, "output", spec.outputs, outputs, narrow)
+    used = {name for layer in layers for name in _reads(layer)}
+    for tensor in spec.inputs:
+        if tensor.name not in used:
+            raise ExportError(f"{role}: TensorRT ignores the input {tensor.name!r}. {AGAIN}")
+    for layer in layers:
+        if layer.type == getattr(trt.LayerType, "ATTENTION_INPUT", None):
+            layer.__class__ = trt.IAttentionInputLayer
+            if layer.attention.causal:
+                raise ExportError(
+                    f"{role}: the layer {layer.name} is causal attention, which TensorRT aligns to "
+                    "the wrong keys once there is a cache. Export with an explicit mask, as foveate "
+                    f"does: {AGAIN}"
+                )
+        if layer.type == trt.LayerType.TOPK:
+            layer.__class__ = trt.ITopKLayer
+            _check_topk(role, layer, largest, topk)
+
+
+def check_cache(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
+    """Refuse a static decoder whose caches TensorRT would not write in place.
+
+    Raises:
+        ExportError: A cache that no cache update, or not that of the graph, writes.
+    """
+    kind = getattr(trt.LayerType, "KV_CACHE_UPDATE", None)
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    updates = [layer for layer in layers if kind is not None and layer.type == kind]
+    makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
+    found = {}
+    for layer in updates:
+        place = layer.get_input(2).name
+        while place in makers and makers[place].type == trt.LayerType.CAST:
+            place = makers[place].get_input(0).name
+        found[layer.get_input(0).name] = layer.get_output(0).name, place
+    wanted = {
+        tensor.name: (tensor.name.replace("past.", "present."), WRITE_INDICES)
+        for tensor in spec.inputs
+        if tensor.name.startswith("past.")
+    }
+    if len(updates) != len(wanted) or found != wanted:
+        lacking = [name for name, update in wanted.items() if found.get(name) != update]
+        raise ExportError(
+            f"{role}: TensorRT makes {len(updates)} cache updates of {len(wanted)}, and not that of "
+            f"{', '.join(lacking[:3]) or 'the graph'}. Build with --decoder concat, or install a "
+            "later library."
+        )
+
+
+def _check_tensors(
+    role: str, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any], narrow: bool
+) -> None:
+    """Names, types and shapes; where TensorRT has no 64-bit integers (`narrow`) 32 bits will do."""
+    there = {tensor.name: tensor for tensor in found}
+    wanted = {tensor.name: tensor for tensor in promised}
+    for name in sorted(there.keys() ^ wanted.keys()):
+        lost = "lost" if name in wanted else "made up"
+        raise ExportError(f"{role}: TensorRT {lost} the {kind} {name!r}. {AGAIN}")
+    for name, promise in wanted.items():
+        tensor = there[name]
+        dtype = DTYPES.get(tensor.dtype.name, tensor.dtype.name)
+        shape = list(tensor.shape)
+        only: list[int | None] | None = None if kind == "output" else [None] * len(shape)
+        if not agrees(promise, dtype, shape, only=only, narrow=narrow):
+            raise ExportError(
+                f"{role}: the {kind} {name!r} is {promise.dtype} {promise.shape} in the manifest and "
+                f"{dtype} {shape} to TensorRT. {AGAIN}"
+            )
+
+
+def _check_topk(
+    role: str,
+    layer: Any,
+    largest: Sequence[Mapping[str, int]],
+    topk: Mapping[str, Sequence[str | None]],
+) -> None:
+    """ExportError for a TopK that can be asked for more elements than TensorRT sorts."""
+    dynamic = layer.num_inputs > 1 and layer.get_input(1) is not None
+    for sizes in largest:
+        try:
+            count = _topk_count(layer, topk, sizes) if dynamic else int(layer.k)
+        except ValueError as error:
+            raise ExportError(
+                f"{role}: how many elements the layer {layer.name} gives cannot be told: {error}. "
+                f"{AGAIN}"
+            ) from None
+        if count > TOPK_LIMIT:
+            raise ExportError(
+                f"{role}: the layer {layer.name} sorts out up to {count} elements, and TensorRT "
+                f"gives no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
+                f"{TOPK_LIMIT} together, in a file given with --targets."
+            )
+
+
+def _topk_count(
+    layer: Any, topk: Mapping[str, Sequence[str | None]], sizes: Mapping[str, int]
+) -> int:
+    """The most elements of a TopK whose number is computed."""
+    axes = topk.get(layer.name, ())
+    place = int(layer.axes).bit_length() - 1
+    axis = axes[place] if 0 <= place < len(axes) else None
+    if axis is None:
+        raise ValueError("the graph does not name the axis")
+    return axis_size(axis, sizes)
+
+
+def _reads(layer: Any) -> Iterator[str]:
+    """The names of the tensors that a layer takes."""
+    for place in range(layer.num_inputs):
+        tensor = layer.get_input(place)
+        if tensor is not None:
+            yield tensor.name

@@ -1,0 +1,170 @@
+"""Named targets: what a TensorRT engine is built for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from foveate.bundle.manifest import (
+    Capability,
+    Count,
+    Decoder,
+    Library,
+    Precision,
+    Record,
+    Release,
+    Role,
+    Text,
+    short,
+)
+from foveate.errors import MissingDependencyError, TargetError
+
+BUILTIN = Path(__file__).with_name("targets.toml")
+TOML_LIMIT = 1024 * 1024
+FP8_FROM = (8, 9)
+
+Range = tuple[Count, Count]
+"""What engines are tuned for, and the most they take."""
+
+
+class Ranges(Record, frozen=True, kw_only=True):
+    """The sizes of a request; a bundle's own limits go before them.
+
+    Attributes:
+        visual: Visual tokens before compression.
+        pictures: Pictures of one request.
+        text: Text tokens of a prompt.
+        keep: Visual tokens kept.
+        prompt: Tokens of a prompt after compression.
+        cache: Tokens of a whole sequence.
+    """
+
+    visual: Range
+    pictures: Range
+    text: Range
+    keep: Range
+    prompt: Range
+    cache: Range
+
+
+class Target(Record, frozen=True, kw_only=True):
+    """One target.
+
+    Attributes:
+        gpu: The GPUs it stands for, in words.
+        compute_capabilities: Theirs.
+        library: What builds and runs its engines.
+        versions: The library's, from the first and before the second.
+        precisions: Those its bundles may have.
+        decoder: The decoder graph it takes: "concat", of plain operators, whose cache grows; or "static",
+            whose cache has the largest length of `ranges.cache` and is written in place, with TensorRT
+            from 10.15 on or TensorRT for RTX.
+        decoder_profiles: 2 tunes it for prompts and for single tokens apart; 1 for both at once.
+        workspace_mib: Memory that a layer may use, while an engine is built and when it runs.
+        optimization_level: How long TensorRT searches for kernels, 0 to 5; None leaves it to TensorRT.
+        ranges: The sizes that engines are built for.
+    """
+
+    gpu: Text
+    compute_capabilities: Annotated[list[Capability], msgspec.Meta(min_length=1)]
+    library: Library
+    versions: tuple[Release, Release]
+    precisions: Annotated[list[Precision], msgspec.Meta(min_length=1)]
+    decoder: Decoder
+    decoder_profiles: Literal[1, 2]
+    workspace_mib: Count
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    ranges: Ranges
+
+
+def read_targets(path: Path | None = None) -> dict[str, Target]:
+    """The targets that Foveate knows, changed and added to by a file.
+
+    Args:
+        path: TOML with a table for each target: keys to change in a known one, all keys of a new one.
+
+    Raises:
+        TargetError: The file cannot be read, or describes no target.
+        MissingDependencyError: Python 3.10 without tomli.
+    """
+    tables = _tables(BUILTIN)
+    if path is not None:
+        tables = _merged(tables, _tables(path))
+    source = path or BUILTIN
+    try:
+        targets = msgspec.convert(tables, dict[Role, Target])
+    except msgspec.ValidationError as error:
+        raise TargetError(
+            f"{source}: {short(error)}. A new target needs all the keys of {BUILTIN}, a known one "
+            "those that change."
+        ) from None
+    for name, target in targets.items():
+        problem = _problem(target)
+        if problem:
+            raise TargetError(f"{source}: the target {name!r}: {problem}.")
+    return targets
+
+
+def choose_target(targets: Mapping[str, Target], name: str) -> Target:
+    """A target by its name.
+
+    Raises:
+        TargetError: There is none of that name.
+    """
+    if name not in targets:
+        raise TargetError(
+            f"the target {short(name)!r} is unknown; choose from {', '.join(targets)}, or describe "
+            "it in a file and give that with --targets"
+        )
+    return targets[name]
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """A TOML file as plain Python: a table for each target."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(TOML_LIMIT + 1)
+        document = msgspec.toml.decode(data)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading targets needs tomli on Python 3.10: pip install tomli"
+        ) from error
+    except OSError as error:
+        raise TargetError(
+            f"{path} cannot be read: {error.strerror or error}. Check the path and its permissions."
+        ) from error
+    except ValueError as error:
+        raise TargetError(f"{path} is not valid TOML: {short(error)}. Correct it there.") from None
+    if len(data) > TOML_LIMIT or not all(isinstance(table, dict) for table in document.values()):
+        raise TargetError(
+            f"{path} must hold a table for each target and no more, as {BUILTIN} does."
+        )
+    return document  # type: ignore[no-any-return]
+
+
+def _merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Tables with others put over them, key by key."""
+    merged = dict(known)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(known.get(key), dict)
+        merged[key] = _merged(known[key], value) if both else value
+    return merged
+
+
+def _problem(target: Target) -> str | None:
+    """What the types alone do not refuse."""
+    for name, (best, most) in msgspec.structs.asdict(target.ranges).items():
+        if best > most:
+            return f"ranges.{name} is tuned for {best}, more than the {most} it takes; swap them"
+    if release(target.versions[0]) >= release(target.versions[1]):
+        return f"versions {' to before '.join(target.versions)} are none; the first must be lower"
+    old = [one for one in target.compute_capabilities if release(one) < FP8_FROM]
+    if "fp8" in target.precisions and old:
+        return f"compute capability {', '.join(old)} has no fp8, which came with 8.9; take one out"
+    return None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """A version's numbers, to compare by."""
+    return tuple(int(part) for part in version.split("."))

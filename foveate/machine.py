@@ -1,0 +1,288 @@
+"""What this machine is and how much memory is in use; what cannot be read is None, never an error."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from foveate import __version__
+
+DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+NVML = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
+CLOCKS = {"graphics": 0, "sm": 1, "memory": 2}
+MAJOR, MINOR = 75, 76
+INTEGRATED = 18
+LABEL = 96
+TICK = 0.002
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
+TEGRA, BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
+QUERY = "name,memory.total,driver_version,compute_cap"
+PATIENCE = 10
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """System, processor, packages, and the GPU where `device` is "cuda"."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "board": find_jetson(),
+        "processor": processor(),
+        "cores": count_cores(),
+        "gpu": gpu_facts() if device == "cuda" else None,
+        "versions": {
+            "foveate": __version__,
+            "python": platform.python_version(),
+            **{name: found for name in PACKAGES if (found := installed(name))},
+        },
+    }
+
+
+def installed(name: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def find_gpus() -> list[dict[str, str]]:
+    """The GPUs that nvidia-smi lists; none where there is no nvidia-smi."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [command, f"--query-gpu={QUERY}", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=PATIENCE, check=True,
+        )  # fmt: skip
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in answer.stdout.splitlines()]
+    keys = ("name", "memory", "driver", "compute_capability")
+    return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
+
+
+def find_jetson() -> str | None:
+    """The Jetson's board and L4T release; None on another machine."""
+    release = re.search(r"# R(\d+).*?REVISION: ([\d.]+)", _text(TEGRA))
+    board = _text(BOARD).strip("\0 \n")
+    if release is None and "jetson" not in board.lower():
+        return None
+    return (board or "Jetson") + (f", L4T {release[1]}.{release[2]}" if release else "")
+
+
+def count_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count_memory() -> int | None:
+    """Bytes of memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def processor() -> str | None:
+    """The processor's name."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or None
+
+
+def gpu_facts() -> dict[str, Any]:
+    """Name, compute capability and memory from the CUDA driver; driver and clocks (MHz) from NVML."""
+    name, bus = ctypes.create_string_buffer(LABEL), ctypes.create_string_buffer(LABEL)
+    total = ctypes.c_size_t()
+    driver = _library(DRIVER)
+    handle = ctypes.c_int()
+    known = (
+        driver is not None
+        and not driver.cuInit(0)
+        and not driver.cuDeviceGet(ctypes.byref(handle), 0)
+        and not driver.cuDeviceGetName(name, LABEL, handle)
+        and not driver.cuDeviceTotalMem_v2(ctypes.byref(total), handle)
+        and not driver.cuDeviceGetPCIBusId(bus, LABEL, handle)
+    )
+    return {
+        "name": name.value.decode(errors="replace") if known else None,
+        "compute_capability": capability(),
+        "memory": total.value if known else None,
+        **_nvml_facts(bus.value if known else b""),
+    }
+
+
+def _nvml_facts(bus: bytes) -> dict[str, Any]:
+    """Driver version and clocks of the GPU with this PCI bus id."""
+    nothing: dict[str, Any] = {"driver": None, "clocks": None}
+    nvml = _library(NVML)
+    if nvml is None or nvml.nvmlInit_v2():
+        return nothing
+    try:
+        text, handle, value = ctypes.create_string_buffer(LABEL), ctypes.c_void_p(), ctypes.c_uint()
+        version = None if nvml.nvmlSystemGetDriverVersion(text, LABEL) else text.value.decode()
+        clocks: dict[str, int | None] | None = None
+        if not nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(handle)):
+            clocks = {
+                name: None
+                if nvml.nvmlDeviceGetClockInfo(handle, kind, ctypes.byref(value))
+                else value.value
+                for name, kind in CLOCKS.items()
+            }
+        return {"driver": version, "clocks": clocks}
+    except AttributeError:
+        return nothing
+    finally:
+        nvml.nvmlShutdown()
+
+
+def memory_reader(device: str) -> Callable[[], int | None]:
+    """A function that tells the bytes in use: of the GPU as a whole, or of this process.
+
+    A GPU without memory of its own shares the system's, of which its driver counts as used what the
+    system could free at once; the system's own count is read then.
+    """
+    if device != "cuda":
+        return resident
+    driver, handle, context = _library(DRIVER), ctypes.c_int(), ctypes.c_void_p()
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), 0):
+        return lambda: None
+    shared = ctypes.c_int()
+    driver.cuDeviceGetAttribute(ctypes.byref(shared), INTEGRATED, handle)
+    if shared.value:
+        return system_used
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle):
+        return lambda: None
+
+    def used() -> int | None:
+        """The whole GPU's; the driver wants the context on the thread that asks."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        if driver.cuCtxSetCurrent(context) or driver.cuMemGetInfo_v2(
+            ctypes.byref(free), ctypes.byref(total)
+        ):
+            return None
+        return total.value - free.value
+
+    return used
+
+
+def resident() -> int | None:
+    """The memory that this process holds now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def resident_peak() -> int | None:
+    """The most memory that this process ever held."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def system_used() -> int | None:
+    """The system's memory that is neither free nor could be freed at once."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
+    try:
+        return (int(found["MemTotal"]) - int(found["MemAvailable"])) * 1024
+    except KeyError:
+        return None
+
+
+class Peak(AbstractContextManager["Peak"]):
+    """Watches from a thread of its own how much memory is in use.
+
+    Attributes:
+        most: The largest number of bytes seen; None where the reader could not tell.
+    """
+
+    def __init__(self, read: Callable[[], int | None]) -> None:
+        """Watch what `read` tells."""
+        self.most: int | None = None
+        self._read = read
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Peak":
+        """Begin to watch."""
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop watching."""
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        """Look until told to stop, and once more then."""
+        while True:
+            last = self._done.wait(TICK)
+            seen = self._read()
+            if seen is not None:
+                self.most = max(seen, self.most or 0)
+            if last:
+                return
+
+
+def _library(name: str) -> Any:
+    """A shared library, or None where it is not."""
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
+
+def capability(device: int = 0) -> str | None:
+    """A GPU's compute capability, for instance "8.7"; None where there is no driver or no GPU."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(handle), device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, handle)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, handle)
+    ):
+        return None
+    return f"{major.value}.{minor.value}"
+
+
+def _text(path: Path) -> str:
+    """A small file's text; nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,86 @@
+"""A checkpoint's weights in another precision, one tensor in memory at a time.
+
+transformers maps weights that already have the wanted type, and copies them where it converts: twice the
+checkpoint in memory. safetensors' own writer wants all tensors at once too, so its format (a length, a
+JSON header, the bytes) is written here.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from foveate.errors import CheckpointError
+from foveate.modeling.checkpoint import Checkpoint
+
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def recast(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Checkpoint:
+    """The checkpoint itself if its weights are of `dtype`, else a copy in `folder` whose weights are.
+
+    Raises:
+        CheckpointError: A weights file that cannot be read.
+    """
+    shards = sorted(checkpoint.root.glob("*.safetensors"))
+    headers = {shard: read_header(shard) for shard in shards}
+    codes = {entry["dtype"] for header in headers.values() for entry in header.values()}
+    if not codes & (set(CODES.values()) - {CODES[dtype]}):
+        return checkpoint
+    for path in checkpoint.root.glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    for shard in shards:
+        with open(folder / shard.name, "wb") as out:
+            write_shard(shard, headers[shard], dtype, out)
+    return replace(checkpoint, root=folder)
+
+
+def read_header(shard: Path) -> dict[str, dict[str, Any]]:
+    """Each tensor's entry in a safetensors file."""
+    try:
+        with open(shard, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, shard.stat().st_size)))
+        header.pop("__metadata__", None)
+        return {name: dict(entry) for name, entry in header.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{shard}: cannot load its weights ({error}); download the checkpoint again"
+        ) from error
+
+
+def write_shard(
+    shard: Path, header: dict[str, dict[str, Any]], dtype: torch.dtype, out: BinaryIO
+) -> None:
+    """Write a safetensors file's tensors, those of floating point as `dtype`."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in header.items():
+        floats = entry["dtype"] in CODES.values()
+        first, last = entry["data_offsets"]
+        size = math.prod(entry["shape"]) * dtype.itemsize if floats else last - first
+        begin, end = end, end + size
+        code = CODES[dtype] if floats else entry["dtype"]
+        entries[name] = {"dtype": code, "shape": entry["shape"], "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
+    for name in header:
+        out.write(read_tensor(shard, name, dtype).reshape(-1).view(torch.uint8).numpy().data)
+
+
+def read_tensor(shard: Path, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor; the file is opened for it alone, so that no page of another stays mapped."""
+    try:
+        with safe_open(str(shard), framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{shard}: cannot load {name} ({error}); download the checkpoint again"
+        ) from error
+    return tensor.to(dtype).contiguous() if tensor.dtype in CODES else tensor.contiguous()

@@ -1,0 +1,55 @@
+"""Random weights in a checkpoint's shape: enough to measure speed and memory, and nothing else."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from foveate.errors import CheckpointError
+from foveate.modeling.checkpoint import Checkpoint
+
+SEED = 0
+
+
+def draw(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    attention: str,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Build the model that config.json describes, as transformers initialises it; always the same on the same device.
+
+    Matrices are normal (their standard deviation is the configuration's `initializer_range`), norms 1,
+    biases 0. Each weight is made in `dtype`, on a GPU where there is one: nothing is ever held twice.
+
+    Args:
+        checkpoint: A folder whose weights, if it has any, are not read.
+        dtype: Of the weights.
+        attention: How attention is computed, as transformers names it.
+        device: Where the weights are.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.root)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                config, dtype=dtype, attn_implementation=attention
+            )
+        # A GPU draws a large model in a second, a CPU in minutes.
+        model.to_empty(device="cuda" if torch.cuda.is_available() else device)
+        torch.manual_seed(SEED)
+        model.init_weights()
+        model.to(device)
+        torch.cuda.empty_cache()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: transformers cannot build it from its config.json: {error}"
+        ) from error
+    return model.eval()
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """How many weights a model has, tied ones once."""
+    return sum(weight.numel() for weight in model.parameters())

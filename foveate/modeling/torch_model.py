@@ -1,0 +1,199 @@
+"""A checkpoint under study: questions to tokens, answers, first-layer attention and relevance."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from foveate import families
+from foveate.calibration.relevance.propagation import Mode, relevance
+from foveate.families.base import Family, Prompt, Vision
+from foveate.modeling.checkpoint import DTYPES, Checkpoint
+from foveate.modeling.first_layer import first_layer_attention
+from foveate.modeling.language_model import Language
+
+NEW_TOKENS = 64
+
+
+class FamilyStudy(Protocol):
+    """What calibration needs of a model family in torch: a module of these functions."""
+
+    def load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+        """Load the weights as `dtype`."""
+        ...
+
+    def tokens(self, checkpoint: Checkpoint, model: Any, tokenizer: Tokenizer) -> dict[str, int]:
+        """Ids of the control tokens that the prompt layout needs."""
+        ...
+
+    def language(self, model: Any) -> Language:
+        """The language model's parts."""
+        ...
+
+    def visual_tokens(self, model: Any, vision: Vision) -> Tensor:
+        """Visual tokens E_v [N_v, H] of prepared pictures."""
+        ...
+
+    def limited(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> Vision:
+        """Prepare pictures made smaller, each to give at most so many visual tokens, at least one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and its pictures, ready for the language model.
+
+    Attributes:
+        embeds: [1, T, H], text rows and visual tokens in their places.
+        positions: int64 [A, T].
+        prompt: Where everything stands.
+        vision: The pictures as the vision tower saw them.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    prompt: Prompt
+    vision: Vision
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A loaded checkpoint; `load` makes one."""
+
+    checkpoint: Checkpoint
+    family: Family
+    tokenizer: Tokenizer
+    language: Language
+    stops: frozenset[int]
+    device: torch.device
+    _study: FamilyStudy
+    _model: Any
+
+    @classmethod
+    def load(cls, source: str | Path, dtype: str = "fp32", device: str = "cpu") -> "Subject":
+        """Load a checkpoint of any supported family.
+
+        Args:
+            source: A checkpoint folder, or a hub id where there is a network.
+            dtype: "fp32" or "bf16"; eager fp16 attention overflows in real checkpoints.
+            device: A torch device.
+
+        Raises:
+            CheckpointError: It cannot be read, or is of no known family.
+        """
+        checkpoint = Checkpoint.open(source)
+        study = cast(
+            FamilyStudy, importlib.import_module(f"foveate.calibration.{checkpoint.family}")
+        )
+        model = study.load(checkpoint, DTYPES[dtype])
+        model.requires_grad_(False).to(device)
+        tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
+        family = families.create(
+            checkpoint.family,
+            preprocessing=families.settings_from_checkpoint(checkpoint.family, checkpoint.root),
+            tokenizer=tokenizer,
+            chat_template=checkpoint.chat_template(),
+            tokens=study.tokens(checkpoint, model, tokenizer),
+        )
+        return cls(
+            checkpoint,
+            family,
+            tokenizer,
+            study.language(model),
+            frozenset(checkpoint.stops()),
+            torch.device(device),
+            study,
+            model,
+        )
+
+    def ask(self, question: str, pictures: Sequence[Image]) -> Question:
+        """Prepare a question about pictures.
+
+        Raises:
+            ImageError: A picture that the family cannot take.
+            PromptError: A question that cannot be asked.
+        """
+        return self._place(question, self.family.preprocess(pictures))
+
+    def ask_smaller(
+        self, question: str, pictures: Sequence[Image], most: Sequence[int]
+    ) -> Question:
+        """Prepare a question about pictures made smaller, aspects kept.
+
+        Args:
+            question: What is asked.
+            pictures: As for `ask`.
+            most: The most visual tokens that each picture is to give, at least one.
+
+        Raises:
+            ImageError: A picture that the family cannot take.
+            PromptError: A question that cannot be asked.
+        """
+        return self._place(question, self._study.limited(self.family, pictures, most))
+
+    @torch.no_grad()
+    def _place(self, question: str, vision: Vision) -> Question:
+        """A question and prepared pictures as rows, each in its place."""
+        prompt = self.family.layout(question, vision)
+        embeds = self.language.embedding(torch.from_numpy(prompt.token_ids).to(self.device))
+        visual = torch.from_numpy(prompt.visual_index).to(self.device)
+        embeds = embeds.index_copy(0, visual, self._study.visual_tokens(self._model, vision))
+        positions = torch.from_numpy(prompt.position_ids).to(self.device)
+        return Question(embeds[None], positions, prompt, vision)
+
+    def answer(
+        self, question: Question, kept: NDArray[np.int64] | None = None, most: int = NEW_TOKENS
+    ) -> list[int]:
+        """Answer greedily, with all visual tokens or with those of the ordinals `kept` int64 [K] alone.
+
+        Returns:
+            The answer's tokens, at most `most`, without the stop token.
+        """
+        embeds, positions = question.embeds, question.positions
+        if kept is not None:
+            prompt = question.prompt
+            dropped = np.delete(prompt.visual_index, kept)
+            index = np.setdiff1d(np.arange(len(prompt.token_ids)), dropped)
+            rows = torch.from_numpy(index).to(self.device)
+            embeds, positions = embeds[:, rows], positions[:, rows]
+        return self.language.answer(
+            embeds, positions, question.prompt.next_position, set(self.stops), most
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as words, control tokens left out."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    @torch.no_grad()
+    def attention(self, question: Question) -> Tensor:
+        """A⁰ from each instruction token to each visual token: float32 [heads, N_u, N_v]."""
+        return first_layer_attention(
+            self.language,
+            question.embeds,
+            question.positions,
+            torch.from_numpy(question.prompt.instruction_index).to(self.device),
+            torch.from_numpy(question.prompt.visual_index).to(self.device),
+        )
+
+    def relevance(self, question: Question, said: Sequence[int], mode: Mode = "grad") -> Tensor:
+        """R_v (Eq. 1) of an answer's tokens, averaged over them: float32 [N_v]."""
+        tokens = torch.tensor(list(said), dtype=torch.int64, device=self.device)
+        rows = self.language.embedding(tokens)[None]
+        following = question.prompt.next_position
+        places = torch.arange(following, following + len(said), device=self.device)
+        whole = relevance(
+            self.language,
+            torch.cat([question.embeds, rows], dim=1),
+            torch.cat([question.positions, places.expand(len(question.positions), -1)], dim=1),
+            tokens,
+            mode,
+        )
+        return whole[torch.from_numpy(question.prompt.visual_index).to(self.device)]

@@ -1,0 +1,1 @@
+"""onnxruntime on graphs of standard operators."""

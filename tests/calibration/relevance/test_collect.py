@@ -1,0 +1,360 @@
+"""Collecting relevance maps of the nano checkpoint: once each, whatever stops or shares the work."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate.calibration.progress import Meter
+from foveate.calibration.relevance.collect import Collected, CollectOptions, collect
+from foveate.calibration.relevance.manifest import MANIFEST, OUTCOMES
+from foveate.calibration.relevance.store import Store
+from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
+from foveate.modeling.torch_model import Subject
+from tests.command import ONE_THREAD, command, invoke, refused
+from tests.conftest import NANO
+
+DATA = NANO / "samples" / "data.jsonl"
+COUNT = 10
+SMALL = CollectOptions(device="cpu", limit=COUNT)
+pytestmark = pytest.mark.usefixtures("one_thread")
+KILLED = """
+import sys
+from pathlib import Path
+from foveate.calibration.relevance.collect import CollectOptions, collect
+options = CollectOptions(device="cpu", limit=int(sys.argv[4]), flush_seconds=0)
+collect(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), options)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run of one process makes; tests must not write in it."""
+    out = tmp_path_factory.mktemp("whole") / "maps"
+    collect(str(NANO), DATA, out, SMALL)
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "maps"))
+
+
+def run(out: Path, options: CollectOptions = SMALL, data: Path = DATA) -> Collected:
+    collected = collect(str(NANO), data, out, options)
+    assert collected is not None
+    return collected
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two stores hold the same records and the same samples, to the last bit."""
+    first, second = Store.open(one), Store.open(other)
+    assert first.ids == second.ids
+    assert first.outcomes() == second.outcomes()
+    for mine, its in zip(first, second, strict=True):
+        for name in mine.__slots__:
+            np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
+
+
+def wait_for_shards(process: "subprocess.Popen[bytes]", out: Path, count: int) -> None:
+    """Wait until a process has written so many shards."""
+    until = time.monotonic() + 60
+    while len(list(out.glob("part-*.arrow"))) < count:
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+class TestMaps:
+    def test_they_are_what_the_subject_computes(self, whole: Path) -> None:
+        store = Store.open(whole)
+        assert (len(store), store.outcomes()["kept"]) == (COUNT, COUNT)
+        subject = Subject.load(NANO)
+        records = {record["id"]: record for record in map(json.loads, DATA.open())}
+        for sample in (store[0], store[7]):
+            record = records[sample.id]
+            assert sample.pictures == (record["image"],)
+            assert (sample.question, sample.answers) == (record["question"], (record["answer"],))
+            question = subject.ask(sample.question, [Image.open(DATA.parent / record["image"])])
+            said = subject.answer(question)
+            assert (sample.said, sample.tokens) == (subject.text(said), len(said))
+            assert sample.grids == question.vision.grids
+            relevance = subject.relevance(question, said).numpy()
+            np.testing.assert_allclose(sample.relevance, relevance, rtol=1e-4, atol=1e-7)
+            attention = subject.attention(question).mean(1).numpy()
+            np.testing.assert_allclose(sample.attention, attention, rtol=1e-4, atol=1e-9)
+
+    def test_the_manifest_says_how(self, whole: Path) -> None:
+        facts = Store.open(whole).facts
+        assert facts["checkpoint"] == str(NANO)
+        assert [facts[name] for name in ("family", "mode", "dtype", "rule", "keep_wrong")] == [
+            "qwen2_vl", "grad", "fp32", "exact", False
+        ]  # fmt: skip
+        assert facts["counts"] == {"kept": COUNT, "wrong": 0, "unreadable": 0}
+        assert facts["tools"]["torch"] == torch.__version__
+
+
+class TestOutcomes:
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        """Six records that each come out in another way."""
+        first = json.loads(DATA.open().readline())
+        picture = DATA.parent / first["image"]
+        cut = tmp_path / "cut.png"
+        cut.write_bytes(picture.read_bytes()[:200])
+        right = {**first, "id": "right", "image": str(picture)}
+        records = [
+            right,
+            {**right, "id": "one of several", "answers": ["nothing", first["answer"].upper()]},
+            {**right, "id": "wrong", "answer": "something else"},
+            {**right, "id": "missing", "image": "gone.png"},
+            {**right, "id": "cut", "image": "cut.png"},
+            {**right, "id": "refused", "question": "<|im_end|>"},
+        ]
+        del records[1]["answer"]
+        path = tmp_path / "data.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        return path
+
+    @pytest.mark.parametrize("keep_wrong", [False, True])
+    def test_each_is_counted(self, data: Path, tmp_path: Path, keep_wrong: bool) -> None:
+        options = replace(SMALL, keep_wrong=keep_wrong, mode="mean")
+        collected = run(tmp_path / "maps", options, data)
+        kept = ["one of several", "right", *["wrong"] * keep_wrong]
+        counts = {"kept": len(kept), "wrong": 3 - len(kept), "unreadable": 3}
+        assert collected.outcomes == counts
+        store = Store.open(tmp_path / "maps")
+        assert [sample.id for sample in store] == kept
+        assert len(store.ids) == 6
+        assert run(tmp_path / "maps", options, data).new == 0
+
+    def test_reasons_are_in_the_shard(self, data: Path, tmp_path: Path) -> None:
+        import pyarrow as pa
+
+        run(tmp_path / "maps", replace(SMALL, mode="mean"), data)
+        (shard,) = (tmp_path / "maps").glob("part-*.arrow")
+        table = pa.ipc.open_file(str(shard)).read_all().select(["id", "outcome", "reason"])
+        rows = {row["id"]: (row["outcome"], row["reason"]) for row in table.to_pylist()}
+        assert rows["right"] == ("kept", "")
+        assert rows["wrong"] == ("wrong", "wrong answer")
+        for name, word in (("missing", "gone.png"), ("cut", "cut.png"), ("refused", "im_end")):
+            assert rows[name][0] == "unreadable"
+            assert word in rows[name][1]
+
+    def test_an_empty_answer_is_wrong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Subject, "answer", lambda *_, **__: [])
+        collected = run(tmp_path / "maps", replace(SMALL, keep_wrong=True, limit=2))
+        assert collected.outcomes == {"kept": 0, "wrong": 2, "unreadable": 0}
+
+    def test_relevance_that_is_not_finite_is_not_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Subject, "relevance", lambda *_, **__: torch.tensor([torch.nan]))
+        collected = run(tmp_path / "maps", replace(SMALL, limit=2))
+        assert collected.outcomes == {"kept": 0, "wrong": 0, "unreadable": 2}
+
+    def test_other_errors_are_raised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(Subject, "answer", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(tmp_path / "maps", replace(SMALL, limit=2))
+
+
+class TestResume:
+    def test_after_a_kill(self, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "maps"
+        asked = [sys.executable, "-c", KILLED, str(NANO), str(DATA), str(out), str(COUNT)]
+        with subprocess.Popen(asked, env=ONE_THREAD) as process:
+            wait_for_shards(process, out, 3)
+            process.kill()
+        (out / ".part-0-9.arrow.partial-0123abcd").write_bytes(b"half a shard")
+        left = Store.open(out)
+        assert 3 <= len(left.ids) < COUNT
+        assert left.facts["counts"] is None
+        assert run(out).new == COUNT - len(left.ids)
+        assert_same(out, whole)
+        assert all(name.startswith(("part-", MANIFEST)) for name in os.listdir(out))
+
+    def test_after_an_interrupt(self, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "maps"
+        asked = command("calibrate", "relevance", NANO, DATA, out, "--device", "cpu")
+        with subprocess.Popen(asked, env=ONE_THREAD, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            seen = b""
+            while b"loading" not in seen or b" s\n" not in seen.split(b"loading")[1]:
+                seen += os.read(process.stderr.fileno(), 4096)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=60)[1].decode()
+        assert process.returncode == 130
+        assert "the same command goes on from there" in said
+        assert "foveate: error: interrupted" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        done = Store.open(out)
+        assert 0 < len(done) < 136
+        assert f"{out} holds {len(done)} record" in said
+
+    def test_nothing_left_to_do(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Subject, "load", None)
+        before = Store.open(copy).facts
+        assert run(copy).new == 0
+        assert Store.open(copy).facts == before
+
+    def test_a_shard_that_was_lost_is_made_again(self, copy: Path, whole: Path) -> None:
+        (copy / "part-0-0.arrow").unlink()
+        assert run(copy).new == COUNT
+        assert_same(copy, whole)
+
+    def test_a_damaged_shard_is_no_basis(self, copy: Path) -> None:
+        data = (copy / "part-0-0.arrow").read_bytes()
+        (copy / "part-0-0.arrow").write_bytes(data[:-100])
+        with pytest.raises(DataError, match=r"part-0-0\.arrow"):
+            run(copy)
+        with pytest.raises(DataError, match=r"part-0-0\.arrow"):
+            run(copy)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("mode", "mean"), ("dtype", "bf16"), ("rule", "contains"), ("keep_wrong", True),
+            ("max_new_tokens", 3),
+        ],
+    )  # fmt: skip
+    def test_other_settings_do_not_mix(self, copy: Path, name: str, value: object) -> None:
+        with pytest.raises(OutputExistsError, match=rf"another {name} .*{value!r}.*--force"):
+            run(copy, replace(SMALL, **{name: value}))
+        assert len(Store.open(copy)) == COUNT
+
+    def test_another_data_set_or_checkpoint_does_not_mix(
+        self, copy: Path, tmp_path: Path, tiny_checkpoint: Path
+    ) -> None:
+        (tmp_path / "other.jsonl").write_bytes(DATA.read_bytes() + b"\n")
+        with pytest.raises(OutputExistsError, match="another data_sha256"):
+            run(copy, data=tmp_path / "other.jsonl")
+        with pytest.raises(OutputExistsError, match="another checkpoint_sha256"):
+            collect(str(tiny_checkpoint), DATA, copy, SMALL)
+
+    def test_force_starts_afresh(self, copy: Path) -> None:
+        (copy / "part-4-2.arrow").write_bytes(b"of another run")
+        (copy / "notes.txt").write_text("mine")
+        assert run(copy, replace(SMALL, mode="mean", limit=2, force=True)).new == 2
+        assert sorted(os.listdir(copy)) == [MANIFEST, "notes.txt", "part-0-0.arrow"]
+        assert Store.open(copy).facts["mode"] == "mean"
+
+    def test_what_is_not_ours_stays(self, tmp_path: Path) -> None:
+        for name, text in (("mine.txt", "mine"), (MANIFEST, '{"format": "other"}')):
+            folder = tmp_path / name.split(".")[0]
+            folder.mkdir()
+            (folder / name).write_text(text)
+            for force in (False, True):
+                with pytest.raises((OutputExistsError, DataError)):
+                    run(folder, replace(SMALL, force=force))
+            assert (folder / name).read_text() == text
+            assert os.listdir(folder) == [name]
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(OutputExistsError, match="not a folder"):
+            run(tmp_path / "file", replace(SMALL, force=True))
+        with pytest.raises(OutputError, match="folder does not exist"):
+            run(tmp_path / "a" / "b")
+
+    def test_two_runs_do_not_share_a_folder(self, copy: Path) -> None:
+        fcntl = pytest.importorskip("fcntl")
+        descriptor = os.open(copy, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(OutputExistsError, match="another run"):
+            run(copy)
+        os.close(descriptor)
+        assert run(copy).new == 0
+
+
+class TestProcesses:
+    def test_two_share_the_work_and_one_goes_on(self, whole: Path, tmp_path: Path) -> None:
+        """About 10 s: two processes load torch."""
+        out = tmp_path / "maps"
+        asked = [
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--main_process_port", "0", "-m", "foveate", "calibrate", "relevance",
+            str(NANO), str(DATA), str(out), "--limit", str(COUNT - 1), "--device", "cpu", "--json",
+        ]  # fmt: skip
+        done = subprocess.run(asked, env=ONE_THREAD, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)
+        assert (facts["records"], facts["new"], facts["processes"]) == (COUNT - 1, COUNT - 1, 2)
+        assert done.stderr.count("loading ") == 1
+        shards = list(Store.open(out).facts["shards"])
+        assert shards == ["part-0-0.arrow", "part-1-0.arrow"]
+        assert run(out).new == 1
+        assert_same(out, whole)
+
+    def test_processes_that_do_not_find_each_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        with pytest.raises(BackendError, match="accelerate launch"):
+            run(tmp_path / "maps")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+    def test_a_device_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(BackendError, match="--device cpu"):
+            run(tmp_path / "maps", replace(SMALL, device="cuda"))
+
+
+class TestVerb:
+    def test_text_json_and_progress(self, tmp_path: Path) -> None:
+        asked = ["calibrate", "relevance", NANO, DATA, tmp_path / "maps", "--mode", "mean"]
+        result = invoke(*asked, "--limit", 2)
+        assert result.exit_code == 0, result.stderr
+        assert f"{tmp_path / 'maps'}: 2 records, 2 of them new" in result.stdout
+        assert "2  kept" in result.stdout
+        assert "2/2, " in result.stderr.splitlines()[-1]
+        assert "2 kept, 0 wrong, 0 unreadable" in result.stderr.splitlines()[-1]
+        facts = json.loads(invoke(*asked, "--limit", 3, "--json").stdout)
+        assert facts.pop("seconds") > 0
+        assert facts.pop("samples_per_second") > 0
+        assert facts == {"out": str(tmp_path / "maps"), "records": 3, "kept": 3, "wrong": 0,
+                         "unreadable": 0, "new": 1, "processes": 1}  # fmt: skip
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        asked = ["calibrate", "relevance"]
+        out = tmp_path / "maps"
+        (tmp_path / "data.jsonl").write_text('{"id": "1"}')
+        refused(invoke(*asked, NANO, tmp_path / "none.jsonl", out), "none.jsonl", "no such file")
+        refused(invoke(*asked, NANO, tmp_path / "data.jsonl", out), "data.jsonl, line 1")
+        refused(invoke(*asked, tmp_path / "none", DATA, out), "no such folder")
+        assert not out.exists()
+        with pytest.raises(CheckpointError):
+            collect(str(tmp_path), DATA, out, SMALL)
+
+    def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
+        for name in ("torch", "pyarrow"):
+            code = f"import sys; sys.modules[{name!r}] = None; from foveate.cli import main; main(sys.argv[1:])"
+            asked = [sys.executable, "-c", code, "calibrate", "relevance", "c", "d", "o"]
+            done = subprocess.run(asked, capture_output=True, text=True)
+            assert done.returncode == 2
+            assert name in done.stderr
+            assert "pip install 'foveate[calibrate]'" in done.stderr
+
+
+def test_meter_counts_down() -> None:
+    meter = Meter(OUTCOMES, quiet=True)
+    meter.start(10, 2)
+    for outcome in ("kept", "kept", "wrong"):
+        meter.step(outcome)
+    assert meter.line(meter._began + 6) == (
+        "3/10, 0.5 samples/s, 0:00:14 left, 2 kept, 1 wrong, 0 unreadable (of each of 2 processes)"
+    )

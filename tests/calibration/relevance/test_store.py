@@ -1,0 +1,256 @@
+"""Relevance maps on disk: what is written comes back, and damage is named."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from foveate.calibration.relevance.manifest import MANIFEST, Manifest, encode
+from foveate.calibration.relevance.store import SHARD_ROWS, Sample, Store, Writer, finish
+from foveate.errors import DataError
+
+MADE = Manifest(
+    checkpoint="c", checkpoint_sha256="0" * 64, family="qwen2_vl", mode="grad", dtype="fp32",
+    rule="exact", keep_wrong=False, max_new_tokens=64, data="d", data_sha256="1" * 64, tools={},
+)  # fmt: skip
+
+
+def sample(number: int, rows: int = 3) -> Sample:
+    random = np.random.default_rng(number)
+    return Sample(
+        id=f"s{number:04d}", question=f"Ünd {number}?", answers=("a", "b"), said="a", tokens=number,
+        pictures=("x.png", "y.png"), grids=((1, rows, 2), (1, 1, 4)),
+        relevance=random.normal(size=rows * 2 + 4).astype(np.float32),
+        attention=random.random((5, rows * 2 + 4)).astype(np.float32),
+    )  # fmt: skip
+
+
+def write(folder: Path, numbers: list[int], rank: int = 0, made: Manifest = MADE) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST).write_bytes(encode(made))
+    with Writer(folder, made, rank, seconds=1e9) as writer:
+        for number in numbers:
+            writer.add(sample(number, rows=number % 5 + 1), "kept")
+
+
+def same(one: Sample, other: Sample) -> bool:
+    plain = [name for name in Sample.__slots__ if name not in ("relevance", "attention")]
+    return (
+        all(getattr(one, name) == getattr(other, name) for name in plain)
+        and one.relevance.dtype == one.attention.dtype == np.float32
+        and np.array_equal(one.relevance, other.relevance)
+        and np.array_equal(one.attention, other.attention)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished store of two processes."""
+    folder = tmp_path / "maps"
+    write(folder, [5, 0, 3, *range(10, 30)], rank=0)
+    write(folder, [4, 1], rank=1)
+    with Writer(folder, MADE, rank=1, seconds=1e9) as writer:
+        writer.add(Sample("w", "Q?", ("a",), said="b", tokens=1), "wrong", "wrong answer")
+        writer.add(Sample("u", "Q?", ("a",)), "unreadable", "no file")
+    finish(folder)
+    return folder
+
+
+class TestRead:
+    def test_what_was_kept_comes_back_by_id(self, folder: Path) -> None:
+        store = Store.open(folder)
+        numbers = [0, 1, 3, 4, 5, *range(10, 30)]
+        assert len(store) == len(numbers)
+        for number, one in zip(numbers, store, strict=True):
+            assert same(one, sample(number, rows=number % 5 + 1))
+        assert store[2].id == "s0003"
+        assert store[-1].id == "s0029"
+        with pytest.raises(IndexError):
+            store[len(numbers)]
+
+    def test_every_record_is_counted(self, folder: Path) -> None:
+        store = Store.open(folder)
+        counts = {"kept": 25, "wrong": 1, "unreadable": 1}
+        assert store.outcomes() == counts
+        assert store.facts["counts"] == counts
+        assert len(store.ids) == 27
+        assert store.ids > {"w", "u"}
+        assert sorted(store.facts["shards"]) == [
+            "part-0-0.arrow",
+            "part-1-0.arrow",
+            "part-1-1.arrow",
+        ]
+
+    def test_samples_may_be_changed(self, folder: Path) -> None:
+        store = Store.open(folder)
+        store[0].relevance[:] = 0
+        store[0].attention[:] = 0
+        assert same(store[0], sample(0, rows=1))
+
+    def test_any_arrow_reader_takes_a_shard(self, folder: Path) -> None:
+        table = pa.ipc.open_file(pa.memory_map(str(folder / "part-1-0.arrow"))).read_all()
+        assert table.column("id").to_pylist() == ["s0004", "s0001"]
+        assert table.schema.metadata[b"heads"] == b"5"
+        assert table.column("grids").to_pylist()[0] == [[1, 5, 2], [1, 1, 4]]
+
+
+class TestWrite:
+    def test_a_shard_is_filled_and_then_there(self, tmp_path: Path) -> None:
+        (tmp_path / MANIFEST).write_bytes(encode(MADE))
+        writer = Writer(tmp_path, MADE, rank=3, seconds=1e9)
+        for number in range(SHARD_ROWS - 1):
+            writer.add(sample(number), "kept")
+        assert os.listdir(tmp_path) == [MANIFEST]
+        writer.add(sample(SHARD_ROWS), "kept")
+        assert sorted(os.listdir(tmp_path)) == [MANIFEST, "part-3-0.arrow"]
+        assert len(Store.open(tmp_path)) == SHARD_ROWS
+
+    def test_time_flushes_too(self, tmp_path: Path) -> None:
+        (tmp_path / MANIFEST).write_bytes(encode(MADE))
+        writer = Writer(tmp_path, MADE, rank=0, seconds=0)
+        for number in range(3):
+            writer.add(sample(number), "kept")
+        assert len(Store.open(tmp_path).ids) == 3
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_an_interrupt_while_flushing_neither_loses_nor_doubles(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+    ) -> None:
+        from foveate.calibration import store
+
+        (tmp_path / MANIFEST).write_bytes(encode(MADE))
+        whole = store.replace_file
+
+        def interrupted(*arguments: object) -> None:
+            monkeypatch.setattr(store, "replace_file", whole)
+            if not before:
+                whole(*arguments)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store, "replace_file", interrupted)
+        with pytest.raises(KeyboardInterrupt), Writer(tmp_path, MADE, 0, seconds=1e9) as writer:
+            writer.add(sample(1), "kept")
+            writer.flush()
+        assert [one.id for one in Store.open(tmp_path)] == ["s0001"]
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        for _ in Store.open(folder):
+            pass
+    for word in words:
+        assert word in str(caught.value)
+
+
+def manifest(folder: Path, **changes: object) -> None:
+    document = json.loads((folder / MANIFEST).read_bytes())
+    for name, value in changes.items():
+        if value is None:
+            document.pop(name)
+        else:
+            document[name] = value
+    (folder / MANIFEST).write_text(json.dumps(document))
+
+
+class TestAttacks:
+    def test_no_store(self, tmp_path: Path) -> None:
+        refused(tmp_path, "no relevance maps", "foveate calibrate relevance")
+        refused(tmp_path / "none", "no relevance maps")
+
+    @pytest.mark.parametrize(
+        ("changes", "word"),
+        [
+            ({"format": "foveate-bundle"}, "not that of relevance maps"),
+            ({"version": 2}, "version 2"),
+            ({"version": None}, "version None"),
+            ({"rule": None}, "`rule`"),
+            ({"more": 1}, "`more`"),
+            ({"mode": 1}, "mode"),
+            ({"data_sha256": "x"}, "data_sha256"),
+            ({"shards": {"../part-0-0.arrow": {"sha256": "0" * 64, "bytes": 1}}}, "names no shard"),
+            ({"shards": {"part-7-0.arrow": {"sha256": "0" * 64, "bytes": 1}}}, "is missing"),
+            ({"shards": {}}, "is none of this store's shards"),
+            ({"mode": "mean"}, "is none of this store's shards"),
+        ],
+    )
+    def test_a_manifest_that_is_wrong(
+        self, folder: Path, changes: dict[str, object], word: str
+    ) -> None:
+        manifest(folder, **changes)
+        refused(folder, word)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 10_000])
+    def test_a_manifest_that_is_none(self, folder: Path, text: str) -> None:
+        (folder / MANIFEST).write_text(text)
+        refused(folder, MANIFEST)
+
+    def test_a_shard_that_went(self, folder: Path) -> None:
+        (folder / "part-1-0.arrow").unlink()
+        refused(folder, "part-1-0.arrow is missing")
+
+    def test_other_files_do_not_matter(self, folder: Path) -> None:
+        (folder / "notes.txt").write_text("mine")
+        (folder / ".part-0-9.arrow.partial-0123abcd").write_text("half")
+        assert len(Store.open(folder)) == 25
+
+    @pytest.mark.parametrize("finished", [True, False])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: data[: len(data) // 2],
+            lambda data: data[:-1],
+            lambda data: b"",
+            lambda data: b"not Arrow",
+            lambda data: data + b"\0",
+            lambda data: bytes(len(data)),
+        ],
+    )
+    def test_a_damaged_shard(
+        self, folder: Path, finished: bool, damage: Callable[[bytes], bytes]
+    ) -> None:
+        if not finished:
+            manifest(folder, counts=None, shards=None)
+        path = folder / "part-0-0.arrow"
+        path.write_bytes(damage(path.read_bytes()))
+        refused(folder, "part-0-0.arrow", "foveate calibrate relevance")
+
+    def test_any_changed_byte_of_a_finished_store(self, folder: Path) -> None:
+        path = folder / "part-0-0.arrow"
+        data = bytearray(path.read_bytes())
+        for place in range(0, len(data), 500):
+            data[place] ^= 1
+            path.write_bytes(data)
+            refused(folder, "part-0-0.arrow", "checksum")
+            data[place] ^= 1
+
+    def test_a_shard_of_other_settings(self, tmp_path: Path, folder: Path) -> None:
+        manifest(folder, counts=None, shards=None)
+        other = Manifest(**{name: getattr(MADE, name) for name in MADE.__struct_fields__ if name != "mode"}, mode="mean")  # fmt: skip
+        write(tmp_path / "other", [99], made=other)
+        (tmp_path / "other" / "part-0-0.arrow").rename(folder / "part-0-7.arrow")
+        refused(folder, "part-0-7.arrow", "none of this store's")
+
+    def test_a_shard_with_other_columns(self, folder: Path) -> None:
+        manifest(folder, counts=None, shards=None)
+        schema = pa.schema([("id", pa.int64())]).with_metadata({"key": MADE.key()})
+        with pa.ipc.new_file(str(folder / "part-0-7.arrow"), schema) as file:
+            file.write_batch(pa.record_batch([pa.array([1])], schema=schema))
+        refused(folder, "part-0-7.arrow")
+
+    def test_a_sample_twice(self, folder: Path) -> None:
+        manifest(folder, counts=None, shards=None)
+        data = (folder / "part-0-0.arrow").read_bytes()
+        (folder / "part-0-7.arrow").write_bytes(data)
+        refused(folder, "part-0-7.arrow", "twice")
+
+    def test_arrays_that_do_not_fit_the_grids(self, folder: Path) -> None:
+        manifest(folder, counts=None, shards=None)
+        odd = sample(50)
+        object.__setattr__(odd, "grids", ((1, 1, 1),))
+        with Writer(folder, MADE, rank=9, seconds=1e9) as writer:
+            writer.add(odd, "kept")
+        refused(folder, "part-9-0.arrow", "do not fit")

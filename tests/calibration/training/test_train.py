@@ -1,0 +1,323 @@
+"""Training f_θ: it learns, repeats itself, goes on where it was cut short, and its file exports."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from foveate.calibration.ranking import RATIOS, overlap
+from foveate.calibration.relevance.manifest import MANIFEST, Manifest, encode
+from foveate.calibration.relevance.store import Sample, Writer, finish
+from foveate.calibration.training.examples import prepare, split
+from foveate.calibration.training.options import TrainingOptions
+from foveate.calibration.training.progress import TrainingProgress
+from foveate.calibration.training.run import Standing
+from foveate.calibration.training.train import train
+from foveate.errors import BackendError, DataError, OutputError, OutputExistsError
+from foveate.modeling.f_theta import FTheta
+from tests.command import invoke, refused
+
+HEADS = 4
+SHORT = TrainingOptions(epochs=2, batch=16)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Two threads on so little only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scene(side: int, number: int) -> Sample:
+    """Relevance is attention summed over three neighbours along a row: what a convolution can learn."""
+    random = np.random.default_rng([side, number])
+    attention = random.random((HEADS, side, side)) ** 6
+    attention /= 2 * attention.sum((1, 2), keepdims=True)
+    flat = attention.reshape(HEADS, -1)
+    relevance = np.convolve(flat.mean(0), (1, 1, 1), "same") ** 2 * side**2 - 1e-3
+    return Sample(
+        f"s{number:04d}", "Where?", ("there",), "there", 1, (f"p{number // 2}.png",),
+        ((1, side, side),), relevance.astype(np.float32), flat.astype(np.float32),
+    )  # fmt: skip
+
+
+def scenes(count: int = 48, first: int = 0) -> list[Sample]:
+    """Sides from 4 to 8, two questions about each picture."""
+    return [scene(4 + number % 5, number) for number in range(first, first + count)]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path)
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return all(torch.equal(first[name], second[name]) for name in first | second)
+
+
+class Cut(Exception):
+    """The power goes."""
+
+
+def cut_in(number: int) -> Callable[[Standing], None]:
+    def progress(standing: Standing) -> None:
+        if standing.epoch == number:
+            raise Cut
+
+    return progress
+
+
+def test_it_learns_and_takes_longer_sequences(tmp_path: Path) -> None:
+    """Trained at sides 4 to 8, it beats attention itself by far, there and at twice the side."""
+    options = TrainingOptions(epochs=25, batch=16, scaling="log")
+    result = train(scenes(160), tmp_path / "f.safetensors", options)
+    assert result.best.validation_kl < 0.5 * result.history[0].validation_kl
+    assert min(result.best.overlaps) > 0.8
+    for index in range(len(RATIOS)):
+        assert result.best.overlaps[index] > result.attention[index] + 0.05
+        assert result.attention[index] > result.chance[index] + 0.05
+    network, _ = FTheta.load(result.path)
+    found = []
+    for number in range(20):
+        large = scene(16, 1000 + number)
+        attention = torch.from_numpy(large.attention)[:, None]
+        scores = network(network.pool(attention)[None])[0].detach().numpy()
+        found.append(
+            overlap(scores, large.relevance) - overlap(large.attention.mean(0), large.relevance)
+        )
+    assert (np.mean(found, axis=0) > 0.05).all()
+
+
+def test_the_file_holds_the_best_epoch_and_its_figures(tmp_path: Path) -> None:
+    """A small set without a pattern: validation gets worse, so that best and last differ."""
+    random = np.random.default_rng(0)
+    noise = [
+        replace(one, relevance=random.random(len(one.relevance)).astype(np.float32))
+        for one in scenes(24)
+    ]
+    options = TrainingOptions(epochs=20, batch=2, scaling="log")
+    result = train(noise, tmp_path / "f.safetensors", options, source="nano (grad)")
+    assert result.best.number < result.last.number == 20
+    network, facts = FTheta.load(result.path)
+    assert facts["trained_on"] == result.trained_on == "nano (grad), 24 samples"
+    assert facts["option.scaling"] == "log"
+    figures = {name: float(facts[f"figure.{name}"]) for name in result.figures()}
+    assert figures["validation_kl"] == result.best.validation_kl
+    assert float(facts["last.validation_kl"]) == result.last.validation_kl
+    assert result.last.validation_kl > result.best.validation_kl
+    assert float(facts["attention.overlap_at_25"]) == result.attention[1]
+    assert (figures["epochs"], figures["best_epoch"]) == (20, result.best.number)
+    assert figures["samples"] + figures["validation_samples"] == 24
+
+    _, validation = split(prepare(noise, "mean", "log").all, 0.1, 0)
+    divergence, overlaps = [], []
+    for example in validation:
+        scores = network.convolve(example.features[None])[0].detach().double()
+        label = example.label.double()
+        divergence.append(
+            float(torch.special.xlogy(label, label).sum() - label @ scores.log_softmax(-1))
+        )
+        overlaps.append(overlap(scores.numpy(), example.relevance))
+    assert figures["validation_kl"] == pytest.approx(np.mean(divergence), abs=1e-6)
+    found = [figures[f"overlap_at_{percent}"] for percent in (50, 25, 10)]
+    assert found == pytest.approx(np.mean(overlaps, axis=0), abs=1e-6)
+
+
+@pytest.mark.parametrize("inputs", ["mean", "heads"])
+def test_a_seed_decides_the_weights(tmp_path: Path, inputs: str) -> None:
+    torch.set_num_threads(2)
+    options = replace(SHORT, inputs=inputs)
+    torch.manual_seed(1)
+    first = train(scenes(), tmp_path / "first", options)
+    torch.manual_seed(2)
+    again = train(iter(scenes()), tmp_path / "again", options)
+    other = train(scenes(), tmp_path / "other", replace(options, seed=1))
+    assert same(first.path, again.path)
+    assert first.history == again.history
+    assert not same(first.path, other.path)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path, number: int) -> None:
+    options = replace(SHORT, epochs=4)
+    whole = train(scenes(), tmp_path / "whole", options)
+    out = tmp_path / "cut"
+    with pytest.raises(Cut):
+        train(scenes(), out, options, cut_in(number))
+    assert not out.exists()
+    seen: list[int] = []
+    resumed = train(scenes(), out, options, lambda standing: seen.append(standing.epoch))
+    assert min(seen) == number
+    assert same(whole.path, resumed.path)
+    assert whole.history == resumed.history
+    assert {path.name for path in tmp_path.glob("cut*")} == {"cut", "cut.png", "cut.tensorboard"}
+    assert len(curve(resumed.log_dir / "validation", "KL")) == 4
+
+
+def test_anothers_state_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "f.safetensors"
+    with pytest.raises(Cut):
+        train(scenes(), out, SHORT, cut_in(2))
+    for samples, options in ((scenes(), replace(SHORT, seed=1)), (scenes(40), SHORT)):
+        with pytest.raises(OutputExistsError, match="other options or samples"):
+            train(samples, out, options)
+    assert train(scenes(40), out, replace(SHORT, force=True)).last.number == 2
+    with pytest.raises(Cut):
+        train(scenes(), tmp_path / "g", SHORT, cut_in(2))
+    (tmp_path / "g.state").write_bytes(b"junk")
+    with pytest.raises(DataError, match="delete it"):
+        train(scenes(), tmp_path / "g", SHORT)
+
+
+def curve(folder: Path, tag: str) -> list[float]:
+    events = EventAccumulator(str(folder)).Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+def test_curves_are_drawn_and_logged(tmp_path: Path) -> None:
+    options = replace(SHORT, plot=tmp_path / "p.png", log_dir=tmp_path / "runs" / "a")
+    result = train(scenes(), tmp_path / "f", options)
+    assert Image.open(tmp_path / "p.png").size[0] > 1000
+    runs = tmp_path / "runs" / "a"
+    for run, name in (("train", "train_kl"), ("validation", "validation_kl")):
+        wanted = [getattr(epoch, name) for epoch in result.history]
+        assert curve(runs / run, "KL") == pytest.approx(wanted, rel=1e-6)
+    for run, values in (("attention", result.attention), ("random", result.chance)):
+        assert curve(runs / run, "overlap of top 10%") == pytest.approx([values[2]] * 2, rel=1e-6)
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "f.safetensors"
+    first = train(scenes(), out, SHORT)
+    before = out.read_bytes()
+    with pytest.raises(OutputExistsError, match=r"f\.safetensors"):
+        train(scenes(), out, SHORT)
+    with pytest.raises(OutputExistsError, match=r"f\.png"):
+        train(scenes(), tmp_path / "f.other", SHORT)
+    with pytest.raises(OutputExistsError, match="curves of another"):
+        train(scenes(), tmp_path / "g", replace(SHORT, log_dir=first.log_dir))
+    with pytest.raises(OutputError, match="two files"):
+        train(scenes(), tmp_path / "h.png", SHORT)
+    with pytest.raises(OutputError, match="no folder"):
+        train(scenes(), tmp_path / "missing" / "f", SHORT)
+    assert out.read_bytes() == before
+    again = train(scenes(40), out, replace(SHORT, force=True))
+    assert len(curve(again.log_dir / "train", "KL")) == 2
+    assert out.read_bytes() != before
+
+
+def test_no_picture_is_on_both_sides() -> None:
+    """Not even through a sample with two pictures; and a picture keeps its side as others come."""
+    samples = scenes(200)
+    samples[10] = replace(samples[10], pictures=("p5.png", "p77.png"))
+    few = prepare(samples[:120], "mean", "none").all
+    many = prepare(samples, "mean", "none").all
+    sides = split(few, 0.2, 0), split(many, 0.2, 0)
+    for training, validation in sides:
+        assert not pictures(training) & pictures(validation)
+        assert 0.1 < len(validation) / (len(training) + len(validation)) < 0.3
+    joined = {"p5.png", "p77.png"}
+    assert pictures(sides[0][1]) - joined == (pictures(sides[1][1]) & pictures(few)) - joined
+    assert any(joined <= pictures(side) for side in sides[1])
+    assert pictures(split(many, 0.2, 1)[1]) != pictures(sides[1][1])
+
+
+def pictures(examples: list) -> set[str]:
+    return {picture for example in examples for picture in example.pictures}
+
+
+def test_both_sides_have_a_picture() -> None:
+    examples = prepare(scenes(4), "mean", "none").all
+    for share in (0.001, 0.999):
+        assert [len(side) for side in split(examples, share, 0)] == [2, 2]
+    with pytest.raises(DataError, match="one picture"):
+        split(examples[:2], 0.5, 0)
+
+
+def spoiled(sample: Sample, value: float) -> Sample:
+    relevance: NDArray[np.float32] = np.full_like(sample.relevance, value)
+    return replace(sample, relevance=relevance)
+
+
+def test_samples_that_teach_nothing_are_counted(tmp_path: Path) -> None:
+    samples = scenes()
+    samples[3], samples[7] = spoiled(samples[3], 0), spoiled(samples[7], np.nan)
+    samples[9] = replace(samples[9], attention=np.full_like(samples[9].attention, np.nan))
+    result = train(samples, tmp_path / "f", SHORT)
+    assert (result.skipped, result.training + result.validation) == (3, 45)
+    assert result.background()["skipped_samples"] == 3
+    with pytest.raises(DataError, match="nothing to train on: no samples but 2"):
+        train([samples[3], samples[7]], tmp_path / "g", SHORT)
+    other = replace(samples[0], attention=samples[0].attention[:2])
+    with pytest.raises(DataError, match="2 heads and others have 4"):
+        train([*scenes(), other], tmp_path / "g", SHORT)
+
+
+def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
+    for wrong in ({"epochs": 0}, {"batch": 0}, {"seed": -1}, {"validation": 0.0}):
+        with pytest.raises(DataError):
+            train(scenes(), tmp_path / "f", replace(SHORT, **wrong))  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="--device cpu"):
+            train(scenes(), tmp_path / "f", replace(SHORT, device="cuda"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_says_how_far_and_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    standing = Standing(3, 100, 64, 128, 1234.0, 725.0, None)
+    with TrainingProgress() as progress:
+        for _ in range(5):
+            progress(standing)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["epoch 3/100, 50%; 1,234 samples/s, 12:05 left"] * 2
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with pytest.raises(KeyboardInterrupt), TrainingProgress() as progress:
+        progress(standing)
+        raise KeyboardInterrupt
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def write_store(folder: Path, samples: list[Sample]) -> Path:
+    made = Manifest(
+        checkpoint="models/nano", checkpoint_sha256="0" * 64, family="qwen2_vl", mode="grad",
+        dtype="fp32", rule="exact", keep_wrong=False, max_new_tokens=64, data="d",
+        data_sha256="1" * 64, tools={},
+    )  # fmt: skip
+    folder.mkdir()
+    (folder / MANIFEST).write_bytes(encode(made))
+    with Writer(folder, made, 0, seconds=1e9) as writer:
+        for sample in samples:
+            writer.add(sample, "kept")
+    finish(folder)
+    return folder
+
+
+def test_the_verb_trains_from_a_store(tmp_path: Path) -> None:
+    store, out = write_store(tmp_path / "maps", scenes()), tmp_path / "f.safetensors"
+    told = invoke("calibrate", "train", store, out, "--epochs", 2, "--batch", 16, "--json")
+    assert told.exit_code == 0, told.stderr
+    facts = json.loads(told.stdout)
+    assert facts["trained_on"] == "nano (grad), 48 samples"
+    assert facts["figures"]["validation_kl"] > 0
+    assert "epoch 2/2, 100%" in told.stderr
+    assert same(out, train(scenes(), tmp_path / "direct", SHORT).path)
+    refused(invoke("calibrate", "train", store, out), "f.safetensors", "--force")
+    again = invoke("calibrate", "train", store, out, "--epochs", 1, "--inputs", "heads", "--force")
+    assert again.exit_code == 0, again.stderr
+    assert "validation KL" in again.stdout
+    assert "top 10%" in again.stdout
+    assert FTheta.load(out)[0].channels_in == HEADS
+    refused(invoke("calibrate", "train", tmp_path / "none", tmp_path / "g"), "none")

@@ -1,0 +1,176 @@
+"""foveate run: questions, pictures, heatmaps, and what is refused."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from foveate.bundle.reader import Bundle
+from tests.command import command, invoke, refused
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of 112 x 84 pixels: 12 visual tokens."""
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    image = Image.new("RGB", (112, 84), (240, 240, 230))
+    ImageDraw.Draw(image).ellipse((10, 10, 50, 50), fill=(200, 30, 30))
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Bundle) -> Path:
+    return tiny_bundle.root
+
+
+class TestRun:
+    def test_answer_and_remarks_are_apart(self, bundle: Path, picture: Path) -> None:
+        done = subprocess.run(
+            command("run", bundle, "What?", "--image", picture, "--max-new-tokens", 4),
+            capture_output=True,
+        )
+        assert done.returncode == 0
+        assert done.stdout.endswith(b"\n")
+        assert done.stderr.decode().startswith("kept 3 of 12 visual tokens; first token after ")
+        for stage in ("preprocess", "vision", "compress", "prefill", "decode"):
+            assert stage in done.stderr.decode()
+
+    def test_json(self, bundle: Path, picture: Path) -> None:
+        result = invoke("run", bundle, "What?", "--image", picture, "--max-new-tokens", 4,
+                        "--keep", "5", "--json")  # fmt: skip
+        facts = json.loads(result.stdout)
+        assert set(facts) == {
+            "text", "token_ids", "finish_reason", "prompt_tokens", "cache_bytes", "visual", "timing",
+        }  # fmt: skip
+        visual = facts["visual"]
+        assert (visual["total"], visual["kept"], visual["grids"]) == (12, 5, [[1, 3, 4]])
+        assert len(visual["indices"]) == 5
+        assert sum(visual["relevance"]) == pytest.approx(1, abs=1e-4)
+        assert facts["timing"]["total"] >= facts["timing"]["first_token"] > 0
+
+    def test_text_is_the_same_streamed_and_in_json(self, bundle: Path, picture: Path) -> None:
+        asked = ["run", bundle, "What?", "--image", picture, "--max-new-tokens", "6"]
+        text = json.loads(invoke(*asked, "--json").stdout)["text"]
+        assert invoke(*asked).stdout == text + "\n"
+
+    def test_standard_input_and_all_tokens(self, bundle: Path, picture: Path) -> None:
+        result = invoke("run", bundle, "What?", "--image", "-", "--keep", "1", "--json",
+                        "--max-new-tokens", 2, stdin=picture.read_bytes())  # fmt: skip
+        visual = json.loads(result.stdout)["visual"]
+        assert (visual["kept"], visual["relevance"]) == (12, None)
+
+    def test_sampling_is_repeatable(self, bundle: Path, picture: Path) -> None:
+        options = ["--temperature", 2, "--top-p", 0.9, "--top-k", 50, "--max-new-tokens", 8]
+        asked = ["run", bundle, "What?", "--image", picture, *options, "--json", "--seed"]
+        first, again, other = (
+            json.loads(invoke(*asked, seed).stdout)["token_ids"] for seed in (7, 7, 8)
+        )
+        assert first == again != other
+
+    @pytest.mark.parametrize("keep", ["0", "1.5", "nan", "-3", "1000000000", "some", "", "inf"])
+    def test_keep_that_is_none(self, bundle: Path, picture: Path, keep: str) -> None:
+        refused(invoke("run", bundle, "What?", "--image", picture, f"--keep={keep}"), "keep is")
+
+    @pytest.mark.parametrize(
+        ("prompt", "word"),
+        [("", "empty"), (" \n", "empty"), ("a <|image_pad|> b", "control token")],
+    )
+    def test_prompt_that_is_none(self, bundle: Path, picture: Path, prompt: str, word: str) -> None:
+        refused(invoke("run", bundle, prompt, "--image", picture), word)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "word"),
+        [
+            ("none.png", None, "no file"),
+            ("empty.png", b"", "0 bytes"),
+            ("text.png", b"not a picture at all", "in no format"),
+            ("cut.png", "cut", "Picture 1"),
+        ],
+    )
+    def test_picture_that_is_none(
+        self, bundle: Path, picture: Path, tmp_path: Path, name: str, content: object, word: str
+    ) -> None:
+        if content is not None:
+            whole = picture.read_bytes()
+            data = whole[: len(whole) // 2] if content == "cut" else content
+            (tmp_path / name).write_bytes(data)  # type: ignore[arg-type]
+        refused(invoke("run", bundle, "What?", "--image", tmp_path / name), word)
+
+    def test_standard_input_twice(self, bundle: Path) -> None:
+        refused(invoke("run", bundle, "What?", "--image", "-", "--image", "-"), "one picture")
+
+    @pytest.mark.parametrize(
+        "option", [("--max-new-tokens", 0), ("--max-new-tokens", 10**9), ("--temperature", "nan"),
+                   ("--top-p", 0), ("--top-k", 0)]
+    )  # fmt: skip
+    def test_options_out_of_range(
+        self, bundle: Path, picture: Path, option: tuple[str, object]
+    ) -> None:
+        refused(invoke("run", bundle, "What?", "--image", picture, *option))
+
+    def test_checkpoint_in_the_place_of_a_bundle(
+        self, tiny_checkpoint: Path, picture: Path
+    ) -> None:
+        refused(invoke("run", tiny_checkpoint, "What?", "--image", picture), "is a checkpoint")
+
+    def test_cuda_that_is_not_there(self, bundle: Path, picture: Path) -> None:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this onnxruntime has CUDA")
+        asked = ["run", bundle, "What?", "--image", picture, "--device", "cuda"]
+        refused(invoke(*asked), "CUDAExecutionProvider")
+
+
+class TestHeatmapOption:
+    def test_written_and_replaced(self, bundle: Path, picture: Path, tmp_path: Path) -> None:
+        out = tmp_path / "map.png"
+        asked = ["run", bundle, "What?", "--image", picture, "--image", picture,
+                 "--max-new-tokens", 2, "--heatmap", out]  # fmt: skip
+        assert invoke(*asked).exit_code == 0
+        with Image.open(out) as drawn:
+            assert drawn.format == "PNG"
+            assert drawn.width >= 3 * 448
+            assert drawn.height >= 2 * 336
+        before = out.read_bytes()
+        refused(invoke(*asked), "already there", "--force")
+        assert out.read_bytes() == before
+        assert invoke(*asked, "--force", "--keep", "2").exit_code == 0
+        assert out.read_bytes() != before
+        assert os.listdir(tmp_path) == ["map.png"]
+
+    @pytest.mark.parametrize(
+        ("name", "word"),
+        [("no/map.png", "folder does not exist"), ("map.jpg", ".png"), ("map", ".png")],
+    )
+    def test_refused_before_anything_runs(
+        self, picture: Path, tmp_path: Path, name: str, word: str
+    ) -> None:
+        result = invoke("run", tmp_path, "?", "--image", picture, "--heatmap", tmp_path / name)
+        refused(result, word)
+        assert os.listdir(tmp_path) == []
+
+    def test_folder_that_may_not_be_written(
+        self, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("foveate.runtime.heatmap.os.access", lambda *_: False)
+        asked = ["run", tmp_path, "?", "--image", picture]
+        refused(invoke(*asked, "--heatmap", tmp_path / "map.png"), "may not be written to")
+
+    @pytest.mark.parametrize("keep", ["1", "1.0"])
+    def test_nothing_to_draw(self, bundle: Path, picture: Path, tmp_path: Path, keep: str) -> None:
+        asked = ["run", bundle, "?", "--image", picture, "--keep", keep]
+        refused(invoke(*asked, "--heatmap", tmp_path / "map.png"), "nothing is ranked")
+        assert os.listdir(tmp_path) == []
+
+    def test_count_that_turns_out_to_be_all(
+        self, bundle: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        asked = ["run", bundle, "?", "--image", picture, "--keep", "12", "--max-new-tokens", "2"]
+        result = invoke(*asked, "--heatmap", tmp_path / "map.png", "--json")
+        refused(result, "all tokens were kept")
+        assert os.listdir(tmp_path) == []

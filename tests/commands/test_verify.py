@@ -1,0 +1,45 @@
+"""Holding two backends against each other, stage by stage."""
+
+import numpy as np
+import pytest
+
+from foveate.bundle.reader import Bundle
+from foveate.commands.stages import Arrays, differences, run_stages, small_request
+from foveate.runtime.backends import open_backend
+
+ZERO = {"vision": 0.0, "merge": 0.0, "compressor": 0.0, "decoder": 0.0}
+
+
+@pytest.fixture(scope="module")
+def found(tiny_bundle: Bundle) -> Arrays:
+    """What the tiny bundle's stages give."""
+    backend = open_backend(tiny_bundle, "onnxruntime", device="cpu")
+    vision, prompt = small_request(tiny_bundle)
+    count = vision.tokens // 4
+    first = run_stages(backend, vision, prompt, count, {})
+    again = run_stages(backend, vision, prompt, count, first)
+    backend.close()
+    assert differences(again, first) == ZERO
+    return first
+
+
+@pytest.mark.parametrize("name", ["vision.visual_embeds", "compressor.scores", "decoder.step"])
+def test_a_wrong_value_is_seen(found: Arrays, name: str) -> None:
+    wrong = found[name].copy()
+    wrong.reshape(-1)[3] += 0.5 * np.abs(wrong).max()
+    stage = name.split(".")[0]
+    assert differences({**found, name: wrong}, found) == {
+        **ZERO,
+        stage: pytest.approx(0.5, rel=1e-3),
+    }
+    for bad in (np.full_like(wrong, np.nan), wrong[:1]):
+        assert differences({**found, name: bad}, found)[stage] == float("inf")
+
+
+def test_tokens_kept_instead_of_others_count_by_their_scores(found: Arrays) -> None:
+    scores, kept = found["compressor.scores"], found["compressor.kept_indices"]
+    others = np.setdiff1d(np.arange(len(scores)), kept)
+    swapped = np.sort([*kept[kept != kept[scores[kept].argmin()]], others[scores[others].argmin()]])
+    distance = differences({**found, "compressor.kept_indices": swapped}, found)["compressor"]
+    gap = scores[kept].min() - scores[others].min()
+    assert distance == pytest.approx(float(gap / np.abs(scores).max()))

@@ -1,0 +1,67 @@
+"""What is held to which type where TensorRT chooses types itself, seen on real parsed networks."""
+
+from typing import Any
+
+import pytest
+
+from foveate.bundle.reader import Bundle
+from foveate.export.tensorrt.mixed import set_precisions
+from foveate.export.tensorrt.opset17 import conservative_graph
+
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'foveate[rtx]'"
+)
+
+
+class Layer:
+    """A layer that notes the types asked of it; TensorRT for RTX takes none."""
+
+    def __init__(self, layer: Any) -> None:
+        self.__dict__.update(layer=layer, precision=None, outputs={})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":
+            self.layer.__class__ = value
+        else:
+            self.__dict__[name] = value
+
+    def set_output_type(self, place: int, kind: Any) -> None:
+        self.outputs[place] = kind
+
+
+class Network:
+    """A network of such layers."""
+
+    def __init__(self, network: Any) -> None:
+        self.num_layers = network.num_layers
+        self.layers = [Layer(network.get_layer(place)) for place in range(self.num_layers)]
+
+    def get_layer(self, place: int) -> Layer:
+        return self.layers[place]
+
+
+@pytest.mark.parametrize("role", ["vision", "decoder"])
+def test_products_are_half_and_what_they_would_spoil_is_not(tiny_bundle: Bundle, role: str) -> None:
+    logger = trt.Logger(trt.Logger.ERROR)
+    parsed = trt.Builder(logger).create_network(0)
+    graph = tiny_bundle.file(role)
+    parser = trt.OnnxParser(parsed, logger)
+    assert parser.parse(conservative_graph(graph), str(graph))
+    network = Network(parsed)
+    halves, kept = set_precisions(trt, network)
+    products = [layer for layer in network.layers if layer.type.name == "MATRIX_MULTIPLY"]
+    half = [layer for layer in network.layers if layer.precision == trt.float16]
+    whole = [layer for layer in network.layers if layer.precision == trt.float32]
+    assert (halves, kept) == (len(half), len(whole))
+    assert {layer.type.name for layer in half} == {"MATRIX_MULTIPLY"}
+    for layer in network.layers:
+        if layer.type.name in ("SOFTMAX", "REDUCE") and layer.get_output(0).dtype == trt.float32:
+            assert layer.precision == trt.float32
+            assert layer.outputs == {0: trt.float32}
+    # Patches, two layers of six products and the merger's two; two layers of nine and the head.
+    assert len(half) == len(products) == {"vision": 15, "decoder": 19}[role]
+    turns = [layer for layer in network.layers if layer.type.name == "UNARY"]
+    assert sum(layer.precision == trt.float32 for layer in turns) >= 2

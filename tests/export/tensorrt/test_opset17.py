@@ -1,0 +1,109 @@
+"""Graphs rewritten for TensorRT before version 10 compute the same, without what its parser misreads."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from foveate.bundle.reader import Bundle
+from foveate.commands.stages import small_request
+from foveate.errors import ExportError
+from foveate.export.tensorrt.library import Builder, engine_precision, is_old
+from foveate.export.tensorrt.opset17 import conservative_graph
+from foveate.export.tensorrt.targets import read_targets
+
+
+def feeds_of(bundle: Bundle, role: str) -> dict[str, Any]:
+    """Inputs of a graph."""
+    generator = np.random.default_rng(0)
+    vision, prompt = small_request(bundle)
+    total, text = len(prompt.token_ids), len(prompt.token_ids) - vision.tokens
+
+    def values(*shape: int) -> Any:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    if role == "vision":
+        return dict(vision.feeds)
+    if role == "compressor":
+        index = np.setdiff1d(np.arange(total), prompt.visual_index)
+        return {
+            "text_embeds": values(text, 64), "visual_embeds": values(vision.tokens, 64),
+            "text_index": index, "visual_index": prompt.visual_index,
+            "instruction_rows": np.arange(text - 6, text - 2), "position_ids": prompt.position_ids,
+            "keep": np.array([5]),
+        }  # fmt: skip
+    past = 6 if role == "decoder step" else 0
+    pasts = {
+        one.name: values(1, 2, past, 16)
+        for one in bundle.graph("decoder").inputs
+        if one.name.startswith("past")
+    }
+    return {
+        "inputs_embeds": values(1, 9, 64), "position_ids": np.tile(np.arange(9), (3, 1, 1)),
+        "attention_mask": np.ones((1, past + 9), np.int64), **pasts,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["vision", "compressor", "decoder", "decoder step"])
+def test_the_same_is_computed(tiny_bundle: Bundle, tmp_path: Path, stage: str) -> None:
+    role = stage.split()[0]
+    for name in (f"{role}.onnx", f"{role}.onnx.data"):
+        (tmp_path / name).write_bytes((tiny_bundle.root / name).read_bytes())
+    data = conservative_graph(tmp_path / f"{role}.onnx")
+    rewritten = tmp_path / f"{role}.old.onnx"
+    rewritten.write_bytes(data)
+    onnx.checker.check_model(str(rewritten), full_check=True)
+    model = onnx.load_from_string(data)
+    assert model.opset_import[0].version == 17
+    kinds = {node.op_type for node in model.graph.node}
+    assert "LayerNormalization" not in kinds
+    for node in model.graph.node:
+        if node.op_type == "Shape":
+            assert not node.attribute
+        if node.op_type == "ReduceMean":
+            assert len(node.input) == 1
+    feeds = feeds_of(tiny_bundle, stage)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    before, after = (
+        onnxruntime.InferenceSession(str(path), options).run(None, feeds)
+        for path in (tiny_bundle.file(role), rewritten)
+    )
+    for wanted, found in zip(before, after, strict=True):
+        assert np.abs(found - wanted).max(initial=0) <= 1e-5 * np.abs(wanted).max(initial=1)
+
+
+def test_what_cannot_be_rewritten_is_refused(tmp_path: Path) -> None:
+    axes = helper.make_tensor_value_info("axes", TensorProto.INT64, [1])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean")
+    model = helper.make_model(helper.make_graph([node], "graph", [x, axes], [y]))
+    onnx.save(model, tmp_path / "graph.onnx")
+    with pytest.raises(ExportError, match=r"misread the node mean .* its input axes is computed"):
+        conservative_graph(tmp_path / "graph.onnx")
+
+
+def builder(library: Any, version: str, *flags: str) -> Builder:
+    members = SimpleNamespace(__members__=dict.fromkeys(flags, 0))
+    return Builder(SimpleNamespace(NetworkDefinitionCreationFlag=members), library, version)
+
+
+def test_which_libraries_are_old_and_which_choose_types() -> None:
+    old, new = builder("tensorrt", "8.6.0"), builder("tensorrt", "10.3.0", "STRONGLY_TYPED")
+    rtx = builder("tensorrt_rtx", "1.7.1", "STRONGLY_TYPED")
+    assert [is_old(one) for one in (old, new, rtx)] == [True, False, False]
+    h100 = read_targets()["h100"]
+    assert engine_precision("h100", h100, old, "fp32", "fp16") == "fp16"
+    assert engine_precision("h100", h100, old, "fp32", None) == "fp32"
+    assert engine_precision("h100", h100, new, "fp16", "fp16") == "fp16"
+    with pytest.raises(
+        ExportError, match=r"types of the graphs, which are fp32.* --precision fp16"
+    ):
+        engine_precision("h100", h100, new, "fp32", "fp16")
+    with pytest.raises(ExportError, match="it takes fp32 alone"):
+        engine_precision("h100", h100, old, "fp16", None)
