@@ -7,13 +7,13 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from foveate.errors import UnsupportedFamilyError
-from foveate.families.base import Family, Prompt, Vision
+from foveate.families.base import Family, Prompt, VisualInput
 from foveate.families.qwen2_vl import Qwen2VL
 
 __all__ = [
     "Family",
     "Prompt",
-    "Vision",
+    "VisualInput",
     "create",
     "from_model_type",
     "names",
@@ -33,6 +33,7 @@ class _FamilyClass(Protocol):
         tokenizer: Tokenizer,
         chat_template: str,
         tokens: Mapping[str, int],
+        levels: bool = False,
     ) -> Family: ...
 
     def settings_from_checkpoint(self, folder: Path) -> dict[str, Any]: ...
@@ -55,6 +56,7 @@ def create(
     tokenizer: Tokenizer,
     chat_template: str,
     tokens: Mapping[str, int],
+    levels: bool = False,
 ) -> Family:
     """Build the family `name` from what a bundle holds.
 
@@ -64,13 +66,15 @@ def create(
         tokenizer: The checkpoint's; its truncation and padding are switched off.
         chat_template: The checkpoint's, Jinja text.
         tokens: Ids of the control tokens by role; each family's class says which it needs.
+        levels: Whether the vision graph takes pictures as 8-bit levels and does the rest itself, as
+            graphs of contrib operators do.
 
     Raises:
         UnsupportedFamilyError: No such family.
         BundleError: Parts that are wrong or do not fit together.
         PromptError: A chat template that cannot be compiled.
     """
-    return _family(name).create(preprocessing, tokenizer, chat_template, tokens)
+    return _family(name).create(preprocessing, tokenizer, chat_template, tokens, levels)
 
 
 def settings_from_checkpoint(name: str, folder: Path) -> dict[str, Any]:

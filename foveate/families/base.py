@@ -1,38 +1,90 @@
-"""What the runtime asks of a model family: pictures to arrays, and a prompt to tokens and positions."""
+"""What the runtime asks of a model family: pictures to graph inputs, messages to tokens and positions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from foveate.errors import ImageError
+Empty = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+"""Gives an array of a shape and dtype with any values in it."""
+Message = Mapping[str, Any]
+"""A turn of a conversation, as chat templates take it: {"role": ..., "content": text or parts}."""
 
 
 @dataclass(frozen=True, slots=True)
-class Vision:
-    """Pictures made ready for the vision graph.
+class Video:
+    """A video as its frames, in order and all of one size."""
+
+    frames: tuple[Image, ...]
+
+
+Medium = Image | Video
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run of the vision graph.
+
+    A family whose graph takes padding, or a video in parts, overrides `padded` and `parts`.
 
     Attributes:
-        feeds: The vision graph's inputs by name.
-        grids: For each picture (frames, rows, columns) of its visual tokens, in token order.
-        sizes: For each picture (height, width) in pixels, after resizing.
-        runs: For a graph that takes a picture at a time, its inputs by picture; `feeds` is empty then.
-        moving: Whether it is one video, whose frames stand in the first entry of `grids`.
+        inputs: The graph's inputs by name.
+        tokens: How many rows of its output are real; they are the first.
     """
 
-    feeds: dict[str, NDArray[np.generic]]
-    grids: tuple[tuple[int, int, int], ...]
-    sizes: tuple[tuple[int, int], ...]
-    runs: tuple[dict[str, NDArray[np.generic]], ...] = ()
-    moving: bool = False
+    inputs: Mapping[str, NDArray[Any]]
+    tokens: int
+
+    @property
+    def shapes(self) -> Hashable:
+        """The shapes of all inputs: calls alike in them run the same kernels."""
+        return tuple((name, array.shape) for name, array in self.inputs.items())
+
+    def padded(self, tokens: int, empty: Empty) -> "Call":
+        """The same call with padding up to `tokens` rows of output, where the graph takes padding.
+
+        Args:
+            tokens: Rows of output, real ones and padding; at least `self.tokens`.
+            empty: Where large padded inputs may be written.
+        """
+        return self
+
+    def parts(self, most: int) -> "tuple[Call, ...]":
+        """The call cut into runs of few different shapes, each of at most about `most` rows of output."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualInput:
+    """Pictures and videos in the order of the messages, ready for the vision graph.
+
+    The rows of all calls' outputs, concatenated without padding, are the visual tokens; or, where
+    `rows` and `weights` are given, token i is Σ_k weights[i, k] · output[rows[i, k]].
+
+    Attributes:
+        calls: The runs of the vision graph.
+        candidates: bool [N_v], which tokens may be dropped; the others are always kept.
+        picture: int64 [N_v], the picture or video frame that a token shows; of several frames the first.
+        boxes: float32 [N_v, 4], the part that it shows: left, top, right, bottom from 0 to 1. Boxes
+            may overlap.
+        rows: int64 [N_v, K], or None.
+        weights: float32 [N_v, K], 0 for padding; or None.
+    """
+
+    calls: tuple[Call, ...]
+    candidates: NDArray[np.bool_]
+    picture: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    rows: NDArray[np.int64] | None = None
+    weights: NDArray[np.float32] | None = None
 
     @property
     def tokens(self) -> int:
-        """Number of visual tokens of all pictures together."""
-        return sum(frames * rows * columns for frames, rows, columns in self.grids)
+        """Number of visual tokens N_v of all pictures together."""
+        return len(self.picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,85 +107,48 @@ class Prompt:
 
     @property
     def text_index(self) -> NDArray[np.int64]:
-        """Where in the sequence the text tokens stand, int64 [T - N_v]."""
+        """Where in the sequence the text tokens stand, int64 [N_t]."""
         text = np.ones(len(self.token_ids), dtype=bool)
         text[self.visual_index] = False
         return np.flatnonzero(text)
 
-    def compressor_feeds(self, keep: int) -> dict[str, NDArray[np.int64]]:
-        """What a compressor graph takes beside the embeddings, to keep so many visual tokens.
-
-        Returns:
-            text_index [N_t], visual_index [N_v], instruction_rows [N_u] (rows among the text's),
-            position_ids [A, T] and keep [1], all int64.
-        """
-        text_index = self.text_index
-        return {
-            "text_index": text_index,
-            "visual_index": self.visual_index,
-            "instruction_rows": np.searchsorted(text_index, self.instruction_index),
-            "position_ids": self.position_ids,
-            "keep": np.array([keep], dtype=np.int64),
-        }
+    @property
+    def instruction_rows(self) -> NDArray[np.int64]:
+        """Which of the text tokens are the instruction, int64 [N_u]."""
+        return np.searchsorted(self.text_index, self.instruction_index)
 
 
 class Family(Protocol):
-    """One family of multimodal language models."""
+    """One family of multimodal language models, set up with what one bundle holds."""
 
     name: str
 
-    def preprocess(self, pictures: Sequence[Image]) -> Vision:
-        """Resize, normalise and cut pictures as the checkpoint's own processor does.
+    def prepare(self, media: Sequence[Medium]) -> VisualInput:
+        """Turn pictures and videos into what the bundle's vision graph takes.
+
+        Args:
+            media: In the order of the messages; any number, also none.
 
         Raises:
-            ImageError: A picture that the family cannot take.
+            ImageError: A picture or video that the family cannot take.
         """
+        ...
 
-    def levels(self, pictures: Sequence[Image]) -> Vision:
-        """Resize pictures only, for vision graphs that normalise and cut them themselves.
+    def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
+        """Render the chat template around messages, tokenize them and place every token.
+
+        Args:
+            messages: The conversation; parts of type "image" and "video" stand for `visual`'s media.
+            visual: What `prepare` gave for them.
 
         Raises:
-            ImageError: A picture that the family cannot take.
+            PromptError: Empty text, text of a control token, or a template that refuses it.
         """
-
-    def layout(self, prompt: str, vision: Vision) -> Prompt:
-        """Render the chat template around `prompt`, tokenize it and place every token.
-
-        Raises:
-            PromptError: Empty, or with the text of a control token in it.
-        """
+        ...
 
 
-@runtime_checkable
-class VideoFamily(Protocol):
-    """A family that also takes a video."""
-
-    def preprocess_frames(self, frames: Sequence[Image]) -> Vision:
-        """Resize, normalise and cut the frames of one video, all of one size.
-
-        Raises:
-            ImageError: Frames that the family cannot take.
-        """
-
-    def levels_of_frames(self, frames: Sequence[Image]) -> Vision:
-        """Resize the frames of one video only, as `Family.levels` does pictures.
-
-        Raises:
-            ImageError: Frames that the family cannot take.
-        """
-
-
-def preprocess_frames(family: Family, frames: Sequence[Image], apart: bool = False) -> Vision:
-    """Prepare the frames of one video.
-
-    Args:
-        family: The family.
-        frames: All of one size.
-        apart: Only resize them, for vision graphs that normalise and cut them themselves.
-
-    Raises:
-        ImageError: Frames that the family cannot take, or a family that takes pictures alone.
-    """
-    if not isinstance(family, VideoFamily):
-        raise ImageError(f"{family.name} takes pictures and no video; give the frames as pictures")
-    return (family.levels_of_frames if apart else family.preprocess_frames)(frames)
+def user_turn(text: str, media: Sequence[Medium]) -> list[Message]:
+    """A conversation of one turn: pictures and videos first, then the text."""
+    kinds = ["video" if isinstance(medium, Video) else "image" for medium in media]
+    content: list[dict[str, str]] = [{"type": kind} for kind in kinds]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -74,6 +74,16 @@ class ChatTemplate:
                 f"The chat template cannot render this conversation ({_cause(error)}); "
                 "check the bundle's chat template."
             ) from error
+
+
+def texts_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """The texts of a conversation, in order, as they were given."""
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            yield content
+            continue
+        yield from (part["text"] for part in content if part.get("type") == "text")
 
 
 class _Generation(Extension):

@@ -72,19 +72,19 @@ def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:
 
 
 def for_each(
-    work: Callable[[int, Given], Made], items: Sequence[Given], *, apart: bool = True
+    work: Callable[[int, Given], Made], items: Sequence[Given], *, threads: bool = True
 ) -> list[Made]:
     """What `work` makes of each item and its number from 1.
 
     Args:
         work: Called with number and item.
         items: Any number of them.
-        apart: Whether many are worked on at a time in several threads, which decoding and resizing gain by.
+        threads: Whether to work on many in several threads, which speeds up decoding and resizing.
 
     Raises:
         Exception: What the work on the first item that failed raised.
     """
-    if len(items) < MANY or not apart:
+    if len(items) < MANY or not threads:
         return [work(number, item) for number, item in enumerate(items, start=1)]
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, range(1, len(items) + 1), items))

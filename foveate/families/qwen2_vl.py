@@ -7,28 +7,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Encoding, Tokenizer
 
 from foveate.errors import BundleError, PromptError
-from foveate.families.base import Prompt, Vision
-from foveate.families.chat import ChatTemplate
-from foveate.families.qwen2_vl_pixels import Pixels
-from foveate.families.qwen2_vl_settings import (
-    Settings,
-    fitted_size,
-    read_settings,
-    settings_from_checkpoint,
-)
+from foveate.families.base import Medium, Message, Prompt, VisualInput
+from foveate.families.chat import ChatTemplate, texts_of
+from foveate.families.qwen2_vl_pixels import Grid, GridInput, Pixels
+from foveate.families.qwen2_vl_settings import Settings, read_settings, settings_from_checkpoint
 
-__all__ = ["Qwen2VL", "Settings", "fitted_size", "read_settings", "settings_from_checkpoint"]
-
-_KINDS = {"image": "pictures", "video": "videos"}
+_PLURALS = {"image": "pictures", "video": "videos"}
 _SPECIAL_VARIABLES = ("bos", "eos", "pad", "unk")
 
 
 class Qwen2VL:
-    """Preprocessing, prompt layout and positions of Qwen2-VL.
+    """Preprocessing, prompt layout and positions of Qwen2-VL; see `Family`.
 
     `tokens` must hold the ids "image" (the placeholder), "vision_end" and "eos" (what ends a turn), and
     for videos "video" (their placeholder);
@@ -39,14 +31,7 @@ class Qwen2VL:
     name: str = "qwen2_vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
 
-    __slots__ = (
-        "_control",
-        "_pixels",
-        "_template",
-        "_tokenizer",
-        "_tokens",
-        "_variables",
-    )
+    __slots__ = ("_control", "_pixels", "_template", "_tokenizer", "_tokens", "_variables")
 
     def __init__(
         self,
@@ -54,12 +39,13 @@ class Qwen2VL:
         tokenizer: Tokenizer,
         template: ChatTemplate,
         tokens: Mapping[str, int],
+        levels: bool = False,
     ) -> None:
         """Put the parts together; `create` checks them first."""
         self._tokenizer = tokenizer
         self._template = template
         self._tokens = dict(tokens)
-        self._pixels = Pixels(settings)
+        self._pixels = Pixels(settings, levels=levels)
         self._variables = {
             f"{role}_token": str(tokenizer.id_to_token(tokens[role]))
             for role in _SPECIAL_VARIABLES
@@ -79,8 +65,16 @@ class Qwen2VL:
         tokenizer: Tokenizer,
         chat_template: str,
         tokens: Mapping[str, int],
+        levels: bool = False,
     ) -> "Qwen2VL":
         """Build from what a bundle holds; switches the tokenizer's truncation and padding off.
+
+        Args:
+            preprocessing: What `settings_from_checkpoint` gave.
+            tokenizer: The checkpoint's.
+            chat_template: The checkpoint's, Jinja text.
+            tokens: Ids of control tokens by role.
+            levels: Whether the vision graph takes 8-bit levels; see `Pixels`.
 
         Raises:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
@@ -98,7 +92,7 @@ class Qwen2VL:
                 )
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(settings, tokenizer, ChatTemplate(chat_template), tokens)
+        return cls(settings, tokenizer, ChatTemplate(chat_template), tokens, levels)
 
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
@@ -110,73 +104,62 @@ class Qwen2VL:
         """How pictures become patches."""
         return self._pixels.settings
 
-    def preprocess(self, pictures: Sequence[Image.Image]) -> Vision:
-        """Resize, normalise and cut pictures; see `Pixels.preprocess`."""
-        return self._pixels.preprocess(pictures)
+    def prepare(self, media: Sequence[Medium]) -> GridInput:
+        """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""
+        return self._pixels.prepare(media)
 
-    def preprocess_frames(self, frames: Sequence[Image.Image]) -> Vision:
-        """Resize, normalise and cut the frames of one video; see `Pixels.preprocess_frames`."""
-        return self._pixels.preprocess_frames(frames)
+    def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
+        """Render a conversation and place every token; see `Family.layout`.
 
-    def levels(self, pictures: Sequence[Image.Image]) -> Vision:
-        """Resize pictures only; see `Pixels.levels`."""
-        return self._pixels.levels(pictures)
-
-    def levels_of_frames(self, frames: Sequence[Image.Image]) -> Vision:
-        """Resize the frames of one video only; see `Pixels.levels_of_frames`."""
-        return self._pixels.levels_of_frames(frames)
-
-    def layout(self, prompt: str, vision: Vision) -> Prompt:
-        """Put the pictures or the video and then `prompt` into one user turn, and place every token.
-
-        The instruction is what stands between the last picture and the end of the user's turn;
-        without pictures, the prompt's own tokens.
+        The instruction is what stands between the last picture and the end of that turn; without
+        pictures, the tokens of the last text.
 
         Raises:
-            PromptError: Empty, not text, with a control token in it, or refused by the template.
+            PromptError: Text that is empty, not text, or has a control token in it, or messages that
+                the template refuses.
         """
-        text = self._checked(prompt)
-        kind = "video" if vision.moving else "image"
-        if kind not in self._tokens:
-            raise PromptError(
-                f"The bundle names no {kind!r} token, so it takes no {_KINDS[kind]}; export it again."
-            )
-        rendered = self._rendered(text, kind, len(vision.grids))
+        assert isinstance(visual, GridInput)
+        texts = [self._checked(text) for text in texts_of(messages)]
+        kinds = ["video" if moving else "image" for moving in visual.moving]
+        wanted = [self._placeholder(kind) for kind in kinds]
+        rendered = self._template.render(messages, variables=self._variables)
         bos = self._variables.get("bos_token")
         encoding = self._tokenizer.encode(
             rendered, add_special_tokens=not (bos and rendered.startswith(bos))
         )
         ids = np.asarray(encoding.ids, dtype=np.int64)
-        slots = np.flatnonzero(ids == self._tokens[kind])
-        if len(slots) != len(vision.grids):
+        placeholders = [self._tokens[kind] for kind in _PLURALS if kind in self._tokens]
+        slots = np.flatnonzero(np.isin(ids, placeholders))
+        if ids[slots].tolist() != wanted:
+            named = " and ".join(_PLURALS[kind] for kind in dict.fromkeys(kinds)) or "no pictures"
             raise PromptError(
-                f"The chat template made {len(slots)} places for {len(vision.grids)} {_KINDS[kind]}; "
+                f"The chat template made {len(slots)} places for {len(wanted)} {named}; "
                 "check the bundle's chat template."
             )
         lengths = np.ones_like(ids)
-        lengths[slots] = [math.prod(grid) for grid in vision.grids]
+        lengths[slots] = [math.prod(grid) for grid in visual.grids]
         token_ids = np.repeat(ids, lengths)
         starts = np.cumsum(lengths) - lengths
         if len(slots):
             instruction = starts[self._after_pictures(ids)]
         else:
-            instruction = _span(encoding, rendered, text)
-        positions = _rotary_positions(lengths, slots, vision.grids)
+            instruction = _span(encoding, rendered, texts[-1])
+        positions = _rotary_positions(lengths, slots, visual.grids)
         return Prompt(
             token_ids=token_ids,
-            visual_index=np.flatnonzero(token_ids == self._tokens[kind]).astype(np.int64),
+            visual_index=np.flatnonzero(np.isin(token_ids, placeholders)).astype(np.int64),
             instruction_index=instruction,
             position_ids=positions,
             next_position=int(positions.max()) + 1,
         )
 
-    def _rendered(self, text: str, kind: str, count: int) -> str:
-        """The conversation around `count` pictures or videos and the prompt."""
-        content: list[dict[str, str]] = [{"type": kind} for _ in range(count)]
-        content.append({"type": "text", "text": text})
-        return self._template.render(
-            [{"role": "user", "content": content}], variables=self._variables
-        )
+    def _placeholder(self, kind: str) -> int:
+        """The token that stands for a picture or a video before it is laid out."""
+        if kind not in self._tokens:
+            raise PromptError(
+                f"The bundle names no {kind!r} token, so it takes no {_PLURALS[kind]}; export it again."
+            )
+        return self._tokens[kind]
 
     def _checked(self, prompt: str) -> str:
         """The prompt as a plain str, or a PromptError that says what is wrong with it."""
@@ -218,7 +201,7 @@ class Qwen2VL:
 def _rotary_positions(
     lengths: NDArray[np.int64],
     slots: NDArray[np.intp],
-    grids: Sequence[tuple[int, int, int]],
+    grids: Sequence[Grid],
 ) -> NDArray[np.int64]:
     """Time, row and column of each token, int64 [3, T].
 

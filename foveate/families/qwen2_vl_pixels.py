@@ -1,155 +1,183 @@
-"""Qwen2-VL's pixels: pictures and frames to what its vision graphs take."""
+"""Qwen2-VL's pixels: pictures and video frames to what its vision graphs take."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError
-from foveate.families.base import Vision
+from foveate.families.base import Call, Empty, Medium, Video, VisualInput
 from foveate.families.pixels import for_each, level_table, resize_bicubic, to_rgb
 from foveate.families.qwen2_vl_settings import Settings, fitted_size
 
-Levels = NDArray[np.uint8]
-"""A picture's 8-bit levels [height, width, 3], its sides whole tokens."""
+Grid = tuple[int, int, int]
+"""Steps in time, rows and columns of visual tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridInput(VisualInput):
+    """Pictures and videos whose tokens fill grids.
+
+    Attributes:
+        grids: Of each picture or video; the tokens are in the order of time, rows, columns.
+        moving: Which of them are videos.
+    """
+
+    grids: tuple[Grid, ...]
+    moving: tuple[bool, ...]
+
+
+class LevelsCall(Call):
+    """One picture or video for a vision graph that normalises and cuts it into patches itself.
+
+    The inputs are `levels` uint8 [T, F, runs, P · 3], each frame as runs of P pixels; `position_ids`
+    int64 [patches of a step, 2]; `columns` int64 [1], runs in a row of pixels; and `lengths` int32 [T],
+    the real patches of each of T steps in time.
+    """
+
+    __slots__ = ()
+
+    def padded(self, tokens: int, empty: Empty) -> Call:
+        """One step in time with padding after its last patch; several steps as they are."""
+        levels, places = self.inputs["levels"], self.inputs["position_ids"]
+        if len(levels) > 1:
+            return self
+        patches = tokens * len(places) // self.tokens
+        steps, frames, runs, width = levels.shape
+        # Any level is finite once it is normalised, so padding may hold anything.
+        whole = empty((steps, frames, runs // len(places) * patches, width), levels.dtype)
+        whole[:, :, :runs] = levels
+        padding = np.zeros((patches - len(places), 2), places.dtype)
+        inputs = {"levels": whole, "position_ids": np.concatenate([places, padding])}
+        return LevelsCall({**self.inputs, **inputs}, self.tokens)
+
+    def parts(self, most: int) -> tuple[Call, ...]:
+        """A video in parts of 1, 2, 4 … steps, so that videos of any length are of the same few shapes."""
+        total, start = len(self.inputs["lengths"]), 0
+        tokens = self.tokens // total
+        parts: list[Call] = []
+        while start < total:
+            count = min(max(1, most // tokens), total - start)
+            steps = 1 << (count.bit_length() - 1)
+            taken = {
+                name: self.inputs[name][start : start + steps] for name in ("levels", "lengths")
+            }
+            parts.append(LevelsCall({**self.inputs, **taken}, steps * tokens))
+            start += steps
+        return tuple(parts)
 
 
 class Pixels:
     """Preprocessing with one bundle's settings."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Look up once what each level becomes."""
-        self.settings = settings
+    def __init__(self, settings: Settings, *, levels: bool = False) -> None:
+        """Look up once what each level becomes.
+
+        Args:
+            settings: How pictures become patches.
+            levels: Whether the vision graph takes 8-bit levels, one picture or video a run, rather
+                than the patches of all of them in one run.
+        """
+        self.settings, self.levels = settings, levels
         self.table = level_table(settings.image_mean, settings.image_std, settings.rescale_factor)
         self.unit = settings.patch_size * settings.merge_size
 
-    def preprocess(self, pictures: Sequence[Image.Image]) -> Vision:
-        """Resize, normalise and cut pictures, bit for bit as the reference image processor.
+    def prepare(self, media: Sequence[Medium]) -> GridInput:
+        """Resize pictures and videos, and for graphs of patches normalise and cut them.
 
-        Transparent pictures are laid on white. Any number of pictures, also none.
-
-        Returns:
-            Feeds pixel_values float32 [P, C * temporal_patch_size * patch_size^2], P patches in
-            token order; position_ids int64 [P, 2], each patch's (row, column) in its picture;
-            cu_seqlens int32 [pictures + 1], where each picture's patches begin and the last end.
-
-        Raises:
-            ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
-        """
-        resized = self.resized(pictures)
-        width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
-        pixels = [self.patches(levels) for levels in resized]
-        places = [self.places(levels) for levels in resized]
-        lengths = [len(part) for part in pixels]
-        return Vision(
-            feeds={
-                "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),
-                "position_ids": np.concatenate([np.empty((0, 2), np.int64), *places]),
-                "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
-            },
-            grids=tuple((1, *self.grid(levels)) for levels in resized),
-            sizes=tuple(size(levels) for levels in resized),
-        )
-
-    def preprocess_frames(self, frames: Sequence[Image.Image]) -> Vision:
-        """Resize, normalise and cut the frames of one video; each is limited in size as a picture is.
-
-        As many frames as a patch is deep (two) make one step in time; the last frame is repeated where
-        they do not come out even. Attention stays within a step.
+        Patches are bit for bit those of the reference image processor. Transparent pictures are laid
+        on white. A frame is limited in size as a picture is; as many frames as a patch is deep (two)
+        make one step in time, and the last frame is repeated where they do not come out even.
 
         Returns:
-            Feeds as `preprocess` gives them, step after step; cu_seqlens has the borders of the steps.
+            One call of `pixel_values` float32 [P, C · temporal_patch_size · patch_size²], P patches in
+            token order; `position_ids` int64 [P, 2], each patch's (row, column); and `cu_seqlens` int32
+            [steps + 1], where the patches of each step in time begin and the last end. Or a
+            `LevelsCall` for each picture and video.
 
         Raises:
-            ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
+            ImageError: A side over 200 times the other, a mode that cannot be made RGB, or a video
+                without frames or with frames of unequal size.
         """
-        resized, depth = self.paired(frames), self.settings.temporal_patch_size
-        steps = len(resized) // depth
-        pixels = [
-            self.patches(*resized[begin : begin + depth]) for begin in range(0, len(resized), depth)
+        pictures = [medium for medium in media if not isinstance(medium, Video)]
+        resized = iter(for_each(self.resize, pictures))
+        steps = [
+            self.paired(medium.frames) if isinstance(medium, Video) else next(resized)[None, None]
+            for medium in media
         ]
-        places = self.places(resized[0])
-        return Vision(
-            feeds={
-                "pixel_values": np.concatenate(pixels),
-                "position_ids": np.tile(places, (steps, 1)),
-                "cu_seqlens": np.arange(steps + 1, dtype=np.int32) * np.int32(len(places)),
-            },
-            grids=((steps, *self.grid(resized[0])),),
-            sizes=(size(resized[0]),),
-            moving=True,
+        grids = tuple(self.grid(one) for one in steps)
+        calls: tuple[Call, ...] = (self.patches_call(steps),)
+        if self.levels:
+            calls = tuple(self.levels_call(one) for one in steps)
+        return GridInput(
+            calls=calls,
+            candidates=np.ones(sum(map(prod, grids)), dtype=np.bool_),
+            picture=shown_pictures(grids, [one.shape[1] for one in steps]),
+            boxes=np.concatenate([np.empty((0, 4), np.float32), *map(grid_boxes, grids)]),
+            grids=grids,
+            moving=tuple(isinstance(medium, Video) for medium in media),
         )
 
-    def levels(self, pictures: Sequence[Image.Image]) -> Vision:
-        """Resize pictures as `preprocess` does, and leave the rest to the vision graph.
-
-        Returns:
-            For each picture what `run` gives, of one step of one frame.
-
-        Raises:
-            ImageError: A side over 200 times the other, or a mode that cannot be made RGB.
-        """
-        resized = self.resized(pictures)
-        return Vision(
-            feeds={},
-            grids=tuple((1, *self.grid(levels)) for levels in resized),
-            sizes=tuple(size(levels) for levels in resized),
-            runs=tuple(self.run(levels[None, None]) for levels in resized),
-        )
-
-    def levels_of_frames(self, frames: Sequence[Image.Image]) -> Vision:
-        """Resize the frames of one video, and leave the rest to the vision graph.
-
-        Returns:
-            What `run` gives, once.
-
-        Raises:
-            ImageError: No frame, frames of unequal size, or what `preprocess` refuses.
-        """
-        whole = self.paired(frames)
-        depth = self.settings.temporal_patch_size
-        steps = whole.reshape(-1, depth, *whole.shape[1:])
-        return Vision(
-            feeds={},
-            grids=((len(steps), *self.grid(whole[0])),),
-            sizes=(size(whole[0]),),
-            runs=(self.run(steps),),
-            moving=True,
-        )
-
-    def resized(self, pictures: Sequence[Image.Image]) -> list[Levels]:
-        """Each picture's levels."""
-        return for_each(self.resize, pictures)
-
-    def resize(self, number: int, picture: Image.Image) -> Levels:
-        """The levels of one picture, called `number` where it is refused."""
+    def resize(self, number: int, picture: Image.Image) -> NDArray[np.uint8]:
+        """The 8-bit levels [height, width, 3] of a picture, called `number` where it is refused."""
         fitted = fitted_size(picture.height, picture.width, self.settings, number)
         return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
 
     def paired(self, frames: Sequence[Image.Image]) -> NDArray[np.uint8]:
-        """All frames' levels [frames, height, width, 3], the last again until they fill whole steps."""
+        """A video's levels [steps, frames of a step, height, width, 3], the last frame again where needed."""
         if not frames or len({frame.size for frame in frames}) > 1:
             raise ImageError(
                 "a video needs at least one frame, and frames of one size; resize them"
             )
-        missing = -len(frames) % self.settings.temporal_patch_size
-        fitted = fitted_size(frames[0].height, frames[0].width, self.settings, 1)
-        whole = np.empty((len(frames) + missing, *fitted, 3), np.uint8)
+        depth = self.settings.temporal_patch_size
+        size = frames[0].height, frames[0].width
+        fitted = fitted_size(*size, self.settings, 1)
+        whole = np.empty((len(frames) + -len(frames) % depth, *fitted, 3), np.uint8)
 
-        def lay(number: int, frame: Image.Image) -> None:
-            """Resize one frame to where it belongs."""
+        def write(number: int, frame: Image.Image) -> None:
+            """Resize one frame to its place."""
             whole[number - 1] = self.resize(number, frame)
 
-        # Frames that fit are copied alone, which threads would only wait for each other to do.
-        for_each(lay, frames, apart=fitted != (frames[0].height, frames[0].width))
+        # Frames that fit are only copied, and threads would wait for each other.
+        for_each(write, frames, threads=fitted != size)
         whole[len(frames) :] = whole[len(frames) - 1]
-        return whole
+        return whole.reshape(-1, depth, *whole.shape[1:])
 
-    def patches(self, *frames: Levels) -> NDArray[np.float32]:
-        """The frames of one step, or a picture, to normalised patches float32 [P, width of a patch]."""
+    def patches_call(self, media: Sequence[NDArray[np.uint8]]) -> Call:
+        """One run over the patches of all pictures and videos."""
+        width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
+        pixels = [self.patches(step) for one in media for step in one]
+        places = [self.places(one) for one in media for _ in one]
+        borders = np.cumsum([0, *map(len, pixels)], dtype=np.int32)
+        inputs: dict[str, NDArray[Any]] = {
+            "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),
+            "position_ids": np.concatenate([np.empty((0, 2), np.int64), *places]),
+            "cu_seqlens": borders,
+        }
+        return Call(inputs, int(borders[-1]) // self.settings.merge_size**2)
+
+    def levels_call(self, steps: NDArray[np.uint8]) -> LevelsCall:
+        """One run over the levels [steps, frames, height, width, 3] of a picture or video, not copied."""
+        count, frames, height, width = steps.shape[:4]
+        patch, places = self.settings.patch_size, self.places(steps)
+        columns = width // patch
+        inputs: dict[str, NDArray[Any]] = {
+            "levels": steps.reshape(count, frames, height * columns, patch * 3),
+            "position_ids": places,
+            "columns": np.array([columns], np.int64),
+            "lengths": np.full(count, len(places), np.int32),
+        }
+        return LevelsCall(inputs, prod(self.grid(steps)))
+
+    def patches(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The frames [1 or depth, height, width, 3] of one step to normalised patches float32 [P, width]."""
         patch, merge = self.settings.patch_size, self.settings.merge_size
-        rows, columns = self.grid(frames[0])
+        _, rows, columns = self.grid(frames[None])
         count, depth = rows * columns * merge * merge, self.settings.temporal_patch_size
         out = np.empty((count, 3, depth, patch, patch), dtype=np.float32)
         for place, levels in enumerate(frames):
@@ -160,37 +188,63 @@ class Pixels:
                 out[:, channel, span] = self.table[channel][ordered[:, channel]][:, None]
         return out.reshape(count, -1)
 
-    def run(self, levels: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
-        """What the vision graph takes of levels [steps, frames, height, width, 3].
+    def grid(self, steps: NDArray[np.uint8]) -> Grid:
+        """The grid of visual tokens of levels [steps, frames, height, width, 3]."""
+        return len(steps), steps.shape[2] // self.unit, steps.shape[3] // self.unit
 
-        Returns:
-            levels uint8 [steps, frames, runs, P * 3], a view of each frame as runs of P pixels;
-            position_ids int64 [patches of a step, 2]; columns int64 [1], runs in a row of pixels;
-            lengths int32 [steps], the patches of each step.
-        """
-        steps, frames, height, width = levels.shape[:4]
-        patch, places = self.settings.patch_size, self.places(levels[0, 0])
-        columns = width // patch
-        return {
-            "levels": levels.reshape(steps, frames, height * columns, patch * 3),
-            "position_ids": places,
-            "columns": np.array([columns], np.int64),
-            "lengths": np.full(steps, len(places), np.int32),
-        }
-
-    def grid(self, levels: Levels) -> tuple[int, int]:
-        """Rows and columns of visual tokens."""
-        return levels.shape[0] // self.unit, levels.shape[1] // self.unit
-
-    def places(self, levels: Levels) -> NDArray[np.int64]:
-        """(row, column) of each patch, int64 [patches, 2], patches of one token together."""
+    def places(self, steps: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(row, column) of each patch of a step, int64 [patches, 2], patches of one token together."""
         merge = self.settings.merge_size
-        rows, columns = self.grid(levels)
+        _, rows, columns = self.grid(steps)
         places = np.indices((rows * merge, columns * merge), dtype=np.int64)
         blocks = places.reshape(2, rows, merge, columns, merge)
         return blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
 
 
-def size(levels: Levels) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return levels.shape[0], levels.shape[1]
+def shown_pictures(grids: Sequence[Grid], depths: Sequence[int]) -> NDArray[np.int64]:
+    """The picture or frame of each token, int64 [N_v]; a step of several frames counts as its first.
+
+    Args:
+        grids: Of each picture or video.
+        depths: Frames in each one's steps in time.
+    """
+    counts = [steps * depth for (steps, _, _), depth in zip(grids, depths, strict=True)]
+    begins = np.cumsum([0, *counts])
+    shown = [
+        np.repeat(begin + depth * np.arange(steps), rows * columns)
+        for begin, depth, (steps, rows, columns) in zip(begins, depths, grids, strict=False)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *shown]).astype(np.int64)
+
+
+def grid_boxes(grid: Grid) -> NDArray[np.float32]:
+    """The part of its picture that each token of a grid shows, float32 [N, 4]."""
+    steps, rows, columns = grid
+    top, left = np.indices((rows, columns)).reshape(2, -1)
+    edges = (left / columns, top / rows, (left + 1) / columns, (top + 1) / rows)
+    return np.tile(np.stack(edges, axis=-1).astype(np.float32), (steps, 1))
+
+
+def shrunk(settings: Settings, pictures: Sequence[Image.Image], most: Sequence[int]) -> GridInput:
+    """Prepare pictures made smaller, aspects kept, each to give at most so many visual tokens.
+
+    They are fitted anew from the size that the checkpoint's own limits give them, so that a small
+    picture, which those enlarge, is not left with the few tokens of its own size.
+
+    Args:
+        settings: The checkpoint's.
+        pictures: Any number.
+        most: The most visual tokens of each, at least one.
+
+    Raises:
+        ImageError: A picture that the family cannot take.
+    """
+    unit = settings.patch_size * settings.merge_size
+    least = min(settings.min_pixels, unit**2)
+    smaller: list[Image.Image] = []
+    for number, (picture, count) in enumerate(zip(pictures, most, strict=True), start=1):
+        limits = replace(settings, min_pixels=least, max_pixels=count * unit**2)
+        whole = fitted_size(picture.height, picture.width, settings, number)
+        height, width = (min(side, count * unit) for side in fitted_size(*whole, limits, number))
+        smaller.append(resize_bicubic(to_rgb(picture, number), height, width))
+    return Pixels(replace(settings, min_pixels=least)).prepare(smaller)

@@ -16,14 +16,21 @@ class Visual:
         indices: int64 [kept], ordinals of the kept tokens, ascending.
         relevance: float32 [total], a distribution over the tokens; None where nothing was dropped,
             since the compressor is skipped then.
-        grids: For each picture (frames, rows, columns) of its tokens.
+        picture: int64 [total], the picture or video frame that each token shows.
+        boxes: float32 [total, 4], the part of it: left, top, right, bottom from 0 to 1.
     """
 
     total: int
     kept: int
     indices: NDArray[np.int64]
     relevance: NDArray[np.float32] | None
-    grids: tuple[tuple[int, int, int], ...]
+    picture: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures or video frames its tokens show."""
+        return len(np.unique(self.picture))
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,22 @@ COLOURS = np.array(
 )
 
 CELL = TypeVar("CELL", bound=np.generic)
+
+
+class Shown(Protocol):
+    """Which part of which picture each visual token shows; see `VisualInput`."""
+
+    @property
+    def picture(self) -> NDArray[np.int64]:
+        """int64 [N_v]."""
+        ...
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """float32 [N_v, 4]: left, top, right, bottom, from 0 to 1."""
+        ...
+
+
 Paint = Callable[[NDArray[np.floating]], NDArray[np.float64]]
 
 
@@ -50,7 +66,7 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
     small = to_rgb(picture, index + 1)
     original = small.resize(_panel_size(small), Image.Resampling.LANCZOS)
     count = f"{int(kept.sum())} of {kept.size} tokens kept"
-    number = f"picture {index + 1}: " if len(visual.grids) > 1 else ""
+    number = f"picture {index + 1}: " if visual.pictures > 1 else ""
     panels = (
         (original, f"{number}{picture.width} x {picture.height} pixels"),
         (under_relevance(original, relevance), "relevance to the prompt"),
@@ -75,9 +91,9 @@ def draw_heatmaps(pictures: Sequence[Image.Image], visual: Visual) -> Image.Imag
         KeepError: The request ranked nothing, since it kept all tokens.
         ImageError: The request had another number of pictures.
     """
-    if len(pictures) != len(visual.grids):
+    if len(pictures) != visual.pictures:
         raise ImageError(
-            f"the request had {len(visual.grids)} pictures and {len(pictures)} were given to draw; "
+            f"the request had {visual.pictures} pictures and {len(pictures)} were given to draw; "
             "give the pictures of the request, in its order"
         )
     sheets = [draw_heatmap(picture, visual, index) for index, picture in enumerate(pictures)]
@@ -160,30 +176,38 @@ def _token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArra
     """Scaled relevance [rows, columns] of one picture, and which of its tokens were kept."""
     if visual.relevance is None:
         raise KeepError("all tokens were kept, so none were ranked; keep fewer to see a heatmap")
-    if not 0 <= index < len(visual.grids):
+    if not 0 <= index < visual.pictures:
         raise ImageError(
-            f"there is no picture {index + 1}: the request had {len(visual.grids)}; "
+            f"there is no picture {index + 1}: the request had {visual.pictures}; "
             "give the pictures of the request, in its order"
         )
     kept = np.zeros(visual.total, dtype=np.bool_)
     kept[visual.indices] = True
     scaled = spread(visual.relevance)
-    return token_map(scaled, visual.grids, index), token_map(kept, visual.grids, index)
+    return token_map(scaled, visual, index), token_map(kept, visual, index)
 
 
-def token_map(
-    values: NDArray[CELL], grids: Sequence[tuple[int, int, int]], index: int
-) -> NDArray[CELL]:
-    """What one picture's tokens have, as its grid [rows, columns]; of several frames the largest.
+def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
+    """What one picture's tokens have, as cells [rows, columns] of the picture.
+
+    Cells are as large as the smallest box. Where boxes overlap the maximum counts, and where there is
+    none the least of the picture's values.
 
     Args:
         values: [N_v], one for each visual token of all pictures.
-        grids: For each picture (frames, rows, columns) of its tokens.
+        shown: Which part of which picture each token shows.
         index: Which picture.
     """
-    sizes = [math.prod(grid) for grid in grids]
-    tokens = values[sum(sizes[:index]) : sum(sizes[: index + 1])]
-    cells: NDArray[CELL] = np.max(tokens.reshape(grids[index]), axis=0)
+    here = shown.picture == index
+    boxes, values = shown.boxes[here].astype(np.float64), values[here]
+    across, down = np.rint(1 / (boxes[:, 2:] - boxes[:, :2]).min(axis=0)).astype(int)
+    sizes = np.array([across, down, across, down])
+    # A cell is in a box if its middle is.
+    edges = np.ceil(boxes * sizes - 0.5 - 1e-4).astype(int)
+    cells = np.full((down, across), values.min(), values.dtype)
+    for (left, top, right, bottom), value in zip(edges, values, strict=True):
+        part = cells[top:bottom, left:right]
+        np.maximum(part, value, out=part)
     return cells
 
 

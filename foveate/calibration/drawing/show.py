@@ -15,9 +15,9 @@ from foveate.atomic_write import replace_file
 from foveate.calibration.drawing.sheet import Kept, Look, View, draw_sheet
 from foveate.calibration.evaluation.rankings import predicted, top
 from foveate.calibration.relevance.propagation import Mode
+from foveate.calibration.torch_model import TorchModel
 from foveate.errors import BackendError, DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
-from foveate.modeling.torch_model import Subject
 from foveate.runtime.heatmap import check_target
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.runtime.media.pictures import open_picture
@@ -79,11 +79,11 @@ def show(
             open_picture(path)
     network = None if compressor is None else FTheta.load(compressor)[0]
     progress("loading the checkpoint", 0, 0)
-    subject = Subject.load(checkpoint, dtype, pick_device(device))
+    model = TorchModel.load(checkpoint, dtype, pick_device(device))
     looks = []
     for number, sample in enumerate(samples, start=1):
         progress(f"looking: {one_line(sample.question, 60)}", number, len(samples))
-        looks.append(look(subject, sample, keeps, network, mode))
+        looks.append(look(model, sample, keeps, network, mode))
     progress("drawing", 0, 0)
     data = io.BytesIO()
     draw_sheet(looks).save(data, "PNG")
@@ -92,7 +92,7 @@ def show(
 
 
 def look(
-    subject: Subject,
+    model: TorchModel,
     sample: Sample,
     keeps: Sequence[float | int],
     network: FTheta | None = None,
@@ -106,14 +106,14 @@ def look(
         PromptError: A question that cannot be asked, or that gets an empty answer.
     """
     pictures = tuple(open_picture(path) for path in sample.pictures)
-    question = subject.ask(sample.question, pictures)
-    said = subject.answer(question)
+    question = model.prepare(sample.question, pictures)
+    said = model.answer(question)
     if not said:
         raise PromptError(
             f"{sample.question!r} gets an empty answer, and nothing is relevant to that; ask another"
         )
-    attention = subject.attention(question)
-    relevance = _array(subject.relevance(question, said, mode))
+    attention = model.attention(question)
+    relevance = _array(model.relevance(question, said, mode))
 
     def view(
         name: str, meaning: str, scores: NDArray[np.float32], shown: NDArray[np.float32]
@@ -122,10 +122,10 @@ def look(
         for keep in keeps:
             count = kept_count(keep, len(scores))
             indices = top(scores, count)
-            tokens = subject.answer(question, indices)
+            tokens = model.answer(question, indices)
             shared = len(np.intersect1d(indices, top(relevance, count))) / count
             overlap = None if scores is relevance else shared
-            kept.append(Kept(keep, indices, subject.text(tokens), tokens == said, overlap))
+            kept.append(Kept(keep, indices, model.text(tokens), tokens == said, overlap))
         return View(name, meaning, shown, tuple(kept))
 
     views = [view("R_v", MEANINGS[mode], relevance, relevance)]
@@ -140,8 +140,8 @@ def look(
         sample.question,
         pictures,
         tuple(path.name for path in sample.pictures),
-        question.vision.grids,
-        subject.text(said),
+        question.visual.grids,
+        model.text(said),
         sample.answers,
         tuple(views),
     )

@@ -27,9 +27,9 @@ from foveate.calibration.evaluation.result import (
 from foveate.calibration.processes import gather, join_processes
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_digest, tool_versions
+from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
 from foveate.errors import DataError, ImageError, OutputError, OutputExistsError, PromptError
 from foveate.modeling.checkpoint import Checkpoint
-from foveate.modeling.torch_model import NEW_TOKENS, Subject
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.terminal import plural
 
@@ -103,11 +103,11 @@ def evaluate(
     try:
         if mine:
             with meter.stage(f"loading {source}"):
-                subject = Subject.load(source, options.dtype, str(state.device))
+                model = TorchModel.load(source, options.dtype, str(state.device))
             meter.start(len(mine), state.num_processes)
             began = time.perf_counter()
             for number, (file, record) in mine:
-                judged = judge(subject, record, rankings, keeps, options, file)
+                judged = judge(model, record, rankings, keeps, options, file)
                 done.append((number, judged))
                 meter.step(_outcome(judged))
             seconds = time.perf_counter() - began
@@ -136,7 +136,7 @@ def evaluate(
 
 
 def judge(
-    subject: Subject,
+    model: TorchModel,
     record: Record,
     rankings: Sequence[Ranking],
     keeps: Sequence[float | int],
@@ -150,7 +150,7 @@ def judge(
 
     judged = Judged(data, record.id, dict(record.tags))
     try:
-        inquiry = Inquiry.of(subject, record, options.max_new_tokens)
+        inquiry = Inquiry.of(model, record, options.max_new_tokens)
     except (ImageError, PromptError, OSError) as error:
         return replace(judged, unreadable=str(error))
     trials = []

@@ -10,8 +10,8 @@ from PIL.Image import Image
 
 from foveate.calibration.dataset import Record
 from foveate.calibration.evaluation.rankings import Ranking, Seen, split, top
+from foveate.calibration.torch_model import TorchModel
 from foveate.errors import ImageError
-from foveate.modeling.torch_model import Subject
 from foveate.runtime.media.pictures import open_pictures
 
 
@@ -36,7 +36,7 @@ class Inquiry:
     _scores: dict[str, NDArray[np.floating] | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, subject: Subject, record: Record, most: int) -> "Inquiry":
+    def of(cls, model: TorchModel, record: Record, most: int) -> "Inquiry":
         """Ask with all visual tokens.
 
         Raises:
@@ -44,15 +44,15 @@ class Inquiry:
             PromptError: A question that cannot be asked.
         """
         pictures = open_pictures(record.pictures)
-        question = subject.ask(record.question, pictures)
-        said = subject.answer(question, most=most)
-        seen = Seen(subject, record.id, question, said)
-        return cls(seen, subject.text(said), pictures, record.question, most)
+        question = model.prepare(record.question, pictures)
+        said = model.answer(question, most=most)
+        seen = Seen(model, record.id, question, said)
+        return cls(seen, model.text(said), pictures, record.question, most)
 
     @property
     def total(self) -> int:
         """Visual tokens N_v."""
-        return self.seen.question.vision.tokens
+        return self.seen.question.visual.tokens
 
     def answer(self, ranking: Ranking, count: int) -> tuple[str | None, int]:
         """Ask with `count` visual tokens.
@@ -71,8 +71,8 @@ class Inquiry:
         kept = top(scores, count)
         key = kept.tobytes()
         if key not in self._answers:
-            subject = self.seen.subject
-            self._answers[key] = subject.text(subject.answer(self.seen.question, kept, self.most))
+            model = self.seen.model
+            self._answers[key] = model.text(model.answer(self.seen.question, kept, self.most))
         return self._answers[key], count
 
     def _ranked(self, ranking: Ranking) -> NDArray[np.floating] | None:
@@ -86,12 +86,12 @@ class Inquiry:
 
     def _ask_smaller(self, count: int) -> tuple[str | None, int]:
         """Ask with the pictures made so small that they give `count` tokens at most."""
-        subject, grids = self.seen.subject, self.seen.question.vision.grids
+        model, grids = self.seen.model, self.seen.question.visual.grids
         if count < len(grids):
             return None, count
         shares = split([math.prod(grid) for grid in grids], count)
         try:
-            question = subject.ask_smaller(self.text, self.pictures, shares)
+            question = model.prepare_shrunk(self.text, self.pictures, shares)
         except ImageError:
             return None, count
-        return subject.text(subject.answer(question, most=self.most)), question.vision.tokens
+        return model.text(model.answer(question, most=self.most)), question.visual.tokens

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.calibration.relevance.propagation import Mode
+from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
-from foveate.modeling.torch_model import Question, Subject
 
 DOWNSAMPLE = "downsample"
 MODES: dict[str, Mode] = {
@@ -29,30 +29,30 @@ class Seen:
     """A question with its answer, and what rankings see in them, each computed once.
 
     Attributes:
-        subject: The checkpoint.
+        model: The checkpoint.
         id: The record's, which seeds chance.
         question: With all visual tokens.
         said: The model's own greedy answer, in tokens.
     """
 
-    subject: Subject
+    model: TorchModel
     id: str
-    question: Question
+    question: PreparedQuestion
     said: Sequence[int]
 
     @cached_property
     def attention(self) -> Tensor:
         """A⁰: float32 [heads, N_u, N_v]."""
-        return self.subject.attention(self.question)
+        return self.model.attention(self.question)
 
     def relevance(self, mode: Mode) -> Tensor | None:
         """R_v: float32 [N_v]; None where nothing was said."""
-        return self.subject.relevance(self.question, self.said, mode) if self.said else None
+        return self.model.relevance(self.question, self.said, mode) if self.said else None
 
     def chance(self) -> Tensor:
         """Random scores float64 [N_v] that only the record's id decides."""
         seed = int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:8], "big")
-        return torch.from_numpy(np.random.default_rng(seed).random(self.question.vision.tokens))
+        return torch.from_numpy(np.random.default_rng(seed).random(self.question.visual.tokens))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,9 @@ from foveate.calibration.relevance.store import (
     Writer,
     finish,
 )
+from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
 from foveate.errors import ImageError, OutputExistsError, PromptError
 from foveate.modeling.checkpoint import Checkpoint
-from foveate.modeling.torch_model import NEW_TOKENS, Subject
 from foveate.runtime.media.pictures import open_pictures
 from foveate.terminal import plural, table
 
@@ -130,11 +130,11 @@ def collect(
         seconds = 0.0
         if mine:
             with meter.stage(f"loading {source}"):
-                subject = Subject.load(source, options.dtype, str(state.device))
+                model = TorchModel.load(source, options.dtype, str(state.device))
             meter.start(len(mine), state.num_processes)
             began = time.perf_counter()
             with Writer(out, store.manifest, state.process_index, options.flush_seconds) as writer:
-                _study_all(subject, mine, options, writer, meter)
+                _study_all(model, mine, options, writer, meter)
         state.wait_for_everyone()
         if not state.is_main_process:
             return None
@@ -145,7 +145,7 @@ def collect(
 
 
 def _study_all(
-    subject: Subject,
+    model: TorchModel,
     records: Iterable[Record],
     options: CollectOptions,
     writer: Writer,
@@ -154,7 +154,7 @@ def _study_all(
     """Study records one by one; an interrupt loses none that was studied."""
     try:
         for record in records:
-            sample, outcome, reason = study(subject, record, options)
+            sample, outcome, reason = study(model, record, options)
             writer.add(sample, outcome, reason)
             meter.step(outcome)
     except KeyboardInterrupt:
@@ -166,7 +166,9 @@ def _study_all(
         raise
 
 
-def study(subject: Subject, record: Record, options: CollectOptions) -> tuple[Sample, Outcome, str]:
+def study(
+    model: TorchModel, record: Record, options: CollectOptions
+) -> tuple[Sample, Outcome, str]:
     """Ask one question, judge the answer, and see what mattered for it.
 
     Returns:
@@ -174,19 +176,19 @@ def study(subject: Subject, record: Record, options: CollectOptions) -> tuple[Sa
     """
     sample = Sample(record.id, record.question, record.answers, pictures=record.names)
     try:
-        question = subject.ask(record.question, open_pictures(record.pictures))
+        question = model.prepare(record.question, open_pictures(record.pictures))
     except (ImageError, PromptError, OSError) as error:
         return sample, "unreadable", str(error)
-    said = subject.answer(question, most=options.max_new_tokens)
-    text = subject.text(said)
-    sample = replace(sample, said=text, tokens=len(said), grids=question.vision.grids)
+    said = model.answer(question, most=options.max_new_tokens)
+    text = model.text(said)
+    sample = replace(sample, said=text, tokens=len(said), grids=question.visual.grids)
     if not text.strip():
         return sample, "wrong", "empty answer"
     right = is_right(text, record.answers, options.rule)
     if not right and not options.keep_wrong:
         return sample, "wrong", "wrong answer"
-    relevance = subject.relevance(question, said, options.mode).float()
-    attention = subject.attention(question).mean(1)
+    relevance = model.relevance(question, said, options.mode).float()
+    attention = model.attention(question).mean(1)
     if not (relevance.isfinite().all() and attention.isfinite().all()):
         return (
             sample,

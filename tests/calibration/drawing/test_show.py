@@ -30,7 +30,7 @@ from foveate.calibration.drawing.show import Sample, gather_samples, look
 from foveate.calibration.evaluation.rankings import predicted, top
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
-from foveate.modeling.torch_model import Subject
+from foveate.calibration.torch_model import TorchModel
 from tests.command import invoke, refused
 from tests.conftest import NANO
 
@@ -42,8 +42,8 @@ RED_SQUARE, PURPLE_SQUARE = (
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return Subject.load(NANO)
+def model() -> TorchModel:
+    return TorchModel.load(NANO)
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +184,9 @@ def test_top_takes_the_first_of_equals_in_order() -> None:
     assert top(scores, 4).tolist() == [0, 2, 3, 5]
 
 
-def test_two_questions_about_one_picture_look_at_two_places(subject: Subject) -> None:
+def test_two_questions_about_one_picture_look_at_two_places(model: TorchModel) -> None:
     first, second = (
-        look(subject, Sample("", (SCENE,), question), [0.25], mode="grad-clamp")
+        look(model, Sample("", (SCENE,), question), [0.25], mode="grad-clamp")
         for question in (RED_SQUARE, PURPLE_SQUARE)
     )
     assert (first.answer, second.answer) == ("E", "F")
@@ -205,32 +205,32 @@ def test_two_questions_about_one_picture_look_at_two_places(subject: Subject) ->
 
 
 def test_answers_below_panels_are_those_of_the_kept_tokens(
-    subject: Subject, compressor: Path
+    model: TorchModel, compressor: Path
 ) -> None:
     network, _ = FTheta.load(compressor)
-    seen = look(subject, Sample("", (SCENE,), RED_SQUARE), [1.0, 0.5, 3], network)
-    question = subject.ask(RED_SQUARE, seen.pictures)
+    seen = look(model, Sample("", (SCENE,), RED_SQUARE), [1.0, 0.5, 3], network)
+    question = model.prepare(RED_SQUARE, seen.pictures)
     relevance, guess = seen.views
     assert (relevance.name, guess.name) == ("R_v", "f_θ")
-    logits = predicted(network, subject.attention(question)).numpy()
+    logits = predicted(network, model.attention(question)).numpy()
     assert guess.kept[1].indices.tolist() == top(logits, 55).tolist()
     assert guess.scores.sum() == pytest.approx(1, abs=1e-5)
     for each in seen.views:
         assert [len(kept.indices) for kept in each.kept] == [110, 55, 3]
         for kept in each.kept:
-            said = subject.answer(question, kept.indices)
-            assert kept.answer == subject.text(said)
-            assert kept.same == (said == subject.answer(question))
+            said = model.answer(question, kept.indices)
+            assert kept.answer == model.text(said)
+            assert kept.same == (said == model.answer(question))
     assert not guess.kept[2].same
     common = set(guess.kept[1].indices) & set(relevance.kept[1].indices)
     assert guess.kept[1].overlap == len(common) / 55
     assert [kept.overlap for kept in relevance.kept] == [None] * 3
 
 
-def test_heads_apart(subject: Subject) -> None:
-    question = subject.ask(RED_SQUARE, [Image.open(SCENE)])
-    heads = len(subject.attention(question))
-    assert predicted(FTheta(heads), subject.attention(question)).shape == (110,)
+def test_heads_apart(model: TorchModel) -> None:
+    question = model.prepare(RED_SQUARE, [Image.open(SCENE)])
+    heads = len(model.attention(question))
+    assert predicted(FTheta(heads), model.attention(question)).shape == (110,)
 
 
 def test_samples_of_a_command_line(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from foveate.calibration.evaluation.result import (
 from foveate.calibration.evaluation.table import describe_evaluation
 from foveate.errors import CheckpointError, DataError, KeepError
 from foveate.modeling.f_theta import FTheta
-from foveate.modeling.torch_model import Subject
+from foveate.calibration.torch_model import TorchModel
 from tests.command import ONE_THREAD, invoke, refused
 from tests.conftest import NANO
 
@@ -56,8 +56,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    return Subject.load(NANO)
+def model() -> TorchModel:
+    return TorchModel.load(NANO)
 
 
 @pytest.fixture(scope="module")
@@ -95,32 +95,34 @@ def without_time(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestAnswers:
-    def test_they_are_the_subject_s(self, subject: Subject, whole: dict[str, Any]) -> None:
+    def test_they_are_the_subject_s(self, model: TorchModel, whole: dict[str, Any]) -> None:
         right = 0
         for line, judged in zip(DATA.open(), whole["answers"], strict=False):
             record = json.loads(line)
-            question = subject.ask(record["question"], [Image.open(DATA.parent / record["image"])])
-            said = subject.text(subject.answer(question))
+            question = model.prepare(
+                record["question"], [Image.open(DATA.parent / record["image"])]
+            )
+            said = model.text(model.answer(question))
             right += said == record["answer"]
             assert (judged["id"], judged["answer"]) == (record["id"], said)
             assert judged["tags"] == {"task": record["task"], "scope": record["scope"]}
-            assert judged["tokens"] == question.vision.tokens
-            by_attention = subject.attention(question).mean((0, 1)).numpy()
+            assert judged["tokens"] == question.visual.tokens
+            by_attention = model.attention(question).mean((0, 1)).numpy()
             for trial, keep in zip(judged["trials"][:2], (0.5, 0.1), strict=True):
-                count = int(np.floor(question.vision.tokens * keep + 0.5))
+                count = int(np.floor(question.visual.tokens * keep + 0.5))
                 kept = np.sort(np.argsort(-by_attention, kind="stable")[:count])
-                assert trial["answer"] == subject.text(subject.answer(question, kept))
+                assert trial["answer"] == model.text(model.answer(question, kept))
                 assert trial["right"] == (trial["answer"] == record["answer"])
-                assert trial["used"] == count / question.vision.tokens
+                assert trial["used"] == count / question.visual.tokens
         assert whole["groups"][0]["full"]["right"] == right
 
     def test_relevance_is_of_the_mode_that_its_name_says(
-        self, subject: Subject, records: list[Record]
+        self, model: TorchModel, records: list[Record]
     ) -> None:
-        question = subject.ask(records[0].question, [Image.open(records[0].pictures[0])])
-        said = subject.answer(question)
-        maps = {mode: subject.relevance(question, said, mode) for mode in ("grad", "grad-clamp", "mean")}  # type: ignore[arg-type] # fmt: skip
-        seen = Seen(subject, "1", question, said)
+        question = model.prepare(records[0].question, [Image.open(records[0].pictures[0])])
+        said = model.answer(question)
+        maps = {mode: model.relevance(question, said, mode) for mode in ("grad", "grad-clamp", "mean")}  # type: ignore[arg-type] # fmt: skip
+        seen = Seen(model, "1", question, said)
         for name, mode in (
             ("relevance", "grad"), ("relevance-clamp", "grad-clamp"), ("relevance-mean", "mean")
         ):  # fmt: skip
@@ -129,43 +131,43 @@ class TestAnswers:
             torch.testing.assert_close(ranking.scores(seen), maps[mode])
 
     def test_all_tokens_give_the_full_answer(
-        self, subject: Subject, records: list[Record], f_theta: Path
+        self, model: TorchModel, records: list[Record], f_theta: Path
     ) -> None:
         rankings = find_rankings([*RANKINGS, str(f_theta)])
         for record in (records[0], records[-1]):
-            judged = judge(subject, record, rankings, [1.0, 10_000], SMALL)
+            judged = judge(model, record, rankings, [1.0, 10_000], SMALL)
             assert len(judged.trials) == 2 * len(rankings)
             assert {trial.answer for trial in judged.trials} == {judged.answer}
             assert {trial.used for trial in judged.trials} == {1.0}
 
-    def test_f_theta_ranks(self, subject: Subject, records: list[Record], f_theta: Path) -> None:
-        question = subject.ask(records[0].question, [Image.open(records[0].pictures[0])])
-        logits = predicted(FTheta.load(f_theta)[0], subject.attention(question)).numpy()
+    def test_f_theta_ranks(self, model: TorchModel, records: list[Record], f_theta: Path) -> None:
+        question = model.prepare(records[0].question, [Image.open(records[0].pictures[0])])
+        logits = predicted(FTheta.load(f_theta)[0], model.attention(question)).numpy()
         kept = top(logits, 20)
-        judged = judge(subject, records[0], find_rankings([str(f_theta)]), [20], SMALL)
-        assert judged.trials[0].answer == subject.text(subject.answer(question, kept))
+        judged = judge(model, records[0], find_rankings([str(f_theta)]), [20], SMALL)
+        assert judged.trials[0].answer == model.text(model.answer(question, kept))
         assert judged.trials[0].ranking == str(f_theta)
 
     def test_the_same_tokens_are_asked_once(
-        self, subject: Subject, records: list[Record], monkeypatch: pytest.MonkeyPatch
+        self, model: TorchModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        answer = Subject.answer
+        answer = TorchModel.answer
 
         def count(*arguments: Any, **options: Any) -> list[int]:
             asked.append(1)
             return answer(*arguments, **options)
 
-        monkeypatch.setattr(Subject, "answer", count)
+        monkeypatch.setattr(TorchModel, "answer", count)
         rankings = find_rankings(["attention,random"])
-        judge(subject, records[0], rankings, [131, 131, 1.0], SMALL)
+        judge(model, records[0], rankings, [131, 131, 1.0], SMALL)
         assert len(asked) == 3
 
     def test_without_an_answer_relevance_ranks_nothing(
-        self, subject: Subject, records: list[Record], monkeypatch: pytest.MonkeyPatch
+        self, model: TorchModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Subject, "answer", lambda *_, **__: [])
-        judged = judge(subject, records[0], find_rankings(["relevance,attention"]), [0.5], SMALL)
+        monkeypatch.setattr(TorchModel, "answer", lambda *_, **__: [])
+        judged = judge(model, records[0], find_rankings(["relevance,attention"]), [0.5], SMALL)
         assert not judged.right
         assert [trial.answer for trial in judged.trials] == [None, ""]
         assert not any(trial.right for trial in judged.trials)
@@ -173,9 +175,9 @@ class TestAnswers:
 
 
 class TestRandom:
-    def test_only_the_id_decides(self, subject: Subject, records: list[Record]) -> None:
-        question = subject.ask(records[0].question, [Image.open(records[0].pictures[0])])
-        one, again, other = (Seen(subject, id, question, []).chance() for id in "aab")
+    def test_only_the_id_decides(self, model: TorchModel, records: list[Record]) -> None:
+        question = model.prepare(records[0].question, [Image.open(records[0].pictures[0])])
+        one, again, other = (Seen(model, id, question, []).chance() for id in "aab")
         assert torch.equal(one, again)
         assert not torch.equal(one, other)
 
@@ -198,32 +200,32 @@ class TestRandom:
 
 class TestDownsample:
     @pytest.mark.parametrize("name", ["scene-77-00004.png", "easy-vqa-0113.png"])
-    def test_no_more_tokens_than_asked(self, subject: Subject, name: str) -> None:
+    def test_no_more_tokens_than_asked(self, model: TorchModel, name: str) -> None:
         picture = Image.open(NANO / "samples" / name)
-        whole = subject.ask("What?", [picture])
+        whole = model.prepare("What?", [picture])
         (_, rows, columns) = whole.vision.grids[0]
         used = []
         for most in (1, 2, 5, 11, 32, whole.vision.tokens - 1):
-            smaller = subject.ask_smaller("What?", [picture], [most])
+            smaller = model.prepare_shrunk("What?", [picture], [most])
             used.append(smaller.vision.tokens)
             assert most / 3 <= used[-1] <= most
             (_, some_rows, some_columns) = smaller.vision.grids[0]
             assert some_rows <= rows
             assert some_columns <= columns
         assert used == sorted(used)
-        same = subject.ask_smaller("What?", [picture], [whole.vision.tokens])
+        same = model.prepare_shrunk("What?", [picture], [whole.vision.tokens])
         assert torch.equal(same.embeds, whole.embeds)
 
     @pytest.mark.parametrize("size", [(30, 3000), (4000, 40), (7, 900), (1, 1), (3000, 2900)])
-    def test_odd_shapes(self, subject: Subject, size: tuple[int, int]) -> None:
+    def test_odd_shapes(self, model: TorchModel, size: tuple[int, int]) -> None:
         picture = Image.new("RGBA", size, (200, 10, 10, 90))
         for most in (1, 3, 20):
-            assert 1 <= subject.ask_smaller("What?", [picture], [most]).vision.tokens <= most
+            assert 1 <= model.prepare_shrunk("What?", [picture], [most]).vision.tokens <= most
 
-    def test_several_pictures_share(self, subject: Subject, tmp_path: Path) -> None:
+    def test_several_pictures_share(self, model: TorchModel, tmp_path: Path) -> None:
         paths = (SCENE, NANO / "samples" / "chart-77-00016.png")
         record = Record("1", paths, "What letter is in the red square?", ("E",))
-        judged = judge(subject, record, find_rankings(["downsample"]), [0.5, 2, 1], SMALL)
+        judged = judge(model, record, find_rankings(["downsample"]), [0.5, 2, 1], SMALL)
         halved, two, one = judged.trials
         assert 0.3 < halved.used <= 0.5
         assert two.used == 2 / judged.tokens
@@ -396,12 +398,12 @@ class TestVerb:
         assert out.read_text() == "mine"
 
     def test_an_f_theta_of_another_model(
-        self, subject: Subject, records: list[Record], tmp_path: Path
+        self, model: TorchModel, records: list[Record], tmp_path: Path
     ) -> None:
         path = tmp_path / "f_theta.safetensors"
         FTheta(3).save(path, {})
         with pytest.raises(CheckpointError, match="3 heads"):
-            judge(subject, records[0], find_rankings([str(path)]), [0.5], SMALL)
+            judge(model, records[0], find_rankings([str(path)]), [0.5], SMALL)
 
     def test_names(self) -> None:
         assert [one.name for one in find_rankings([])] == NAMES

@@ -20,7 +20,7 @@ from foveate.calibration.relevance.collect import Collected, CollectOptions, col
 from foveate.calibration.relevance.manifest import MANIFEST, OUTCOMES
 from foveate.calibration.relevance.store import Store
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
-from foveate.modeling.torch_model import Subject
+from foveate.calibration.torch_model import TorchModel
 from tests.command import ONE_THREAD, command, invoke, refused
 from tests.conftest import NANO
 
@@ -79,19 +79,19 @@ class TestMaps:
     def test_they_are_what_the_subject_computes(self, whole: Path) -> None:
         store = Store.open(whole)
         assert (len(store), store.outcomes()["kept"]) == (COUNT, COUNT)
-        subject = Subject.load(NANO)
+        model = TorchModel.load(NANO)
         records = {record["id"]: record for record in map(json.loads, DATA.open())}
         for sample in (store[0], store[7]):
             record = records[sample.id]
             assert sample.pictures == (record["image"],)
             assert (sample.question, sample.answers) == (record["question"], (record["answer"],))
-            question = subject.ask(sample.question, [Image.open(DATA.parent / record["image"])])
-            said = subject.answer(question)
-            assert (sample.said, sample.tokens) == (subject.text(said), len(said))
-            assert sample.grids == question.vision.grids
-            relevance = subject.relevance(question, said).numpy()
+            question = model.prepare(sample.question, [Image.open(DATA.parent / record["image"])])
+            said = model.answer(question)
+            assert (sample.said, sample.tokens) == (model.text(said), len(said))
+            assert sample.grids == question.visual.grids
+            relevance = model.relevance(question, said).numpy()
             np.testing.assert_allclose(sample.relevance, relevance, rtol=1e-4, atol=1e-7)
-            attention = subject.attention(question).mean(1).numpy()
+            attention = model.attention(question).mean(1).numpy()
             np.testing.assert_allclose(sample.attention, attention, rtol=1e-4, atol=1e-9)
 
     def test_the_manifest_says_how(self, whole: Path) -> None:
@@ -154,14 +154,14 @@ class TestOutcomes:
     def test_an_empty_answer_is_wrong(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Subject, "answer", lambda *_, **__: [])
+        monkeypatch.setattr(TorchModel, "answer", lambda *_, **__: [])
         collected = run(tmp_path / "maps", replace(SMALL, keep_wrong=True, limit=2))
         assert collected.outcomes == {"kept": 0, "wrong": 2, "unreadable": 0}
 
     def test_relevance_that_is_not_finite_is_not_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Subject, "relevance", lambda *_, **__: torch.tensor([torch.nan]))
+        monkeypatch.setattr(TorchModel, "relevance", lambda *_, **__: torch.tensor([torch.nan]))
         collected = run(tmp_path / "maps", replace(SMALL, limit=2))
         assert collected.outcomes == {"kept": 0, "wrong": 0, "unreadable": 2}
 
@@ -169,7 +169,7 @@ class TestOutcomes:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(Subject, "answer", fail)
+        monkeypatch.setattr(TorchModel, "answer", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(tmp_path / "maps", replace(SMALL, limit=2))
 
@@ -209,7 +209,7 @@ class TestResume:
         assert f"{out} holds {len(done)} record" in said
 
     def test_nothing_left_to_do(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Subject, "load", None)
+        monkeypatch.setattr(TorchModel, "load", None)
         before = Store.open(copy).facts
         assert run(copy).new == 0
         assert Store.open(copy).facts == before

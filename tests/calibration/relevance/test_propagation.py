@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2VLForConditionalGen
 from foveate.calibration import relevance as module
 from foveate.calibration.relevance.propagation import MODES, Mode, relevance
 from foveate.modeling.language_model import TRACED, Language
-from foveate.modeling.torch_model import Subject
+from foveate.calibration.torch_model import TorchModel
 from tests.calibration.plain import attention_maps, plain_relevance
 from tests.conftest import NANO, Sample
 
@@ -74,9 +74,9 @@ def test_rows_in_blocks_give_the_same(
 
 
 @pytest.fixture(scope="module")
-def nano() -> Subject:
+def nano() -> TorchModel:
     """The nano checkpoint under study, in float32."""
-    return Subject.load(NANO)
+    return TorchModel.load(NANO)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def sample(request: pytest.FixtureRequest, samples: list[Sample]) -> Sample:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_nano_checkpoint_agrees_with_eq_1(
-    nano: Subject, reference: Qwen2VLForConditionalGeneration, sample: Sample, mode: Mode
+    nano: TorchModel, reference: Qwen2VLForConditionalGeneration, sample: Sample, mode: Mode
 ) -> None:
     question = nano.ask(sample.question, [Image.open(sample.image)])
     said = nano.answer(question)
@@ -117,7 +117,7 @@ def test_the_nano_checkpoint_agrees_with_eq_1(
 
 
 def test_the_first_layers_attention_is_transformers_own(
-    nano: Subject, reference: Qwen2VLForConditionalGeneration, sample: Sample
+    nano: TorchModel, reference: Qwen2VLForConditionalGeneration, sample: Sample
 ) -> None:
     question = nano.ask(sample.question, [Image.open(sample.image)])
     maps = attention_maps(
@@ -136,7 +136,7 @@ def test_the_first_layers_attention_is_transformers_own(
 
 
 def test_what_is_kept_alone_answers_as_the_runtime_does(
-    nano: Subject, samples: list[Sample]
+    nano: TorchModel, samples: list[Sample]
 ) -> None:
     from tests.reference import Reference
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate import families
 from foveate.calibration.relevance.propagation import Mode, relevance
-from foveate.families.base import Family, Prompt, Vision
+from foveate.families.base import Family, Prompt, VisualInput
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
 from foveate.modeling.first_layer import first_layer_attention
 from foveate.modeling.language_model import Language
@@ -38,34 +38,36 @@ class FamilyStudy(Protocol):
         """The language model's parts."""
         ...
 
-    def visual_tokens(self, model: Any, vision: Vision) -> Tensor:
+    def visual_tokens(self, model: Any, visual: VisualInput) -> Tensor:
         """Visual tokens E_v [N_v, H] of prepared pictures."""
         ...
 
-    def limited(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> Vision:
+    def limited(
+        self, family: Family, pictures: Sequence[Image], most: Sequence[int]
+    ) -> VisualInput:
         """Prepare pictures made smaller, each to give at most so many visual tokens, at least one."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PreparedQuestion:
     """A question and its pictures, ready for the language model.
 
     Attributes:
         embeds: [1, T, H], text rows and visual tokens in their places.
         positions: int64 [A, T].
         prompt: Where everything stands.
-        vision: The pictures as the vision tower saw them.
+        visual: The pictures as the vision tower saw them.
     """
 
     embeds: Tensor
     positions: Tensor
     prompt: Prompt
-    vision: Vision
+    visual: VisualInput
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class TorchModel:
     """A loaded checkpoint; `load` makes one."""
 
     checkpoint: Checkpoint
@@ -78,7 +80,7 @@ class Subject:
     _model: Any
 
     @classmethod
-    def load(cls, source: str | Path, dtype: str = "fp32", device: str = "cpu") -> "Subject":
+    def load(cls, source: str | Path, dtype: str = "fp32", device: str = "cpu") -> "TorchModel":
         """Load a checkpoint of any supported family.
 
         Args:
@@ -114,23 +116,23 @@ class Subject:
             model,
         )
 
-    def ask(self, question: str, pictures: Sequence[Image]) -> Question:
+    def prepare(self, question: str, pictures: Sequence[Image]) -> PreparedQuestion:
         """Prepare a question about pictures.
 
         Raises:
             ImageError: A picture that the family cannot take.
             PromptError: A question that cannot be asked.
         """
-        return self._place(question, self.family.preprocess(pictures))
+        return self._place(question, self.family.prepare(pictures))
 
-    def ask_smaller(
+    def prepare_shrunk(
         self, question: str, pictures: Sequence[Image], most: Sequence[int]
-    ) -> Question:
+    ) -> PreparedQuestion:
         """Prepare a question about pictures made smaller, aspects kept.
 
         Args:
             question: What is asked.
-            pictures: As for `ask`.
+            pictures: As for `prepare`.
             most: The most visual tokens that each picture is to give, at least one.
 
         Raises:
@@ -140,17 +142,20 @@ class Subject:
         return self._place(question, self._study.limited(self.family, pictures, most))
 
     @torch.no_grad()
-    def _place(self, question: str, vision: Vision) -> Question:
+    def _place(self, question: str, visual: VisualInput) -> PreparedQuestion:
         """A question and prepared pictures as rows, each in its place."""
-        prompt = self.family.layout(question, vision)
+        prompt = self.family.layout(question, visual)
         embeds = self.language.embedding(torch.from_numpy(prompt.token_ids).to(self.device))
-        visual = torch.from_numpy(prompt.visual_index).to(self.device)
-        embeds = embeds.index_copy(0, visual, self._study.visual_tokens(self._model, vision))
+        index = torch.from_numpy(prompt.visual_index).to(self.device)
+        embeds = embeds.index_copy(0, index, self._study.visual_tokens(self._model, visual))
         positions = torch.from_numpy(prompt.position_ids).to(self.device)
-        return Question(embeds[None], positions, prompt, vision)
+        return PreparedQuestion(embeds[None], positions, prompt, visual)
 
     def answer(
-        self, question: Question, kept: NDArray[np.int64] | None = None, most: int = NEW_TOKENS
+        self,
+        question: PreparedQuestion,
+        kept: NDArray[np.int64] | None = None,
+        most: int = NEW_TOKENS,
     ) -> list[int]:
         """Answer greedily, with all visual tokens or with those of the ordinals `kept` int64 [K] alone.
 
@@ -173,7 +178,7 @@ class Subject:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     @torch.no_grad()
-    def attention(self, question: Question) -> Tensor:
+    def attention(self, question: PreparedQuestion) -> Tensor:
         """A⁰ from each instruction token to each visual token: float32 [heads, N_u, N_v]."""
         return first_layer_attention(
             self.language,
@@ -183,7 +188,9 @@ class Subject:
             torch.from_numpy(question.prompt.visual_index).to(self.device),
         )
 
-    def relevance(self, question: Question, said: Sequence[int], mode: Mode = "grad") -> Tensor:
+    def relevance(
+        self, question: PreparedQuestion, said: Sequence[int], mode: Mode = "grad"
+    ) -> Tensor:
         """R_v (Eq. 1) of an answer's tokens, averaged over them: float32 [N_v]."""
         tokens = torch.tensor(list(said), dtype=torch.int64, device=self.device)
         rows = self.language.embedding(tokens)[None]
