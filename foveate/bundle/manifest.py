@@ -12,14 +12,14 @@ from foveate import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 5
+VERSION = 6
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
 Quantized = Literal["int8", "fp8", "int4"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 Weights = Literal["trained", "random"]
-Operators = Literal["standard", "onnxruntime"]
+Operators = Literal["standard", "contrib"]
 Decoder = Literal["concat", "static"]
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
@@ -92,6 +92,17 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     outputs: list[TensorSpec]
 
 
+class AxisRange(Record, frozen=True, kw_only=True):
+    """How a named axis of the vision graph grows, as the sum of its parts.
+
+    Its size is per_token · visual tokens + per_picture · pictures + plus.
+    """
+
+    per_token: Natural = 0
+    per_picture: Natural = 0
+    plus: Natural = 0
+
+
 class Profile(Record, frozen=True, kw_only=True):
     """What an engine was tuned for: (smallest, best, largest) by input.
 
@@ -158,11 +169,12 @@ class Manifest(Record, frozen=True, kw_only=True):
     """manifest.json, field by field and in its order.
 
     `weights` are a checkpoint's or drawn at random for measuring; `operators` are those of ONNX, which
-    any engine can take, or onnxruntime's own beside them.
+    any engine can take, or onnxruntime's contrib operators beside them. `preprocessing` is the family's, by
+    what it is about.
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[5] = 5
+    version: Literal[6] = 6
     family: Text
     precision: Precision
     weights: Weights
@@ -171,7 +183,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: dict[Role, FileEntry]
     graphs: dict[Role, GraphSpec]
     engines: list[EngineVariant] = []
-    preprocessing: dict[str, Scalar | list[Scalar]]
+    vision_axes: dict[Text, AxisRange]
+    preprocessing: dict[str, Any]
     image_backend: ImageBackend
     tokens: dict[str, Natural]
     generation: Generation

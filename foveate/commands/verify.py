@@ -14,7 +14,7 @@ from foveate.machine import capability
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.backends.trt.choose import fitting_engines
-from foveate.runtime.backends.trt.engine import installed_version
+from foveate.runtime.backends.trt.library import installed_version
 from foveate.runtime.backends.trt.fit import NAMES, rebuild
 from foveate.runtime.pipeline import read_tokenizer
 from foveate.terminal import plural, size, table

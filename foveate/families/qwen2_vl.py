@@ -80,7 +80,7 @@ class Qwen2VL:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
             PromptError: A chat template that cannot be compiled.
         """
-        settings = read_settings(preprocessing)
+        settings = read_settings(preprocessing["images"])
         for role in ("image", "vision_end", "eos"):
             if role not in tokens:
                 raise BundleError(f"The bundle names no {role!r} token; export it again.")

@@ -176,7 +176,7 @@ def _token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArra
     """Scaled relevance [rows, columns] of one picture, and which of its tokens were kept."""
     if visual.relevance is None:
         raise KeepError("all tokens were kept, so none were ranked; keep fewer to see a heatmap")
-    if not 0 <= index < visual.pictures:
+    if index not in visual.picture:
         raise ImageError(
             f"there is no picture {index + 1}: the request had {visual.pictures}; "
             "give the pictures of the request, in its order"

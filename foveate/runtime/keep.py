@@ -1,9 +1,105 @@
-"""`keep`: how many visual tokens a request wants to keep."""
+"""`keep`: how many visual tokens a request keeps, and which, once they are ranked."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foveate.errors import KeepError
+from foveate.families.base import VisualInput
+
+Rank = Literal["together", "each"]
+"""Whether the pictures of a request share one budget, or each has its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which visual tokens a request keeps, as far as that is known before they are ranked.
+
+    Attributes:
+        total: Visual tokens of the request, N_v.
+        count: How many of them are kept, K; those that may not be dropped are among them.
+        indices: int64 [K], their ordinals, ascending; None where the ranking decides.
+        candidates: bool [N_v], which may be dropped.
+        groups: int64 [N_v], the budget that each token counts to.
+        budgets: int64 [groups], how many candidates each budget keeps.
+    """
+
+    total: int
+    count: int
+    indices: NDArray[np.int64] | None
+    candidates: NDArray[np.bool_]
+    groups: NDArray[np.int64]
+    budgets: NDArray[np.int64]
+
+    @property
+    def is_top_k(self) -> bool:
+        """Whether the kept tokens are the `count` best of all, which a graph can find by itself."""
+        return self.indices is None and len(self.budgets) == 1 and bool(self.candidates.all())
+
+    def choose(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
+        """The kept tokens' ordinals int64 [K], ascending, by scores [N_v]; of equal ones the first."""
+        kept = ~self.candidates
+        for group, budget in enumerate(self.budgets):
+            members = np.flatnonzero(self.candidates & (self.groups == group))
+            order = np.argsort(-scores[members], kind="stable")
+            kept[members[order[:budget]]] = True
+        return np.flatnonzero(kept)
+
+
+def select(
+    visual: VisualInput,
+    keep: float | int,
+    kept: Iterable[int] | None = None,
+    rank: Rank = "together",
+) -> Selection:
+    """What a request keeps of its visual tokens.
+
+    Args:
+        visual: Its pictures.
+        keep: A ratio or a count of the tokens that may be dropped; see `kept_count`. With "each" of
+            every picture, where a count takes all of a picture that has fewer.
+        kept: The tokens to keep, by their ordinals, in place of a ranking.
+        rank: "together" or "each".
+
+    Raises:
+        KeepError: A `keep` or `kept` that there cannot be.
+    """
+    candidates, total = visual.candidates, visual.tokens
+    if rank not in ("together", "each"):
+        raise KeepError(f"rank is {rank!r}; give 'together' or 'each'")
+    groups = np.zeros(total, np.int64)
+    if rank == "each":
+        _, groups = np.unique(visual.picture, return_inverse=True)
+    sizes = np.bincount(groups[candidates], minlength=int(groups.max(initial=0)) + 1)
+    if kept is not None:
+        indices = _checked_indices(kept, candidates)
+        return Selection(total, len(indices), indices, candidates, groups, sizes)
+    if rank == "each" and isinstance(keep, int):
+        budgets = np.minimum(kept_count(keep, int(sizes.max(initial=0))), sizes)
+    else:
+        budgets = np.array([kept_count(keep, int(size)) if size else 0 for size in sizes])
+    count = int(budgets.sum() + total - candidates.sum())
+    everything = np.arange(total) if count == total else None
+    return Selection(total, count, everything, candidates, groups, budgets)
+
+
+def _checked_indices(kept: Iterable[int], candidates: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The ordinals to keep, ascending, with those that may not be dropped; KeepError for odd ones."""
+    chosen = np.array(list(kept))
+    total = len(candidates)
+    fix = f"give ordinals of visual tokens, whole numbers from 0 to {total - 1}, each once"
+    if not chosen.size or chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise KeepError(f"kept names no visual tokens; {fix}")
+    if chosen.min() < 0 or chosen.max() >= total or len(np.unique(chosen)) < len(chosen):
+        raise KeepError(f"kept has a number that is no visual token's, or one twice; {fix}")
+    wanted = ~candidates
+    wanted[chosen] = True
+    return np.flatnonzero(wanted)
 
 
 def kept_count(keep: object, total: int) -> int:

@@ -2,29 +2,29 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL.Image import Image
 from tokenizers import Tokenizer
 
-from foveate import families
 from foveate.bundle.reader import Bundle
-from foveate.errors import BackendError, BundleError, ClosedError, ImageError, LimitError
-from foveate.families.base import Family, Prompt, Vision, preprocess_frames
-from foveate.runtime.answer import Answer, Timing, Visual
-from foveate.runtime.backends import Backend, check_name, open_backend
-from foveate.runtime.keep import kept_count
-from foveate.runtime.language.base import Sequence
-from foveate.runtime.media.pictures import open_pictures
-from foveate.runtime.reply import Reply, finish_together
-from foveate.runtime.request import Options, Picture, Ready, Request, naming
+from foveate.errors import BackendError, ClosedError, ImageError, KeepError, LimitError
+from foveate.families.base import Family, Prompt, user_turn
+from foveate.runtime.answer import Answer, Timing
+from foveate.runtime.backends import VisualBackend, check_name, open_backend
+from foveate.runtime.encoded import EncodedMedia
+from foveate.runtime.generation import AnswerText, Stream, answer_together
+from foveate.runtime.keep import Selection, select
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.language.base import Generation, LanguageModel
+from foveate.runtime.language.registry import open_language
+from foveate.runtime.load import read_family, read_tokenizer
+from foveate.runtime.media.sources import Picture, open_media
+from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.stream import Stream
-from foveate.runtime.tensors import Feeds, Tensor, Value, on_host
+from foveate.runtime.tensors import wait
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,22 +37,24 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     Attributes:
         bundle: What was loaded.
-        backend: The library that runs it.
-        device: Where it runs.
+        backend: The library that runs vision and compressor.
+        language: The engine that runs the language model.
+        device: Where they run.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        backend: Backend,
+        backend: VisualBackend,
+        language: LanguageModel,
         family: Family,
         tokenizer: Tokenizer,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
-        self.backend = backend.name
+        self.backend, self.language = backend.name, language.name
         self.device = backend.device
-        self._backend = backend
+        self._backend, self._language = backend, language
         self._family = family
         self._tokenizer = tokenizer
         self._closed = False
@@ -63,6 +65,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         path: str | os.PathLike[str],
         *,
         backend: str = "auto",
+        language: str = "auto",
         target: str | None = None,
         device: str = "auto",
         threads: int = 0,
@@ -73,6 +76,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         Args:
             path: The bundle's folder.
             backend: "auto", which is onnxruntime, or "onnxruntime" or "tensorrt".
+            language: "auto" or "decoder": the bundle's own decoder graph, in the same library.
             target: Whose TensorRT engines to run; None where only one target's run here.
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
@@ -88,7 +92,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
         opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
-        return cls(bundle, opened, family, tokenizer)
+        return cls(bundle, opened, open_language(opened, language), family, tokenizer)
 
     def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
@@ -96,6 +100,25 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         for _ in stream:
             pass
         return stream.answer
+
+    def stream(self, prompt: str, **options: "Unpack[Options]") -> Stream:
+        """Answer a prompt about pictures, piece by piece; returns when the first token is there.
+
+        Args:
+            prompt: The instruction.
+            options: The other fields of `Request`, by name.
+
+        Raises:
+            ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
+            PromptError: An empty prompt, or one with a control token's text in it.
+            KeepError: A `keep` that is neither a ratio nor a count, or `kept` that there cannot be.
+            LimitError: More tokens than the bundle takes.
+            SamplingError: Sampling options out of range.
+            ClosedError: The pipeline was closed.
+        """
+        prepared = self._prepare(Request(prompt, **options), time.perf_counter())
+        text = AnswerText(prepared, self._tokenizer)
+        return Stream(self._language.generate(self._begin([text]), [prepared.generation]), text)
 
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
@@ -115,29 +138,22 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         began = time.perf_counter()
         asked = list(requests)
         self.check_batch(len(asked))
-        ready = []
+        texts = []
         for number, request in enumerate(asked):
             with naming(number):
-                ready.append(self._prepare(request, began))
-        if not ready:
+                texts.append(AnswerText(self._prepare(request, began), self._tokenizer))
+        if not texts:
             return []
-        batch = self._backend.start_batch([one.extent for one in ready])
-        try:
-            replies = []
-            for number, (one, sequence) in enumerate(zip(ready, batch.rows, strict=True)):
-                with naming(number):
-                    replies.append(self._begin(one, sequence))
-            return finish_together(replies, batch)
-        finally:
-            batch.close()
+        settings = [text.prepared.generation for text in texts]
+        return answer_together(self._language.generate(self._begin(texts), settings), texts, naming)
 
     def check_batch(self, count: int) -> None:
-        """Refuse more requests at once than the backend decodes together.
+        """Refuse more requests at once than the language model decodes together.
 
         Raises:
             BackendError: They are more.
         """
-        most = self._backend.batch
+        most = self._language.capabilities.batch
         if most is not None and count > most:
             raise BackendError(
                 f"{count} requests were asked at once and {self.backend} decodes {most} together, "
@@ -145,34 +161,27 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 "backend='onnxruntime'"
             )
 
-    def stream(self, prompt: str, **options: "Unpack[Options]") -> Stream:
-        """Answer a prompt about pictures, piece by piece; returns when the first token is there.
-
-        Args:
-            prompt: The instruction.
-            options: The other fields of `Request`, by name.
+    def encode(
+        self,
+        *,
+        images: Iterable[Picture] | None = None,
+        video: Iterable[Picture] | None = None,
+    ) -> EncodedMedia:
+        """Encode pictures or a video once, to ask about them many times.
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            PromptError: An empty prompt, or one with a control token's text in it.
-            KeepError: A `keep` that is neither a ratio nor a count.
-            LimitError: More tokens than the bundle takes.
-            SamplingError: Sampling options out of range.
+            LimitError: More visual tokens than the bundle takes.
             ClosedError: The pipeline was closed.
         """
-        ready = self._prepare(Request(prompt, **options), time.perf_counter())
-        sequence = self._backend.start(ready.extent.capacity)
-        try:
-            return Stream(sequence, self._begin(ready, sequence))
-        except BaseException:
-            sequence.close()
-            raise
+        prepared = self._open(images, video)
+        embeds = self._backend.encode(prepared.visual, lasting=True)
+        wait(embeds)
+        return EncodedMedia(self, prepared.media, prepared.visual, embeds)
 
-    def _prepare(self, request: Request, began: float) -> Ready:
+    def _prepare(self, request: Request, began: float) -> PreparedRequest:
         """Open the pictures and lay the prompt out, with all that can be refused refused."""
         mark = time.perf_counter()
-        if self._closed:
-            raise ClosedError("the pipeline is closed; load the bundle again")
         manifest, penalty = self.bundle.manifest, request.repetition_penalty
         sampling = Sampling(
             request.temperature,
@@ -181,41 +190,104 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             request.seed,
             manifest.generation.repetition_penalty if penalty is None else penalty,
         )
-        apart = manifest.operators == "onnxruntime"
-        vision = look(self._family, request.images, request.video, apart)
-        self._check_visual(vision)
-        prompt = self._family.layout(request.prompt, vision)
+        media = self._opened(request)
+        prompt = self._layout(request.prompt, media)
+        ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
         keep = manifest.compressor.keep if request.keep is None else request.keep
-        count = kept_count(keep, vision.tokens)
-        most = self._new_tokens(request.max_new_tokens, prompt, vision.tokens - count)
+        if request.kept is not None and (request.keep is not None or request.rank_by is not None):
+            raise KeepError("kept names the tokens to keep; leave out keep and rank_by beside it")
+        selection = select(media.visual, keep, request.kept, request.rank)
         eos = () if request.ignore_eos else manifest.generation.eos
-        stops = frozenset((*eos, *request.stop_tokens))
-        timing = Timing(preprocess=time.perf_counter() - mark)
-        return Ready(vision, prompt, count, most, sampling, stops, timing, began)
-
-    def _begin(self, ready: Ready, sequence: Sequence) -> Reply:
-        """Look, compress, and take the prompt in."""
-        vision, timing = ready.vision, ready.timing
-        mark = time.perf_counter()
-        asked: dict[str, Tensor] = {}
-        visual_embeds = self._backend.encode(vision, lambda: asked.update(self._ask(ready)))
-        timing.vision = time.perf_counter() - mark
-
-        mark = time.perf_counter()
-        embeds, positions, seen = self._compress(ready, visual_embeds, asked)
-        timing.compress = time.perf_counter() - mark
-
-        mark = time.perf_counter()
-        visual: list[Visual] = []
-        following = sequence.extend(
-            embeds, positions, ready.extent.prompt, lambda: visual.append(seen())
+        generation = Generation(
+            len(prompt.token_ids) - selection.total + selection.count,
+            prompt.next_position,
+            self._new_tokens(request.max_new_tokens, prompt, selection),
+            frozenset((*eos, *request.stop_tokens)),
+            sampling,
         )
-        timing.prefill = time.perf_counter() - mark
-        return Reply(ready, sequence, following, visual[0], self._tokenizer)
+        timing = Timing(preprocess=time.perf_counter() - mark)
+        return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
+
+    def _begin(self, texts: list[AnswerText]) -> Iterator[KeptPrompt]:
+        """Encode and compress, request by request, as the language model takes the prompts in."""
+        for text in texts:
+            prepared, timing = text.prepared, text.timing
+            mark = time.perf_counter()
+            embeds = prepared.media.embeds
+            if embeds is None:
+                embeds = self._backend.encode(prepared.media.visual)
+            # Host work, which overlaps with the device's.
+            staged = self._backend.stage(prepared.prompt, prepared.selection, prepared.ranked_by)
+            wait(embeds)
+            timing.vision = time.perf_counter() - mark
+
+            mark = time.perf_counter()
+            kept = text.kept = self._backend.compress(embeds, staged)
+            wait(kept.embeds)
+            text.prefill_began = time.perf_counter()
+            timing.compress = text.prefill_began - mark
+            yield kept
+
+    def _opened(self, request: Request) -> EncodedMedia:
+        """A request's pictures, prepared, or encoded before."""
+        encoded = request.encoded
+        if encoded is None:
+            return self._open(request.images, request.video)
+        self._check_open()
+        if request.images is not None or request.video is not None:
+            raise ImageError("encoded pictures were given; leave out images and video beside them")
+        if encoded.pipeline is not self:
+            raise ImageError(
+                "the pictures were encoded by another pipeline; encode them with this one"
+            )
+        return encoded
+
+    def _open(
+        self, images: Iterable[Picture] | None, video: Iterable[Picture] | None
+    ) -> EncodedMedia:
+        """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
+        self._check_open()
+        media = tuple(open_media(images, video))
+        visual, limit = self._family.prepare(media), self._backend.visual_tokens
+        if visual.tokens > limit:
+            raise LimitError(
+                f"the pictures make {visual.tokens} visual tokens and {limit} are taken; use fewer "
+                f"or smaller pictures, or {self._backend.remedy}"
+            )
+        return EncodedMedia(self, media, visual)
+
+    def _layout(self, text: str, media: EncodedMedia) -> Prompt:
+        """A text after its pictures, tokenized and placed."""
+        return self._family.layout(user_turn(text, media.media), media.visual)
+
+    def _new_tokens(self, wanted: int | None, prompt: Prompt, selection: Selection) -> int:
+        """How many tokens may be generated; LimitError for more than the context has room for."""
+        limit = self.bundle.manifest.limits.prompt_tokens
+        capacity = self._language.capabilities.most_tokens
+        kept = len(prompt.token_ids) - selection.total + selection.count
+        room = min(limit - max(kept, prompt.next_position), capacity - kept)
+        most = (
+            min(self.bundle.manifest.generation.max_new_tokens, room) if wanted is None else wanted
+        )
+        if room < 1 or most > room:
+            raise LimitError(
+                f"the kept prompt takes {kept} tokens and leaves {max(room, 0)} for the answer, of "
+                f"the model's {limit} and the {capacity} that {self.backend} takes; ask "
+                "for less, or keep fewer visual tokens"
+            )
+        if most < 1:
+            raise LimitError(f"max_new_tokens is {most}; give at least 1")
+        return most
+
+    def _check_open(self) -> None:
+        """ClosedError after `close`."""
+        if self._closed:
+            raise ClosedError("the pipeline is closed; load the bundle again")
 
     def close(self) -> None:
         """Free every graph; requests under way finish, later ones raise ClosedError."""
         self._closed = True
+        self._language.close()
         self._backend.close()
 
     def __exit__(
@@ -226,139 +298,3 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     ) -> None:
         """Close."""
         self.close()
-
-    def _ask(self, ready: Ready) -> Feeds:
-        """What is to be compressed beside the visual tokens, or merged with them if all are kept."""
-        feeds = ready.prompt.compressor_feeds(ready.count)
-        text_embeds = self._backend.embed(ready.prompt.token_ids[feeds["text_index"]])
-        asked = {"text_embeds": text_embeds, **feeds}
-        return asked if ready.count == ready.vision.tokens else self._backend.place(asked)
-
-    def _compress(
-        self, ready: Ready, visual_embeds: Value, asked: Feeds
-    ) -> tuple[Tensor, Tensor, Callable[[], Visual]]:
-        """The prompt's embeddings and positions, with as many visual tokens left in it as are kept.
-
-        Which ones they are and why is read from the device when the last value is called.
-        """
-        prompt, vision, count = ready.prompt, ready.vision, ready.count
-        total = vision.tokens
-        if count == total:
-            embeds = self._backend.merge(
-                asked["text_embeds"],
-                visual_embeds,
-                on_host(asked["text_index"]),
-                prompt.visual_index,
-            )
-            everything = Visual(total, total, np.arange(total), None, vision.grids)
-            return embeds, prompt.position_ids[:, None], lambda: everything
-        outputs = self._backend.compress({**asked, "visual_embeds": visual_embeds})
-        return (
-            outputs["inputs_embeds"],
-            outputs["kept_position_ids"],
-            lambda: self._seen(ready, outputs),
-        )
-
-    def _seen(self, ready: Ready, outputs: Mapping[str, Value]) -> Visual:
-        """What a compressor kept; BackendError where it could rank nothing."""
-        relevance = outputs["relevance"].numpy()
-        if not np.isfinite(relevance).all():
-            raise BackendError(
-                f"{self.bundle.root}: the compressor's relevance is not finite, so nothing can be "
-                "ranked; export with --precision fp32 or bf16"
-            )
-        indices = outputs["kept_indices"].numpy()
-        return Visual(ready.vision.tokens, ready.count, indices, relevance, ready.vision.grids)
-
-    def _check_visual(self, vision: Vision) -> None:
-        """LimitError for more visual tokens than the bundle takes."""
-        limit = self._backend.visual_tokens
-        if vision.tokens > limit:
-            raise LimitError(
-                f"the pictures make {vision.tokens} visual tokens and {limit} are taken; use fewer "
-                f"or smaller pictures, or {self._backend.remedy}"
-            )
-
-    def _new_tokens(self, wanted: int | None, prompt: Prompt, dropped: int) -> int:
-        """How many tokens may be generated; LimitError for more than the context has room for."""
-        limit = self.bundle.manifest.limits.prompt_tokens
-        kept = len(prompt.token_ids) - dropped
-        room = min(limit - max(kept, prompt.next_position), self._backend.capacity - kept)
-        most = (
-            min(self.bundle.manifest.generation.max_new_tokens, room) if wanted is None else wanted
-        )
-        if room < 1 or most > room:
-            raise LimitError(
-                f"the kept prompt takes {kept} tokens and leaves {max(room, 0)} for the answer, of "
-                f"the model's {limit} and the {self._backend.capacity} that {self.backend} takes; ask "
-                "for less, or keep fewer visual tokens"
-            )
-        if most < 1:
-            raise LimitError(f"max_new_tokens is {most}; give at least 1")
-        return most
-
-
-def look(
-    family: Family,
-    images: Iterable[Picture] | None,
-    video: Iterable[Picture] | None,
-    apart: bool = False,
-) -> Vision:
-    """Open and prepare what a request is about.
-
-    Args:
-        family: The family.
-        images: Pictures.
-        video: The frames of a video.
-        apart: Only resize them, for vision graphs that normalise and cut them themselves.
-
-    Raises:
-        ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-    """
-    if video is not None:
-        if images is not None:
-            raise ImageError("images and video were given; ask about one or the other")
-        whole = isinstance(video, np.ndarray) and video.ndim == 4
-        if not whole and isinstance(video, (str, bytes, os.PathLike, Image, np.ndarray)):
-            raise ImageError(
-                "video is no list of frames; pass a uint8 array [F, H, W, 3] or a list of pictures"
-            )
-        frames = open_pictures(video)
-        if not frames:
-            raise ImageError("the video has no frame; pass at least one")
-        return preprocess_frames(family, frames, apart)
-    if isinstance(images, (str, bytes, os.PathLike, Image, np.ndarray)):
-        raise ImageError("images is one picture; pass a list, such as images=[picture]")
-    pictures = open_pictures(images or ())
-    if not pictures:
-        raise ImageError("no picture was given; pass at least one, such as images=['scene.png']")
-    return (family.levels if apart else family.preprocess)(pictures)
-
-
-def read_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer.
-
-    Raises:
-        BundleError: Its file is no tokenizer.
-    """
-    path = bundle.file("tokenizer")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise BundleError(f"{path}: not a tokenizer ({error}); export the bundle again") from error
-
-
-def read_family(bundle: Bundle, tokenizer: Tokenizer) -> Family:
-    """The bundle's model family, set up with its preprocessing, chat template and tokens.
-
-    Raises:
-        BundleError: Parts that are wrong or do not fit together.
-        UnsupportedFamilyError: A family that this Foveate does not know.
-    """
-    return families.create(
-        bundle.manifest.family,
-        preprocessing=bundle.manifest.preprocessing,
-        tokenizer=tokenizer,
-        chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
-        tokens=bundle.manifest.tokens,
-    )

@@ -1,22 +1,19 @@
 """What is asked of a pipeline."""
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from typing import TypedDict
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL.Image import Image
+from typing import TYPE_CHECKING, TypedDict
 
 from foveate.errors import FoveateError
-from foveate.families.base import Prompt, Vision
+from foveate.families.base import Prompt
 from foveate.runtime.answer import Timing
-from foveate.runtime.language.base import Extent
-from foveate.runtime.sampling import Sampling
+from foveate.runtime.keep import Rank, Selection
+from foveate.runtime.language.base import Generation
+from foveate.runtime.media.sources import Picture
 
-Picture = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
+if TYPE_CHECKING:
+    from foveate.runtime.encoded import EncodedMedia
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,11 @@ class Request:
         images: Paths, bytes, PIL images or uint8 arrays [H, W, 3]; the prompt comes after them.
         video: Frames of one size instead of pictures: a uint8 array [F, H, W, 3], or a list of
             what `images` takes. Two frames make one step in time.
+        encoded: What `Pipeline.encode` gave, instead of pictures or a video.
         keep: A ratio in (0, 1] or a count of visual tokens; None takes the bundle's default.
+        kept: The ordinals of the visual tokens to keep, in place of `keep` and a ranking.
+        rank_by: Another text to rank the visual tokens by; None ranks by the prompt.
+        rank: "together" gives all pictures one budget, "each" gives every picture its own.
         max_new_tokens: The most tokens to generate; None takes the bundle's default.
         temperature: 0 is greedy.
         top_p: Nucleus sampling's probability mass.
@@ -43,7 +44,11 @@ class Request:
     _: KW_ONLY
     images: Iterable[Picture] | None = None
     video: Iterable[Picture] | None = None
+    encoded: "EncodedMedia | None" = None
     keep: float | int | None = None
+    kept: Iterable[int] | None = None
+    rank_by: str | None = None
+    rank: Rank = "together"
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -59,7 +64,11 @@ class Options(TypedDict, total=False):
 
     images: Iterable[Picture] | None
     video: Iterable[Picture] | None
+    encoded: "EncodedMedia | None"
     keep: float | int | None
+    kept: Iterable[int] | None
+    rank_by: str | None
+    rank: Rank
     max_new_tokens: int | None
     temperature: float
     top_p: float
@@ -71,34 +80,26 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class PreparedRequest:
     """A request within all limits, prepared for the graphs.
 
     Attributes:
-        vision: Its pictures or its video.
+        media: Its pictures or its video, prepared, or encoded before.
         prompt: Its tokens, with all visual ones.
-        count: Visual tokens to keep.
-        most: The most tokens to generate.
-        sampling: How they are chosen.
-        stops: Token ids that end the answer.
+        selection: Which visual tokens to keep.
+        ranked_by: The prompt that ranks them, where that is another.
+        generation: How it is answered.
         timing: Seconds so far.
         began: `time.perf_counter()` when it was asked.
     """
 
-    vision: Vision
+    media: "EncodedMedia"
     prompt: Prompt
-    count: int
-    most: int
-    sampling: Sampling
-    stops: frozenset[int]
+    selection: Selection
+    ranked_by: Prompt | None
+    generation: Generation
     timing: Timing
     began: float
-
-    @property
-    def extent(self) -> Extent:
-        """What the language model is going to hold of it."""
-        length = len(self.prompt.token_ids) - self.vision.tokens + self.count
-        return Extent(length, length + self.most, self.prompt.next_position)
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import SamplingError
-from foveate.runtime.language.base import Following
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,18 @@ class Sampling:
             )
 
 
+class NextToken(Protocol):
+    """The logits of a sequence's next token."""
+
+    def logits(self) -> NDArray[np.float32]:
+        """Every token's logit, float32 [V]."""
+        ...
+
+    def argmax(self) -> int:
+        """The token with the highest logit, of several the first."""
+        ...
+
+
 class Sampler:
     """Chooses the tokens of one answer."""
 
@@ -53,27 +65,27 @@ class Sampler:
         self.seen = set(prompt_ids.tolist())
         self.generator = np.random.default_rng(options.seed)
 
-    def choose(self, following: Following) -> int:
-        """The next token, from what follows the last one."""
-        token = self.pick(following)
+    def choose(self, logits: NextToken) -> int:
+        """The next token, from the logits after the last one."""
+        token = self.pick(logits)
         self.seen.add(token)
         return token
 
-    def pick(self, following: Following) -> int:
+    def pick(self, logits: NextToken) -> int:
         """The next token; logits are read only where the best token alone does not decide it."""
         options = self.options
         penalty = options.repetition_penalty
         if options.temperature == 0 and penalty >= 1:
-            best = following.best()
+            best = logits.argmax()
             # A penalty pushes down only what was seen.
             if penalty == 1 or best not in self.seen:
                 return best
-        logits = following.logits()
+        values = logits.logits()
         if penalty != 1:
-            logits = penalised(logits, self.seen, penalty)
+            values = penalised(values, self.seen, penalty)
         if options.temperature == 0:
-            return int(logits.argmax())
-        return self.draw(logits.astype(np.float64) / options.temperature)
+            return int(values.argmax())
+        return self.draw(values.astype(np.float64) / options.temperature)
 
     def draw(self, logits: NDArray[np.float64]) -> int:
         """Sample among the top-k, then top-p tokens."""

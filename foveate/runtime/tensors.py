@@ -1,12 +1,12 @@
-"""What the runtime asks of a backend: open a graph, say what it takes and gives, run it, close it."""
+"""Tensors where a backend keeps them: host arrays, and device memory whose values wait when they are read."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from foveate.bundle.manifest import TensorSpec
 
 HELD = {"bfloat16": "uint16"}
 """Types that numpy lacks, and the type of the same size that holds them."""
@@ -17,19 +17,105 @@ def held(dtype: str) -> np.dtype[Any]:
     return np.dtype(HELD.get(dtype, dtype))
 
 
-class Value(Protocol):
-    """A tensor where the backend keeps it: host memory or a device."""
+class Memory(Protocol):
+    """A piece of device or host memory that one library allocated."""
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda"."""
+        ...
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        ...
+
+    def read(self, begin: int, nbytes: int) -> NDArray[np.uint8]:
+        """Copy (or view) some bytes in host memory, when all work on them is done."""
+        ...
+
+    def write(self, begin: int, array: NDArray[Any]) -> None:
+        """Copy an array's bytes to `begin`; later work on the device sees them."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for all work that was enqueued on it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTensor:
+    """A tensor at an address that stays, in memory that may hold more than it.
+
+    Attributes:
+        memory: Where it lies.
+        shape: Its sizes.
+        dtype: Its type, in the manifest's words.
+        begin: Where it begins, in bytes from the memory's beginning.
+        reads_as: The type that `numpy` gives, where a library has no other for it than `dtype`.
+    """
+
+    memory: Memory
+    shape: tuple[int, ...]
+    dtype: str
+    begin: int = 0
+    reads_as: str | None = None
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self.memory.device
+
+    @property
+    def address(self) -> int:
+        """Where its first element lies."""
+        return self.memory.address + self.begin
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return prod(self.shape) * held(self.dtype).itemsize
+
+    @property
+    def room(self) -> int:
+        """How many elements its memory holds from its beginning on."""
+        return (self.memory.nbytes - self.begin) // held(self.dtype).itemsize
+
+    def viewed(self, shape: tuple[int, ...], start: int = 0) -> "DeviceTensor":
+        """The same memory with another shape, beginning `start` elements further on."""
+        begin = self.begin + start * held(self.dtype).itemsize
+        return DeviceTensor(self.memory, shape, self.dtype, begin, self.reads_as)
+
+    def row(self, number: int) -> "DeviceTensor":
+        """One row [1, ...] of a tensor [rows, ...]."""
+        shape = (1, *self.shape[1:])
+        return self.viewed(shape, number * prod(shape))
+
+    def wait(self) -> None:
+        """Wait for its value."""
+        self.memory.wait()
 
     def numpy(self) -> NDArray[Any]:
-        """Copy to (or view in) host memory."""
-        ...
+        """Its value in host memory, waited for; bfloat16 as uint16."""
+        data = self.memory.read(self.begin, self.nbytes)
+        array = data.view(held(self.dtype)).reshape(self.shape)
+        return array if self.reads_as is None else array.astype(held(self.reads_as))
 
-    def shape(self) -> list[int]:
-        """Its sizes."""
-        ...
+    def write(self, array: NDArray[Any]) -> None:
+        """Copy an array of the tensor's shape and type over it.
+
+        Raises:
+            BackendError: The device refused it.
+        """
+        self.memory.write(self.begin, array)
 
 
-Tensor = NDArray[Any] | Value
+Tensor = NDArray[Any] | DeviceTensor
 """An array in host memory, or a tensor where a backend keeps it."""
 
 Feeds = Mapping[str, Tensor]
@@ -40,26 +126,22 @@ def on_host(tensor: Tensor) -> NDArray[Any]:
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
-def length(tensor: Tensor) -> int:
-    """The size of a tensor's first axis."""
-    return len(tensor) if isinstance(tensor, np.ndarray) else tensor.shape()[0]
+def wait(tensor: Tensor) -> None:
+    """Wait for a tensor's value; a host array has it."""
+    if isinstance(tensor, DeviceTensor):
+        tensor.wait()
 
 
-class Engine(Protocol):
-    """One opened graph."""
+@dataclass(slots=True)
+class Call:
+    """Inputs and outputs of one graph at fixed addresses, ready to run again and again.
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    Attributes:
+        inputs: By name.
+        outputs: By name.
+        handle: What the library runs.
+    """
 
-    def run(self, feeds: Feeds) -> dict[str, Value]:
-        """Run once; outputs stay where the backend keeps them.
-
-        Raises:
-            BackendError: The backend refused the inputs or failed.
-            ClosedError: The engine was closed.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the graph; closing twice is fine."""
-        ...
+    inputs: dict[str, DeviceTensor]
+    outputs: dict[str, DeviceTensor]
+    handle: Any = field(default=None)

@@ -2,9 +2,9 @@
 
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
-from foveate.runtime.backends.base import Backend
+from foveate.runtime.backends.base import VisualBackend
 
-__all__ = ["BACKENDS", "Backend", "check_name", "open_backend"]
+__all__ = ["BACKENDS", "VisualBackend", "check_name", "open_backend"]
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt")
 
@@ -16,7 +16,7 @@ def open_backend(
     target: str | None = None,
     device: str = "auto",
     threads: int = 0,
-) -> Backend:
+) -> VisualBackend:
     """Open a bundle's graphs in a backend; its library is imported here and nowhere before.
 
     Args:
@@ -46,13 +46,13 @@ def open_backend(
             f"the target {target!r} names TensorRT engines, and {name} runs none; choose the backend "
             "tensorrt (--backend tensorrt)"
         )
-    if bundle.manifest.operators == "onnxruntime":
-        from foveate.runtime.backends.ort_contrib.backend import FusedBackend
+    if bundle.manifest.operators == "contrib":
+        from foveate.runtime.backends.ort_contrib.backend import ContribBackend
 
-        return FusedBackend.open(bundle, device=device, threads=threads)
-    from foveate.runtime.backends.ort.backend import OnnxBackend
+        return ContribBackend.open(bundle, device=device, threads=threads)
+    from foveate.runtime.backends.ort.backend import OrtBackend
 
-    return OnnxBackend.open(bundle, device=device, threads=threads)
+    return OrtBackend.open(bundle, device=device, threads=threads)
 
 
 def check_name(name: str) -> None:

@@ -1,41 +1,62 @@
-"""What a pipeline asks of a backend: encode, embed, compress, merge, and begin a sequence."""
+"""What runs a bundle's vision graph and compressor: the protocol, and what every backend shares."""
 
-from collections.abc import Callable, Collection
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.families.base import Vision
-from foveate.runtime.language.base import Batch, Extent, Sequence
-from foveate.runtime.tensors import Feeds, Tensor, Value
+from foveate.families.base import Prompt, VisualInput
+from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.keep import Selection
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.language.base import LanguageModel
+from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 
 
-class Backend(Protocol):
-    """A bundle's graphs, opened by one library on one device; calls may come from several threads.
+@dataclass(frozen=True, slots=True)
+class StagedPrompt:
+    """A prompt and what is to be kept of it, where `compress` reads it from.
+
+    Attributes:
+        prompt: The whole prompt.
+        selection: Which visual tokens are kept.
+        ranked_by: The prompt whose instruction ranks them.
+        text_embeds: [N_t, H], the prompt's embedding rows.
+        feeds: The compressor's inputs beside the visual tokens; None where nothing is ranked.
+    """
+
+    prompt: Prompt
+    selection: Selection
+    ranked_by: Prompt
+    text_embeds: NDArray[np.generic]
+    feeds: Feeds | None
+
+
+class VisualBackend(Protocol):
+    """A bundle's vision graph and compressor, opened by one library on one device.
+
+    Calls may come from several threads. They enqueue work and return; a value waits when it is read.
 
     Attributes:
         name: The library's.
         device: Where it runs.
         visual_tokens: The most visual tokens of one request.
-        capacity: The most tokens of one sequence, prompt and answer together.
-        remedy: How to raise these limits.
-        batch: The most sequences that decode together; None for any number.
+        remedy: How to raise that limit.
     """
 
     name: str
     device: str
     visual_tokens: int
-    capacity: int
     remedy: str
-    batch: int | None
 
-    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
-        """Visual tokens [N_v, H] of preprocessed pictures, on the device until the thread encodes again.
+    def encode(self, visual: VisualInput, *, lasting: bool = False) -> Tensor:
+        """Visual tokens E_v [N_v, H] of prepared pictures.
 
         Args:
-            vision: The pictures.
-            meanwhile: What the host does while the device encodes; what it raises is raised.
+            visual: The pictures.
+            lasting: Whether the value must outlast the thread's next call of `encode`.
 
         Raises:
             BackendError: The backend refused the inputs or failed.
@@ -43,25 +64,27 @@ class Backend(Protocol):
         """
         ...
 
-    def place(self, feeds: Feeds) -> Feeds:
-        """Bring what `compress` takes beside the visual tokens to where it is read from.
+    def stage(
+        self, prompt: Prompt, selection: Selection, ranked_by: Prompt | None = None
+    ) -> StagedPrompt:
+        """Bring what `compress` takes beside the visual tokens to the device.
 
         Args:
-            feeds: Of the compressor graph, as `foveate.export.compressor` has them.
+            prompt: The prompt.
+            selection: Which visual tokens are kept.
+            ranked_by: Another prompt about the same pictures whose instruction ranks them.
 
         Raises:
             BackendError: There is no memory for it.
         """
         ...
 
-    def compress(self, feeds: Feeds) -> dict[str, Value]:
-        """Run the compressor graph; outputs stay on the device.
+    def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
+        """Rank the visual tokens and drop the rest.
 
         Args:
-            feeds: What `place` gave, and `visual_embeds`.
-
-        Returns:
-            The graph's outputs; `inputs_embeds` and `kept_position_ids` may go on after the prompt.
+            visual_embeds: [N_v, H], what `encode` gave.
+            staged: What `stage` gave, of the same thread.
 
         Raises:
             BackendError: The backend refused the inputs or failed.
@@ -69,51 +92,160 @@ class Backend(Protocol):
         """
         ...
 
-    def embed(self, token_ids: NDArray[np.int64]) -> Tensor:
-        """Embedding rows [N, H] of token ids int64 [N]."""
-        ...
-
-    def merge(
-        self,
-        text_embeds: Tensor,
-        visual_embeds: Tensor,
-        text_index: NDArray[np.int64],
-        visual_index: NDArray[np.int64],
-    ) -> Tensor:
-        """The prompt with nothing dropped, [1, N_t + N_v, H].
-
-        Args:
-            text_embeds: [N_t, H], as `embed` gives them.
-            visual_embeds: [N_v, H], as the vision graph gives them.
-            text_index: int64 [N_t], where each text token stands.
-            visual_index: int64 [N_v], where each visual token stands.
-        """
-        ...
-
-    def start(self, capacity: int) -> Sequence:
-        """Begin a sequence with an empty cache.
-
-        Args:
-            capacity: The most tokens it will hold, prompt and answer together.
-
-        Raises:
-            LimitError: More than the backend was built for.
-            BackendError: No memory for it.
-        """
-        ...
-
-    def start_batch(self, extents: Collection[Extent]) -> Batch:
-        """Begin sequences that decode together, with an empty cache.
-
-        Args:
-            extents: What each of them is going to hold; one at least, and no more than `batch`.
-
-        Raises:
-            LimitError: More than the backend was built for.
-            BackendError: No memory for it.
-        """
+    def decoder(self) -> LanguageModel:
+        """The bundle's own decoder graph, run by the same library on the same device."""
         ...
 
     def close(self) -> None:
         """Free everything; closing twice is fine."""
         ...
+
+
+class GraphBackend(ABC):
+    """What backends over the bundle's graphs share; each says how it runs them."""
+
+    def __init__(self, table: EmbeddingTable) -> None:
+        """Look embedding rows up in `table`."""
+        self.table = table
+
+    def encode(self, visual: VisualInput, *, lasting: bool = False) -> Tensor:
+        """Visual tokens; see `VisualBackend.encode`."""
+        features = self.run_vision(visual, lasting)
+        if visual.rows is None or visual.weights is None:
+            return features
+        return mixed(on_host(features), visual.rows, visual.weights)
+
+    def stage(
+        self, prompt: Prompt, selection: Selection, ranked_by: Prompt | None = None
+    ) -> StagedPrompt:
+        """Look text rows up and upload what ranks; see `VisualBackend.stage`."""
+        ranking = ranked_by or prompt
+        text = self.table.look_up(prompt.token_ids[prompt.text_index])
+        feeds: Feeds | None = None
+        if selection.indices is None:
+            rows = text
+            if ranked_by is not None:
+                rows = self.table.look_up(ranking.token_ids[ranking.text_index])
+            feeds = self.stage_ranking(ranking, rows, selection.count)
+        return StagedPrompt(prompt, selection, ranking, text, feeds)
+
+    def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
+        """Drop visual tokens by the graph's own top-k, or by ordinals; see `VisualBackend.compress`."""
+        prompt, selection = staged.prompt, staged.selection
+        if staged.feeds is None:
+            assert selection.indices is not None
+            return self._gathered(visual_embeds, staged, selection.indices)
+        ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, selection.count)
+        if selection.is_top_k and staged.ranked_by is prompt:
+            return ranked
+        relevance = ranked.selection().relevance
+        assert ranked.scores is not None
+        indices = selection.choose(ranked.scores.numpy())
+        return self._gathered(visual_embeds, staged, indices, relevance)
+
+    def _gathered(
+        self,
+        visual_embeds: Tensor,
+        staged: StagedPrompt,
+        indices: NDArray[np.int64],
+        relevance: NDArray[np.float32] | None = None,
+    ) -> KeptPrompt:
+        """The prompt with the visual tokens of these ordinals."""
+        prompt = staged.prompt
+        visual_index = prompt.visual_index[indices]
+        places = np.sort(np.concatenate([prompt.text_index, visual_index]))
+        embeds = self.gather(staged.text_embeds, visual_embeds, prompt, indices)
+        positions = prompt.position_ids[:, None, places]
+        return KeptPrompt(prompt, len(places), embeds, positions, indices, relevance)
+
+    @abstractmethod
+    def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
+        """The real rows of the vision graph's output, over all calls: [R, H]."""
+
+    @abstractmethod
+    def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:
+        """The compressor's inputs beside the visual tokens, where it reads them from."""
+
+    @abstractmethod
+    def rank(self, visual_embeds: Tensor, feeds: Feeds, prompt: Prompt, count: int) -> KeptPrompt:
+        """Run the compressor graph, which keeps its `count` best visual tokens."""
+
+    @abstractmethod
+    def gather(
+        self,
+        text_embeds: NDArray[np.generic],
+        visual_embeds: Tensor,
+        prompt: Prompt,
+        indices: NDArray[np.int64],
+    ) -> Tensor:
+        """The prompt's rows [1, T', H] with the visual tokens of these ordinals, in the prompt's order."""
+
+
+class StandardBackend(GraphBackend):
+    """What backends over a compressor graph of standard operators share."""
+
+    def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:
+        """The compressor's inputs, on the host as they are."""
+        return {
+            "text_embeds": text_embeds,
+            "text_index": prompt.text_index,
+            "visual_index": prompt.visual_index,
+            "instruction_rows": prompt.instruction_rows,
+            "position_ids": prompt.position_ids,
+            "keep": np.array([keep], dtype=np.int64),
+        }
+
+    def rank(self, visual_embeds: Tensor, feeds: Feeds, prompt: Prompt, count: int) -> KeptPrompt:
+        """Run the compressor graph."""
+        outputs = self.run_compressor({**feeds, "visual_embeds": visual_embeds})
+        return KeptPrompt(
+            prompt,
+            len(prompt.text_index) + count,
+            outputs["inputs_embeds"],
+            outputs["kept_position_ids"],
+            outputs["kept_indices"],
+            outputs["relevance"],
+            outputs["scores"],
+        )
+
+    @abstractmethod
+    def run_compressor(self, feeds: Feeds) -> dict[str, DeviceTensor]:
+        """The compressor graph's outputs."""
+
+
+def mixed(
+    features: NDArray[np.generic], rows: NDArray[np.int64], weights: NDArray[np.float32]
+) -> NDArray[np.generic]:
+    """Visual tokens as weighted sums of the vision graph's rows; see `VisualInput`.
+
+    Args:
+        features: [R, H], float32 or float16.
+        rows: int64 [N_v, K].
+        weights: float32 [N_v, K].
+
+    Returns:
+        [N_v, H] of the features' type; the sums are float32's.
+    """
+    total = np.zeros((len(rows), features.shape[1]), np.float32)
+    for row, weight in zip(rows.T, weights.T, strict=True):
+        total += weight[:, None] * features[row].astype(np.float32)
+    return total.astype(features.dtype)
+
+
+def gather_rows(
+    text_embeds: NDArray[np.generic],
+    visual_embeds: NDArray[np.generic],
+    prompt: Prompt,
+    indices: NDArray[np.int64],
+) -> NDArray[np.generic]:
+    """`GraphBackend.gather` in host memory."""
+    order = prompt_order(prompt, indices)
+    return np.concatenate([text_embeds, visual_embeds])[order][None]
+
+
+def prompt_order(prompt: Prompt, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which rows of [text; visual] make up the prompt that keeps these visual tokens, int64 [T']."""
+    text = prompt.text_index
+    places = np.concatenate([text, prompt.visual_index[indices]])
+    rows = np.concatenate([np.arange(len(text)), len(text) + indices])
+    return rows[np.argsort(places)].astype(np.int64)

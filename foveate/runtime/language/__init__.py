@@ -1,1 +1,1 @@
-"""Language-model backends."""
+"""What runs the language model: one engine a file."""

@@ -1,6 +1,6 @@
-"""What a pipeline asks of a language model: take tokens in, say what follows them."""
+"""What runs the language model: a kept prompt in, tokens out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,10 +8,126 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.runtime.tensors import Tensor, held
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.sampling import Sampling
+from foveate.runtime.tensors import held
 
 
-class Following:
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a language model can do; a request that needs more is refused.
+
+    Attributes:
+        batch: The most prompts at once; None for any number.
+        most_tokens: The most tokens of one sequence, prompt and answer together.
+        streaming: Whether tokens come one by one.
+        cancel: Whether a run can be stopped early.
+        sampling: The fields of `Sampling` that are honoured.
+        any_positions: Whether kept tokens keep their original positions.
+        prefix_reuse: Whether prompts with the same beginning share it.
+    """
+
+    batch: int | None
+    most_tokens: int
+    streaming: bool = True
+    cancel: bool = True
+    sampling: frozenset[str] = frozenset(Sampling.__dataclass_fields__)
+    any_positions: bool = True
+    prefix_reuse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How one prompt is answered, and what its sequence is going to hold.
+
+    Attributes:
+        prompt_tokens: Tokens of the kept prompt, T'.
+        next_position: The rotary position of the first generated token, on every axis.
+        max_new_tokens: The most tokens of the answer, at least 1.
+        stop_tokens: Token ids that end it.
+        sampling: How tokens are chosen.
+    """
+
+    prompt_tokens: int
+    next_position: int
+    max_new_tokens: int
+    stop_tokens: frozenset[int]
+    sampling: Sampling
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of the sequence, prompt and answer together."""
+        return self.prompt_tokens + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        id: Its id; a stop token's where that ended the answer.
+        finish_reason: "stop" at a stop token, which is not part of the answer; "length" at the limit;
+            None while the answer goes on.
+    """
+
+    id: int
+    finish_reason: str | None
+
+
+Step = Mapping[int, Token]
+"""The tokens that one step gave, by the number of their prompt."""
+
+
+class Run(Protocol):
+    """Prompts being answered: iterate for the steps. The first step of each prompt is its prefill."""
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps, once."""
+        ...
+
+    def cache_bytes(self, number: int) -> int:
+        """Bytes of keys and values that the prompt's cache holds, or held at its end."""
+        ...
+
+    def cancel(self) -> None:
+        """End after the step under way; from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Give all caches back; closing twice is fine."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A language model, opened by one engine; `generate` may be called from several threads.
+
+    Attributes:
+        name: The engine's.
+        capabilities: What it can do.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def generate(self, prompts: Iterable[KeptPrompt], settings: Sequence[Generation]) -> Run:
+        """Answer prompts; later tokens of all of them come together.
+
+        Args:
+            prompts: Taken one by one, each when the one before has its first token.
+            settings: Of each prompt.
+
+        Raises:
+            LimitError: More tokens than the engine takes.
+            BackendError: No memory for them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything; closing twice is fine."""
+        ...
+
+
+class NextLogits:
     """What may follow a sequence; read where it lies when it is asked for, until the sequence goes on."""
 
     __slots__ = ("_best", "_logits", "_row")
@@ -26,7 +142,7 @@ class Following:
 
         Args:
             logits: Gives float32 [B, V].
-            best: Gives int64 [B], the tokens with the highest, where a graph has found them.
+            best: Gives int64 [B], the argmax, where a graph has computed it.
             row: Which of B.
         """
         self._logits, self._best, self._row = logits, best, row
@@ -36,103 +152,53 @@ class Following:
         found: NDArray[np.float32] = self._logits()[self._row]
         return found
 
-    def best(self) -> int:
+    def argmax(self) -> int:
         """The token with the highest logit, of several the first."""
         return int(self.logits().argmax() if self._best is None else self._best()[self._row])
 
 
-class Sequence(Protocol):
-    """One sequence and its cache of keys and values; the prompt first, then a token at a time."""
+class KVCache(Protocol):
+    """The caches of some sequences, a row each, and the decoder graph that fills them."""
 
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
+    def prefill(self, row: int, prompt: KeptPrompt) -> NextLogits:
+        """Take in a row's prompt, and say what follows it."""
         ...
 
-    def extend(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        count: int,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> Following:
-        """Take in `count` embedded tokens and say what follows them.
-
-        Args:
-            embeds: [1, S, H], of the graph's dtype.
-            positions: int64 [A, 1, S], rotary positions; they need not be consecutive.
-            count: S.
-            meanwhile: What the host does while the device computes, or before; what it raises is raised.
-        """
-        ...
-
-    def step(self, token: int, position: int) -> Following:
-        """Take in one token, at one position on every axis, and say what follows it."""
-        ...
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of keys and values that the cache holds now."""
-        ...
-
-    def close(self) -> None:
-        """Give the cache back; closing twice is fine."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """What a sequence is going to hold.
-
-    Attributes:
-        prompt: Tokens of its prompt.
-        capacity: The most tokens, prompt and answer together.
-        position: The rotary position of the first token after the prompt, on every axis.
-    """
-
-    prompt: int
-    capacity: int
-    position: int
-
-
-Step = Mapping[int, tuple[int, int]]
-"""For each row that goes on, the token to take in and its rotary position on every axis."""
-
-
-class Batch(Protocol):
-    """Sequences in one cache, a row each: prompts are taken in row by row, later tokens together."""
-
-    @property
-    def rows(self) -> tuple[Sequence, ...]:
-        """The sequences; they are extended one by one, and step with the batch alone."""
-        ...
-
-    def step(self, tokens: Step) -> dict[int, Following]:
+    def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
         """Take in a token for each row that goes on, and say what follows in each.
 
-        A row that was left out once has ended.
+        Args:
+            tokens: By row, the token and its rotary position on every axis. A row that was left out
+                once has ended.
+        """
+        ...
+
+    def nbytes(self, row: int) -> int:
+        """Bytes of keys and values that a row holds now."""
+        ...
+
+    def release(self, row: int) -> None:
+        """Give a row back; releasing twice is fine."""
+        ...
+
+
+class DecoderGraph(Protocol):
+    """A decoder graph in one engine, and the memory for its caches."""
+
+    capabilities: Capabilities
+
+    def allocate(self, settings: Sequence[Generation]) -> KVCache:
+        """Caches for sequences that decode together.
+
+        Raises:
+            LimitError: More tokens than the engine takes.
+            BackendError: No memory for them.
         """
         ...
 
     def close(self) -> None:
-        """Give the cache back; closing twice is fine."""
+        """Free the graph and all memory."""
         ...
-
-
-class Alone:
-    """A batch of one sequence, for backends that run no more at once; see `Batch`."""
-
-    def __init__(self, sequence: Sequence) -> None:
-        """Make a batch of `sequence`."""
-        self.rows = (sequence,)
-
-    def step(self, tokens: Step) -> dict[int, Following]:
-        """Take in one token; see `Batch.step`."""
-        return {row: self.rows[row].step(*token) for row, token in tokens.items()}
-
-    def close(self) -> None:
-        """Give the cache back."""
-        self.rows[0].close()
 
 
 def state_names(layers: int) -> list[str]:

@@ -1,121 +1,181 @@
-"""The decoder graph on a GPU: its cache grows from one of two sets of memory into the other."""
+"""Decoders whose KV cache grows by concatenation: a step gives the whole cache that the next one takes."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.errors import LimitError
-from foveate.runtime.backends.trt.cuda import Block, DeviceTensor
-from foveate.runtime.backends.trt.engine import TensorRTEngine
-from foveate.runtime.backends.trt.ranges import largest
+from foveate.errors import ClosedError, LimitError
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.language.base import Following, state_names
-from foveate.runtime.tensors import Feeds, Tensor, length
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.language.base import (
+    Capabilities,
+    Generation,
+    NextLogits,
+    state_names,
+    token_bytes,
+)
+from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 
 
-class DeviceDecoder:
-    """The language model of a bundle on a GPU; holds no state between requests.
+class RowMemory(Protocol):
+    """One sequence's memory for what a growing decoder takes and gives."""
 
-    Attributes:
-        capacity: The most tokens that a sequence may hold.
+    def empty(self) -> dict[str, Tensor]:
+        """A cache of no tokens, by input of the decoder."""
+        ...
+
+    def mask(self, length: int) -> Tensor:
+        """An attention mask of ones, int64 [1, length]."""
+        ...
+
+    def run(self, feeds: Feeds, *, first: bool) -> dict[str, DeviceTensor]:
+        """Enqueue the decoder on the sequence; the first run is its prefill."""
+        ...
+
+
+class GrowingEngine(Protocol):
+    """A growing decoder in one engine."""
+
+    capabilities: Capabilities
+    dtype: str
+
+    def begin(self, most_tokens: int) -> RowMemory:
+        """Memory for a sequence of at most so many tokens."""
+        ...
+
+    def run(self, feeds: Feeds) -> dict[str, DeviceTensor]:
+        """Enqueue the decoder on several sequences."""
+        ...
+
+    def close(self) -> None:
+        """Free the graph."""
+        ...
+
+
+class GrowingDecoder:
+    """A growing decoder graph; holds no state between requests. See `DecoderGraph`."""
+
+    def __init__(self, engine: GrowingEngine, model: ModelFacts, table: EmbeddingTable) -> None:
+        """Drive a decoder of the sizes in `model`; tokens are looked up in `table`."""
+        self.engine, self.table = engine, table
+        self.capabilities = engine.capabilities
+        self.states = {f"past.{name}": f"present.{name}" for name in state_names(model.layers)}
+        self.token_bytes = token_bytes(model, engine.dtype)
+
+    def allocate(self, settings: Sequence[Generation]) -> "GrowingCache":
+        """Begin sequences that decode together; see `DecoderGraph.allocate`."""
+        most, limit = max(one.most_tokens for one in settings), self.capabilities.most_tokens
+        if most > limit:
+            raise LimitError(
+                f"the prompt and its answer take up to {most} tokens, and the decoder takes {limit}; "
+                "ask for a shorter answer, or keep fewer visual tokens"
+            )
+        return GrowingCache(self, [self.engine.begin(one.most_tokens) for one in settings])
+
+    def past(self, outputs: Mapping[str, DeviceTensor]) -> dict[str, Tensor]:
+        """The cache that a step gave, as the next one takes it."""
+        return {past: outputs[present] for past, present in self.states.items()}
+
+    def close(self) -> None:
+        """Free the graph."""
+        self.engine.close()
+
+
+class GrowingCache:
+    """Sequences whose caches grow with each token; see `KVCache`.
+
+    Several are joined in host memory when they first decode; whenever a row ends, the others are
+    joined anew without it, no longer than they are.
     """
 
-    def __init__(self, engine: TensorRTEngine, model: ModelFacts, table: EmbeddingTable) -> None:
-        """Drive `engine`, a decoder of the sizes in `model`; tokens are looked up in `table`."""
-        self.engine, self.table, self.gpu = engine, table, engine.gpu
-        self.names = state_names(model.layers)
-        self.dtype: np.dtype[Any] = engine.dtype("past.0.key")
-        self.empty = (1, model.kv_heads, 0, model.head_dim)
-        self.token_bytes = model.kv_heads * model.head_dim * self.dtype.itemsize
-        self.capacity = largest(engine.variant, "past.0.key", 2) + 1
-        most = largest(engine.variant, "attention_mask", 1)
-        self.ones = self.gpu.upload(np.ones((1, most), dtype=engine.dtype("attention_mask")))
-
-    def start(self, capacity: int) -> "DeviceSequence":
-        """Begin a sequence of at most `capacity` tokens; its memory is taken now.
-
-        Raises:
-            LimitError: More than the engine takes.
-            BackendError: No memory for it.
-        """
-        check_capacity(capacity, self.capacity, self.engine)
-        return DeviceSequence(self, capacity)
-
-
-class DeviceSequence:
-    """A sequence whose cache lies on the GPU; see `Sequence`."""
-
-    def __init__(self, decoder: DeviceDecoder, capacity: int) -> None:
-        """Take memory for `capacity` tokens twice: what a step reads, and what it writes."""
-        self.decoder = decoder
-        self.length = 0
+    def __init__(self, decoder: GrowingDecoder, memory: list[RowMemory]) -> None:
+        """Begin with nothing in the rows of `memory`."""
+        self.decoder, self.memory = decoder, memory
+        self.lengths = [0] * len(memory)
         self.axes = 1
-        self.sets: list[dict[str, Block]] = [
-            {
-                f"present.{name}": decoder.gpu.block(capacity * decoder.token_bytes)
-                for name in decoder.names
-            }
-            for _ in range(2)
-        ]
-        self.cache: Feeds = {
-            f"past.{name}": DeviceTensor(
-                self.sets[1][f"present.{name}"], decoder.empty, decoder.dtype
-            )
-            for name in decoder.names
-        }
+        self.open = set(range(len(memory)))
+        self.rows: dict[int, dict[str, Tensor]] = {}
+        self.joined: Mapping[str, Tensor] = {}
+        self.going: list[int] = []
 
-    def extend(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        count: int,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> Following:
-        """Take in `count` embedded tokens; see `Sequence.extend`."""
-        decoder = self.decoder
-        if meanwhile is not None:
-            meanwhile()
-        first = self.length == 0
-        self.length += count
-        self.axes = length(positions)
-        outputs = decoder.engine.run(
+    def prefill(self, row: int, prompt: KeptPrompt) -> NextLogits:
+        """Take in a row's prompt; see `KVCache.prefill`."""
+        self.axes = prompt.position_ids.shape[0]
+        self.rows[row] = self.memory[row].empty()
+        return self._extend(row, prompt.embeds, prompt.position_ids, prompt.length, first=True)
+
+    def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
+        """Take in a token for each row that goes on; see `KVCache.decode`."""
+        if not self.open.issuperset(tokens):
+            raise ClosedError("a sequence is closed; begin another")
+        ids, places = np.array(list(tokens.values()), np.int64).T
+        embeds = self.decoder.table.look_up(ids)[:, None]
+        positions = np.tile(places[:, None], (self.axes, 1, 1))
+        if len(self.memory) == 1:
+            return {0: self._extend(0, embeds, positions, 1, first=False)}
+        if list(tokens) != self.going:
+            self._join(list(tokens))
+        for row in tokens:
+            self.lengths[row] += 1
+        longest = max(self.lengths[row] for row in tokens)
+        begins = np.array([[longest - self.lengths[row]] for row in tokens])
+        outputs = self.decoder.engine.run(
             {
                 "inputs_embeds": embeds,
                 "position_ids": positions,
-                "attention_mask": decoder.ones.resized((1, self.length)),
-                **self.cache,
-            },
-            self.sets[0],
-            repeats=first,
+                "attention_mask": (np.arange(longest) >= begins).astype(np.int64),
+                **self.joined,
+            }
         )
-        self.sets.reverse()
-        self.cache = {f"past.{name}": outputs[f"present.{name}"] for name in decoder.names}
+        self.joined = self.decoder.past(outputs)
         logits: NDArray[np.float32] = outputs["logits"].numpy()
-        return Following(lambda: logits)
+        return {row: NextLogits(lambda: logits, row=place) for place, row in enumerate(tokens)}
 
-    def step(self, token: int, position: int) -> Following:
-        """Take in one token; see `Sequence.step`."""
-        row = self.decoder.table.look_up(np.array([token], dtype=np.int64))[None]
-        return self.extend(row, np.full((self.axes, 1, 1), position, dtype=np.int64), 1)
+    def nbytes(self, row: int) -> int:
+        """Bytes of keys and values that a row holds now."""
+        return self.lengths[row] * self.decoder.token_bytes
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of keys and values that the cache holds now."""
-        return len(self.decoder.names) * self.length * self.decoder.token_bytes
+    def release(self, row: int) -> None:
+        """Give a row back; with the last one goes the joined cache."""
+        self.open.discard(row)
+        self.rows.pop(row, None)
+        if not self.open:
+            self.joined = {}
 
-    def close(self) -> None:
-        """Give the cache back."""
-        self.cache, self.sets = {}, []
-
-
-def check_capacity(wanted: int, most: int, engine: TensorRTEngine) -> None:
-    """LimitError for a sequence of more tokens than an engine takes."""
-    if wanted > most:
-        raise LimitError(
-            f"the prompt and its answer take up to {wanted} tokens, and the engine for "
-            f"{engine.variant.target} takes {most}; ask for a shorter answer, or keep fewer visual "
-            "tokens"
+    def _extend(
+        self, row: int, embeds: Tensor, positions: Any, count: int, *, first: bool
+    ) -> NextLogits:
+        """Take `count` embedded tokens into a row of its own."""
+        self.lengths[row] += count
+        outputs = self.memory[row].run(
+            {
+                "inputs_embeds": embeds,
+                "position_ids": positions,
+                "attention_mask": self.memory[row].mask(self.lengths[row]),
+                **self.rows[row],
+            },
+            first=first,
         )
+        self.rows[row] = self.decoder.past(outputs)
+        return NextLogits(outputs["logits"].numpy)
+
+    def _join(self, going: list[int]) -> None:
+        """Put the caches of rows one below the other, from the rows or from those joined before."""
+        longest = max(self.lengths[row] for row in going)
+        joined: dict[str, NDArray[np.generic]] = {}
+        for name in self.decoder.states:
+            before = on_host(self.joined[name]) if self.going else None
+            for number, row in enumerate(going):
+                length = self.lengths[row]
+                if before is None:
+                    states = on_host(self.rows[row].pop(name))
+                else:
+                    states = before[[self.going.index(row)], :, -length:]
+                if number == 0:
+                    shape = (len(going), states.shape[1], longest, states.shape[3])
+                    joined[name] = np.zeros(shape, states.dtype)
+                joined[name][number, :, longest - length :] = states[0]
+        self.joined, self.going = joined, going

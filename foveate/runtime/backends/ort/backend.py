@@ -1,40 +1,43 @@
-"""onnxruntime: the backend that runs everywhere, with the cache growing by concatenation."""
+"""onnxruntime on standard operators: the backend that runs everywhere."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.bundle.manifest import Limits, ModelFacts
 from foveate.bundle.reader import Bundle
-from foveate.families.base import Vision
+from foveate.families.base import Prompt, VisualInput
+from foveate.runtime.backends.base import StandardBackend, gather_rows
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
-from foveate.runtime.language.base import Batch, Extent, Sequence
+from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.language.base import Capabilities, state_names
 from foveate.runtime.language.decoder import Decoder
-from foveate.runtime.tensors import Engine, Feeds, Tensor, Value, on_host
+from foveate.runtime.language.growing_decoder import GrowingDecoder
+from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
-ROLES = ("vision", "embeddings", "compressor", "decoder")
+ROLES = ("vision", "compressor", "decoder")
 
 
-class OnnxBackend:
-    """A bundle's four graphs in onnxruntime; see `Backend`."""
+class OrtBackend(StandardBackend):
+    """A bundle's graphs of standard operators in onnxruntime; see `VisualBackend`."""
 
     name = "onnxruntime"
     remedy = "export with a higher --visual-tokens"
-    batch: int | None = None
 
     def __init__(
-        self, engines: dict[str, Engine], model: ModelFacts, limits: Limits, device: str
+        self, bundle: Bundle, engines: Mapping[str, OnnxEngine], table: EmbeddingTable, device: str
     ) -> None:
-        """Put opened graphs together; use `OnnxBackend.open`."""
-        self.device = device
-        self.visual_tokens, self.capacity = limits.visual_tokens, limits.prompt_tokens
+        """Put opened graphs together; use `OrtBackend.open`."""
+        super().__init__(table)
+        manifest = bundle.manifest
+        self.device, self.visual_tokens = device, manifest.limits.visual_tokens
         self._engines = engines
-        self._decoder = Decoder(engines["decoder"], model, self.embed)
+        growing = OrtGrowing(engines["decoder"], bundle)
+        self._decoder = GrowingDecoder(growing, manifest.model, table)
 
     @classmethod
-    def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OnnxBackend":
+    def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OrtBackend":
         """Open a bundle's graphs.
 
         Args:
@@ -46,63 +49,85 @@ class OnnxBackend:
             BackendError: The device cannot be had, or cannot run the bundle's precision.
             BundleError: A graph that is not what the manifest says.
         """
-        device = resolve_device(device)
-        precision = bundle.manifest.precision
+        device, precision = resolve_device(device), bundle.manifest.precision
         check_precision(bundle.root, precision, device)
-        engines: dict[str, Engine] = {}
+        table = EmbeddingTable(bundle)
+        options = OnnxOptions(device=device, threads=threads, precision=precision)
+        engines: dict[str, OnnxEngine] = {}
         for role in ROLES:
-            engine = OnnxEngine(
-                bundle.file(role), OnnxOptions(device=device, threads=threads, precision=precision)
-            )
+            engine = engines[role] = OnnxEngine(bundle.file(role), options)
             bundle.check_graph(role, engine.inputs, engine.outputs)
-            engines[role] = engine
-        return cls(engines, bundle.manifest.model, bundle.manifest.limits, device)
+        return cls(bundle, engines, table, device)
 
-    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
-        """Visual tokens; `meanwhile` is done before. See `Backend.encode`."""
-        if meanwhile is not None:
-            meanwhile()
-        return self._run("vision", vision.feeds)["visual_embeds"]
+    def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
+        """The vision graph's rows, call by call."""
+        parts = [
+            (self._engines["vision"].run(call.inputs)["visual_embeds"], call.tokens)
+            for call in visual.calls
+        ]
+        if len(parts) == 1 and parts[0][0].shape[0] == parts[0][1]:
+            return parts[0][0]
+        return np.concatenate([part.numpy()[:tokens] for part, tokens in parts])
 
-    def place(self, feeds: Feeds) -> Feeds:
-        """What `compress` takes, on the host as it is."""
-        return feeds
+    def run_compressor(self, feeds: Feeds) -> dict[str, DeviceTensor]:
+        """The compressor's outputs, on the device."""
+        return self._engines["compressor"].run(feeds)
 
-    def compress(self, feeds: Feeds) -> dict[str, Value]:
-        """The prompt with fewer visual tokens; see `Backend.compress`."""
-        return self._run("compressor", feeds)
-
-    def _run(self, role: str, feeds: Feeds) -> dict[str, Value]:
-        """Run a graph."""
-        return self._engines[role].run(feeds)
-
-    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Embedding rows, on the host; see `Backend.embed`."""
-        return self._run("embeddings", {"token_ids": token_ids})["text_embeds"].numpy()
-
-    def merge(
+    def gather(
         self,
-        text_embeds: Tensor,
+        text_embeds: NDArray[np.generic],
         visual_embeds: Tensor,
-        text_index: NDArray[np.int64],
-        visual_index: NDArray[np.int64],
+        prompt: Prompt,
+        indices: NDArray[np.int64],
     ) -> NDArray[np.generic]:
-        """The whole prompt, on the host; see `Backend.merge`."""
-        rows = on_host(text_embeds)
-        embeds = np.empty((1, len(text_index) + len(visual_index), rows.shape[1]), rows.dtype)
-        embeds[0, text_index] = rows
-        embeds[0, visual_index] = on_host(visual_embeds)
-        return embeds
+        """The prompt's rows, on the host."""
+        return gather_rows(text_embeds, on_host(visual_embeds), prompt, indices)
 
-    def start(self, capacity: int) -> Sequence:
-        """Begin a sequence; its cache grows, so `capacity` is not asked for."""
-        return self._decoder.start()
-
-    def start_batch(self, extents: Collection[Extent]) -> Batch:
-        """Begin sequences that decode together; their cache grows, so that they may be of any size."""
-        return self._decoder.start_batch(len(extents))
+    def decoder(self) -> Decoder:
+        """The bundle's decoder graph; see `VisualBackend.decoder`."""
+        return Decoder(self._decoder)
 
     def close(self) -> None:
         """Free every graph."""
         for engine in self._engines.values():
             engine.close()
+
+
+class OrtGrowing:
+    """A growing decoder in onnxruntime, which takes memory for the caches itself.
+
+    See `GrowingEngine`; one stands for the memory of every sequence, too: see `RowMemory`.
+    """
+
+    def __init__(self, engine: OnnxEngine, bundle: Bundle) -> None:
+        """Run `engine`, a decoder of the bundle."""
+        model, self.engine = bundle.manifest.model, engine
+        self.capabilities = Capabilities(
+            batch=None, most_tokens=bundle.manifest.limits.prompt_tokens
+        )
+        (past,) = (spec for spec in engine.inputs if spec.name == "past.0.key")
+        self.dtype: str = past.dtype
+        nothing = np.empty((1, model.kv_heads, 0, model.head_dim), held(past.dtype))
+        self.nothing: dict[str, Tensor] = {
+            f"past.{name}": nothing for name in state_names(model.layers)
+        }
+
+    def begin(self, most_tokens: int) -> "OrtGrowing":
+        """Memory for a sequence."""
+        return self
+
+    def empty(self) -> dict[str, Tensor]:
+        """A cache of no tokens."""
+        return dict(self.nothing)
+
+    def mask(self, length: int) -> NDArray[np.int64]:
+        """An attention mask of ones, int64 [1, length]."""
+        return np.ones((1, length), dtype=np.int64)
+
+    def run(self, feeds: Feeds, *, first: bool = False) -> dict[str, DeviceTensor]:
+        """Run the decoder."""
+        return self.engine.run(feeds)
+
+    def close(self) -> None:
+        """Free the graph."""
+        self.engine.close()

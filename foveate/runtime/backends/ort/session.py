@@ -9,7 +9,8 @@ import numpy as np
 from foveate.bundle.manifest import Precision, TensorSpec
 from foveate.errors import BackendError, ClosedError
 from foveate.runtime.backends.ort.library import ort, preload
-from foveate.runtime.tensors import Feeds, Value
+from foveate.runtime.backends.ort.memory import OrtMemory, first_line
+from foveate.runtime.tensors import DeviceTensor, Feeds, held
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {
@@ -81,11 +82,15 @@ class OnnxEngine:
         self.device = options.device
         self.inputs = tuple(spec(node) for node in session.get_inputs())
         self.outputs = tuple(spec(node) for node in session.get_outputs())
-        self.names = [output.name for output in self.outputs]
         self.session: ort.InferenceSession | None = session
 
-    def run(self, feeds: Feeds) -> dict[str, Value]:
-        """Run once; outputs stay on the engine's device."""
+    def run(self, feeds: Feeds) -> dict[str, DeviceTensor]:
+        """Run once; outputs are in memory of their own on the engine's device.
+
+        Raises:
+            BackendError: onnxruntime refused the inputs or failed.
+            ClosedError: The engine was closed.
+        """
         session = self.session
         if session is None:
             raise ClosedError(f"{self.path}: the engine is closed")
@@ -98,14 +103,21 @@ class OnnxEngine:
         values = {
             name: ort.OrtValue.ortvalue_from_numpy(arrays[name], self.device, 0)
             if name in arrays
-            else value
+            else whole_value(value)
             for name, value in feeds.items()
         }
         try:
-            outputs = session.run_with_ort_values(self.names, values)
+            outputs = session.run_with_ort_values([one.name for one in self.outputs], values)
         except Exception as error:
             raise BackendError(f"{self.path.name}: {first_line(error)}") from error
-        return dict(zip(self.names, outputs, strict=True))
+        return {
+            one.name: DeviceTensor(
+                OrtMemory(value, self.device, held(one.dtype).itemsize),
+                tuple(value.shape()),
+                one.dtype,
+            )
+            for one, value in zip(self.outputs, outputs, strict=True)
+        }
 
     def close(self) -> None:
         """Free the session."""
@@ -163,6 +175,8 @@ def spec(node: Any) -> TensorSpec:
     return TensorSpec(name=node.name, dtype=DTYPES.get(node.type, node.type), shape=shape)
 
 
-def first_line(error: Exception) -> str:
-    """The part of an onnxruntime message that a person can use."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def whole_value(tensor: Any) -> Any:
+    """The OrtValue of a tensor that is all of its memory."""
+    memory = tensor.memory
+    assert isinstance(memory, OrtMemory) and tensor.shape == tuple(memory.value.shape())
+    return memory.value

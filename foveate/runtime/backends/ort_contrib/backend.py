@@ -1,7 +1,6 @@
-"""onnxruntime on graphs of its own fused operators: nothing leaves the device before the first token."""
+"""onnxruntime on graphs of its contrib operators: nothing leaves the device before the first token."""
 
 import threading
-from collections.abc import Callable, Collection
 from math import prod
 from typing import Any
 
@@ -10,16 +9,24 @@ from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
-from foveate.families.base import Vision
+from foveate.families.base import Prompt, VisualInput
+from foveate.runtime.backends.base import GraphBackend, prompt_order
+from foveate.runtime.backends.buckets import bucket
+from foveate.runtime.backends.ort.memory import upload, zeros
 from foveate.runtime.backends.ort.session import OnnxOptions, resolve_device
-from foveate.runtime.backends.ort_contrib.buckets import bucket
-from foveate.runtime.backends.ort_contrib.compressor_inputs import KeptIndices, arrange
-from foveate.runtime.backends.ort_contrib.io_binding import BoundEngine, BoundTensor
-from foveate.runtime.backends.ort_contrib.padding import PICTURE, Padding, Part
+from foveate.runtime.backends.ort_contrib.cache_inputs import (
+    KeptPositions,
+    SlotInputs,
+    prompt_bucket,
+)
+from foveate.runtime.backends.ort_contrib.compressor_inputs import KeptIndices, compressor_inputs
+from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
+from foveate.runtime.backends.ort_contrib.padding import PICTURE, PaddedRun, Padding
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.language.base import Batch, Extent, Sequence
-from foveate.runtime.language.static_decoder import Positions, SharedDecoder, filled
-from foveate.runtime.tensors import Feeds, Tensor, Value, length, on_host
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.language.decoder import Decoder
+from foveate.runtime.language.static_decoder import StaticDecoder
+from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor
 
 HOST = {
     "vision": (),
@@ -33,33 +40,31 @@ TEXT = 32
 are then launched as a CUDA graph that there is."""
 ROOM = 1024
 """Memory for a prompt has so many tokens, or twice or four times … as many."""
-MOST_PLACED = 256
+MOST_UPLOADED = 256
 """How many inputs of different sizes a thread has memory for."""
 
 
-class FusedBackend:
-    """A fused bundle in onnxruntime, embedding rows from the host; see `Backend`."""
+class ContribBackend(GraphBackend):
+    """A bundle of contrib operators in onnxruntime; see `VisualBackend`."""
 
     name = "onnxruntime"
-    batch: int | None = None
+    remedy = "export with a higher --visual-tokens"
 
     def __init__(
-        self, bundle: Bundle, engines: dict[str, BoundEngine], table: EmbeddingTable, device: str
+        self, bundle: Bundle, engines: dict[str, IoBoundEngine], table: EmbeddingTable, device: str
     ) -> None:
-        """Put opened graphs together; use `FusedBackend.open`."""
+        """Put opened graphs together; use `ContribBackend.open`."""
+        super().__init__(table)
         manifest = bundle.manifest
-        self.device = device
-        self.visual_tokens = manifest.limits.visual_tokens
-        self.capacity = manifest.limits.prompt_tokens
-        self.remedy = "export with a higher --visual-tokens"
-        self._engines, self._table = engines, table
-        self._width = manifest.model.hidden_size
+        self.device, self.visual_tokens = device, manifest.limits.visual_tokens
+        self._engines, self._width = engines, manifest.model.hidden_size
         self._dtype = engines["vision"].types["visual_embeds"]
         self._own, self._padding = threading.local(), Padding()
-        self._decoder = SharedDecoder(engines["decoder"], manifest.model, table, self.capacity)
+        inputs = SlotInputs(engines["decoder"], manifest.model, manifest.limits.prompt_tokens)
+        self._axes, self._decoder = inputs.axes, StaticDecoder(inputs, manifest.model, table)
 
     @classmethod
-    def open(cls, bundle: Bundle, *, device: str, threads: int) -> "FusedBackend":
+    def open(cls, bundle: Bundle, *, device: str, threads: int) -> "ContribBackend":
         """Open a bundle's graphs.
 
         Args:
@@ -75,138 +80,133 @@ class FusedBackend:
         if (device == "cpu") != (precision == "fp32"):
             fits = "fp16 or bf16 on cuda" if device == "cuda" else "fp32 on the CPU"
             raise BackendError(
-                f"{bundle.root}: its graphs are {precision}, and onnxruntime's fused operators run "
+                f"{bundle.root}: its graphs are {precision}, and onnxruntime's contrib operators run "
                 f"{fits}; export with another --precision, or with --operators standard"
             )
         table = EmbeddingTable(bundle)
-        engines: dict[str, BoundEngine] = {}
+        engines: dict[str, IoBoundEngine] = {}
         for role, host in HOST.items():
             options = OnnxOptions(device=device, threads=threads)
-            engine = BoundEngine(bundle.file(role), options, host)
+            engine = IoBoundEngine(bundle.file(role), options, host)
             bundle.check_graph(role, engine.inputs, engine.outputs)
             engines[role] = engine
         return cls(bundle, engines, table, device)
 
-    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> BoundTensor:
-        """Visual tokens, picture by picture into one tensor; see `Backend.encode`."""
+    def run_vision(self, visual: VisualInput, lasting: bool) -> DeviceTensor:
+        """Visual tokens, call by call into one tensor; see `GraphBackend.run_vision`."""
         engine, width = self._engines["vision"], self._width
-        counts = [int(np.prod(grid)) for grid in vision.grids]
+        counts = [call.tokens for call in visual.calls]
         spill = max(bucket(count, PICTURE) - count for count in counts)
-        whole = self._memory("visual", (sum(counts) + spill, width), self._dtype)
+        whole = self._visual_memory(sum(counts), spill, lasting)
         start = 0
-        for run, count in zip(vision.runs, counts, strict=True):
-            parts = self._parts(run, count)
-            alone = len(counts) == len(parts) == 1
-            for part in parts:
-                # What fills a picture up lies where the next one is written, or after the last.
-                into = {"visual_embeds": whole.viewed((part.tokens, width), start * width)}
-                record = part.again or None if alone else False
-                engine.run(part.feeds, {}, into, record=record, meanwhile=meanwhile)
-                meanwhile = None
-                start += part.count
+        for call in visual.calls:
+            runs = self._padding.runs(call) if engine.captures else [PaddedRun(call, call.tokens)]
+            alone = len(counts) == len(runs) == 1
+            for run in runs:
+                # Padding is written to where the next picture goes, or after the last.
+                into = {"visual_embeds": whole.viewed((run.rows, width), start * width)}
+                capture = run.repeats or None if alone and not lasting else False
+                engine.run(run.call.inputs, {}, into, capture=capture)
+                start += run.call.tokens
         return whole.viewed((sum(counts), width))
 
-    def place(self, feeds: Feeds) -> Feeds:
-        """What `compress` takes, in the thread's own memory, filled up on CUDA. See `Backend.place`."""
-        captures = self._engines["compressor"].captures
-        arranged = arrange(feeds, TEXT if captures else 1)
-        # Looked up while the device encodes, and not first in `compress`, which is waited for.
-        self._kept(len(arranged["text_embeds"]) + int(arranged["keep"][0]))
+    def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:
+        """The compressor's inputs in the thread's own memory, padded on CUDA."""
+        unit = TEXT if self._engines["compressor"].captures else 1
+        inputs = compressor_inputs(prompt, text_embeds, keep, unit)
+        # Allocated while the device encodes, and not first in `rank`, which is waited for.
+        self._prompt_memory(len(inputs["text_embeds"]) + keep)
         return {
-            name: array if name in HOST["compressor"] else self._placed(name, array)
-            for name, array in arranged.items()
+            name: array if name in HOST["compressor"] else self._uploaded(name, array)
+            for name, array in inputs.items()
         }
 
-    def compress(self, feeds: Feeds) -> dict[str, Value]:
-        """The prompt with fewer visual tokens; see `Backend.compress`."""
-        keep, visual = int(on_host(feeds["keep"])[0]), length(feeds["visual_embeds"])
-        count = length(feeds["text_embeds"]) + keep
+    def rank(self, visual_embeds: Tensor, feeds: Feeds, prompt: Prompt, count: int) -> KeptPrompt:
+        """Run the compressor; its outputs stay on the device."""
+        visual, length = visual_embeds.shape[0], len(prompt.text_index) + count
+        rows = feeds["text_embeds"].shape[0] + count
         outputs = self._engines["compressor"].run(
-            feeds,
-            {"kept_rows": (count,), "relevance": (visual,), "scores": (visual,)},
-            self._kept(count),
+            {**feeds, "visual_embeds": visual_embeds},
+            {"kept_rows": (rows,), "relevance": (visual,), "scores": (visual,)},
+            self._prompt_memory(rows),
         )
-        return {
-            "inputs_embeds": outputs["inputs_embeds"],
-            "kept_position_ids": Positions(outputs["kept_position_ids"]),
-            "kept_indices": KeptIndices(outputs["kept_rows"], visual, keep),
-            "relevance": outputs["relevance"],
-            "scores": outputs["scores"],
-        }
+        return KeptPrompt(
+            prompt,
+            length,
+            outputs["inputs_embeds"],
+            KeptPositions(outputs["kept_position_ids"]),
+            KeptIndices(outputs["kept_rows"], visual),
+            outputs["relevance"],
+            outputs["scores"],
+        )
 
-    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Embedding rows, on the host; see `Backend.embed`."""
-        return self._table.look_up(token_ids)
-
-    def merge(
+    def gather(
         self,
-        text_embeds: Tensor,
+        text_embeds: NDArray[np.generic],
         visual_embeds: Tensor,
-        text_index: NDArray[np.int64],
-        visual_index: NDArray[np.int64],
-    ) -> BoundTensor:
-        """The whole prompt, on the device; see `Backend.merge`."""
-        count = len(text_index) + len(visual_index)
-        order = np.argsort(np.concatenate([text_index, visual_index])).astype(np.int64)
+        prompt: Prompt,
+        indices: NDArray[np.int64],
+    ) -> DeviceTensor:
+        """The prompt's rows, on the device, by the merge graph."""
+        order = prompt_order(prompt, indices)
         return self._engines["merge"].run(
             {"text_embeds": text_embeds, "visual_embeds": visual_embeds, "order": order},
             {},
-            {"inputs_embeds": self._kept(count)["inputs_embeds"]},
+            {"inputs_embeds": self._prompt_memory(len(order))["inputs_embeds"]},
         )["inputs_embeds"]
 
-    def start(self, capacity: int) -> Sequence:
-        """Begin a sequence; see `Backend.start`."""
-        return self._decoder.start(capacity)
-
-    def start_batch(self, extents: Collection[Extent]) -> Batch:
-        """Begin sequences that decode together; see `Backend.start_batch`."""
-        return self._decoder.start_batch(extents)
-
-    def _parts(self, feeds: dict[str, NDArray[Any]], count: int) -> list[Part]:
-        """The runs that a picture or a video takes: one as it is, unless runs become CUDA graphs."""
-        if not self._engines["vision"].captures:
-            return [Part(feeds, count, count)]
-        return self._padding.parts(feeds, count)
-
-    def _kept(self, count: int) -> dict[str, BoundTensor]:
-        """The thread's memory for a prompt of `count` tokens and its positions."""
-        return {
-            "inputs_embeds": self._memory("prompt", (1, count, self._width), self._dtype),
-            "kept_position_ids": self._memory("places", (count, self._decoder.axes), "int64"),
-        }
-
-    def _memory(self, name: str, sizes: tuple[int, ...], dtype: str) -> BoundTensor:
-        """The thread's own memory [..., S, width] for what graphs hand on; it grows, and is used again."""
-        views: dict[Any, BoundTensor] = self._own.__dict__.setdefault(name, {})
-        if sizes not in views:
-            whole = next(iter(views.values()), None)
-            if whole is None or whole.room < prod(sizes):
-                for engine in self._engines.values():
-                    engine.forget(views.values())
-                # Cleared, so that what pads a bucket is finite; doubled, as what was recorded is lost.
-                room = ROOM << ((filled(sizes[-2]) - 1) // ROOM).bit_length()
-                whole = BoundTensor.zeros((room, sizes[-1]), dtype, self.device)
-                views.clear()
-            if len(views) >= MOST_PLACED:
-                views.clear()
-            views.setdefault(whole.sizes, whole)
-            views[sizes] = whole.viewed(sizes)
-        return views[sizes]
-
-    def _placed(self, name: str, array: NDArray[Any]) -> BoundTensor:
-        """An array in memory that the thread has for an input of these sizes."""
-        memory: dict[Any, BoundTensor] = self._own.__dict__.setdefault("placed", {})
-        key = name, array.shape
-        if key not in memory:
-            if len(memory) >= MOST_PLACED:
-                memory.clear()
-            dtype = self._engines["compressor"].types[name]
-            memory[key] = BoundTensor.copied(np.array(array, order="C"), dtype, self.device)
-        else:
-            memory[key].write(array)
-        return memory[key]
+    def decoder(self) -> Decoder:
+        """The bundle's decoder graph; see `VisualBackend.decoder`."""
+        return Decoder(self._decoder)
 
     def close(self) -> None:
         """Free every graph."""
         for engine in self._engines.values():
             engine.close()
+
+    def _visual_memory(self, tokens: int, spill: int, lasting: bool) -> DeviceTensor:
+        """Memory for visual tokens and padding after them: the thread's own, or new memory that lasts."""
+        shape = (tokens + spill, self._width)
+        return (
+            zeros(shape, self._dtype, self.device)
+            if lasting
+            else self._memory("visual", shape, self._dtype)
+        )
+
+    def _prompt_memory(self, count: int) -> dict[str, DeviceTensor]:
+        """The thread's memory for a prompt of `count` tokens and its positions."""
+        return {
+            "inputs_embeds": self._memory("prompt", (1, count, self._width), self._dtype),
+            "kept_position_ids": self._memory("positions", (count, self._axes), "int64"),
+        }
+
+    def _memory(self, name: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        """The thread's own memory [..., S, width] for what graphs hand on; it grows, and is used again."""
+        views: dict[Any, DeviceTensor] = self._own.__dict__.setdefault(name, {})
+        if shape not in views:
+            whole = next(iter(views.values()), None)
+            if whole is None or whole.room < prod(shape):
+                for engine in self._engines.values():
+                    engine.forget(views.values())
+                # Cleared, so that padding is finite; doubled, as captured calls of it are lost.
+                room = ROOM << ((prompt_bucket(shape[-2]) - 1) // ROOM).bit_length()
+                whole = zeros((room, shape[-1]), dtype, self.device)
+                views.clear()
+            if len(views) >= MOST_UPLOADED:
+                views.clear()
+            views.setdefault(whole.shape, whole)
+            views[shape] = whole.viewed(shape)
+        return views[shape]
+
+    def _uploaded(self, name: str, array: NDArray[Any]) -> DeviceTensor:
+        """An array in memory that the thread has for an input of these sizes."""
+        memory: dict[Any, DeviceTensor] = self._own.__dict__.setdefault("uploaded", {})
+        key = name, array.shape
+        if key not in memory:
+            if len(memory) >= MOST_UPLOADED:
+                memory.clear()
+            dtype = self._engines["compressor"].types[name]
+            memory[key] = upload(np.array(array, order="C"), dtype, self.device)
+        else:
+            memory[key].write(array)
+        return memory[key]

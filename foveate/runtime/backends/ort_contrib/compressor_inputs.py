@@ -1,58 +1,57 @@
-"""The rows that a fused compressor ranks and keeps: visual tokens first, then text, filled up."""
+"""What a compressor of contrib operators takes: visual tokens first, then text, padded."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.runtime.backends.ort_contrib.buckets import lengthened, rounded
-from foveate.runtime.tensors import Feeds, Value, on_host
+from foveate.families.base import Prompt
+from foveate.runtime.backends.buckets import padded, rounded
+from foveate.runtime.tensors import DeviceTensor
 
 
-def arrange(feeds: Feeds, unit: int) -> dict[str, Any]:
-    """What a fused compressor takes beside the visual tokens, from what compressors take.
+def compressor_inputs(
+    prompt: Prompt, text_embeds: NDArray[np.generic], keep: int, unit: int
+) -> dict[str, NDArray[Any]]:
+    """The graph's inputs beside the visual tokens.
 
-    Text and instruction are filled up to multiples of `unit`. What fills up stands after the prompt,
-    where no token looks, and counts nothing.
+    Text and instruction are padded to multiples of `unit`. Padding stands after the prompt, where no
+    token attends to it, and has weight 0.
 
     Args:
-        feeds: Of the compressor graph, as `foveate.export.compressor` has them.
-        unit: 1 fills nothing up.
+        prompt: The prompt.
+        text_embeds: [N_t, H], the embedding rows of its text.
+        keep: How many visual tokens to keep.
+        unit: 1 pads nothing.
 
     Returns:
         text_embeds [N_t, H], places int64 [N_v + N_t], position_ids int64 [N_v + N_t, A],
         instruction_rows int64 [N_u], instruction_weights float32 [N_u] and keep int64 [1].
     """
-    text, asked = on_host(feeds["text_embeds"]), on_host(feeds["instruction_rows"])
-    visual_index, positions = on_host(feeds["visual_index"]), on_host(feeds["position_ids"])
-    visual, prompt = len(visual_index), positions.shape[1]
-    more = rounded(len(text), unit) - len(text)
+    visual, length = len(prompt.visual_index), prompt.position_ids.shape[1]
+    instruction = prompt.instruction_rows
+    more = rounded(len(text_embeds), unit) - len(text_embeds)
     places = np.concatenate(
-        [visual_index, on_host(feeds["text_index"]), np.arange(prompt, prompt + more)]
+        [prompt.visual_index, prompt.text_index, np.arange(length, length + more)]
     )
-    uncounted = rounded(len(asked), unit) - len(asked)
+    unweighted = rounded(len(instruction), unit) - len(instruction)
+    weights = np.full(len(instruction), 1 / len(instruction), np.float32)
     return {
-        "text_embeds": lengthened(text, more),
+        "text_embeds": padded(text_embeds, more),
         "places": places,
-        "position_ids": lengthened(positions.T[places[:prompt]], more),
-        "instruction_rows": lengthened(asked, uncounted) + visual,
-        "instruction_weights": lengthened(
-            np.full(len(asked), 1 / len(asked), np.float32), uncounted
-        ),
-        "keep": feeds["keep"],
+        "position_ids": padded(prompt.position_ids.T[places[:length]], more),
+        "instruction_rows": padded(instruction, unweighted) + visual,
+        "instruction_weights": padded(weights, unweighted),
+        "keep": np.array([keep], dtype=np.int64),
     }
 
 
 class KeptIndices:
-    """Ordinals of the kept visual tokens, int64 [K], among the rows of a kept prompt; see `Value`."""
+    """Ordinals of the kept visual tokens int64 [K], among the rows of a kept prompt; see `Readable`."""
 
-    def __init__(self, rows: Value, visual: int, kept: int) -> None:
-        """Look at `rows` int64 [K + N_t], those below `visual` are the visual tokens'."""
-        self.rows, self.visual, self.kept = rows, visual, kept
-
-    def shape(self) -> list[int]:
-        """Its sizes."""
-        return [self.kept]
+    def __init__(self, rows: DeviceTensor, visual: int) -> None:
+        """View `rows` int64 [T']; those below `visual` are the visual tokens'."""
+        self.rows, self.visual = rows, visual
 
     def numpy(self) -> NDArray[np.int64]:
         """Copy to host memory."""

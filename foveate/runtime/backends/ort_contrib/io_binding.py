@@ -1,131 +1,56 @@
-"""onnxruntime with every input and output bound where it lies, and shapes that repeat as CUDA graphs."""
+"""onnxruntime by I/O binding: every input and output where it lies, and calls that repeat as CUDA graphs."""
 
 import itertools
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foveate.bundle.manifest import TensorSpec
 from foveate.errors import BackendError, ClosedError
+from foveate.runtime.backends.cuda_graphs import CudaGraphs
 from foveate.runtime.backends.ort.library import ort
-from foveate.runtime.backends.ort.session import OnnxOptions, first_line, open_session, spec
-from foveate.runtime.backends.ort_contrib.buckets import Seen
-from foveate.runtime.tensors import Feeds, held
+from foveate.runtime.backends.ort.memory import OrtMemory, advice, empty, upload, zeros
+from foveate.runtime.backends.ort.session import OnnxOptions, open_session, spec
+from foveate.runtime.tensors import Call, DeviceTensor, Feeds
 
 TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
 """ONNX's numbers of the types that graphs here take and give."""
 CAPTURING = {"enable_cuda_graph": "1", "use_tf32": "1"}
 """What the CUDA provider is told: capture runs that are numbered; the little that half-precision graphs
 do in float32 has factors no more exact than TF32's."""
-SMALL = 1 << 16
-"""Bytes up to which comparing an array with what was written before is quicker than writing it."""
 MOST_GRAPHS = 32
-OUTSIDE = -1
+NOT_CAPTURED = -1
 """What onnxruntime takes as the number of a run that is not to be captured."""
 
 
-class BoundTensor:
-    """A tensor at an `address` that stays, in memory that may hold more than it."""
-
-    def __init__(
-        self, memory: Any, sizes: tuple[int, ...], dtype: str, start: int = 0, source: Any = None
-    ) -> None:
-        """View `memory`, an OrtValue, from element `start` on; one in host memory may borrow `source`."""
-        self.memory, self.sizes, self.dtype, self.start = memory, sizes, dtype, start
-        self.source = source
-        self.address = int(memory.data_ptr()) + start * held(dtype).itemsize
-        self.written: NDArray[Any] | None = None
-
-    @classmethod
-    def copied(cls, array: NDArray[Any], dtype: str, device: str) -> "BoundTensor":
-        """An array's copy on a device, or the array itself where that is host memory.
-
-        Raises:
-            BackendError: There is no memory for it.
-        """
-        return cls(_placed(array, device), array.shape, dtype, source=array)
-
-    @classmethod
-    def empty(cls, sizes: tuple[int, ...], dtype: str, device: str) -> "BoundTensor":
-        """Memory for a tensor, with anything in it.
-
-        Raises:
-            BackendError: There is not as much.
-        """
-        kind = held(dtype)
-        with taking(prod(sizes) * kind.itemsize, device):
-            return cls(
-                ort.OrtValue.ortvalue_from_shape_and_type(list(sizes), kind, device, 0),
-                sizes,
-                dtype,
-            )
-
-    @classmethod
-    def zeros(cls, sizes: tuple[int, ...], dtype: str, device: str) -> "BoundTensor":
-        """Memory for a tensor, cleared.
-
-        Raises:
-            BackendError: There is not as much.
-        """
-        return cls.copied(np.zeros(sizes, held(dtype)), dtype, device)
-
-    @property
-    def room(self) -> int:
-        """How many elements its memory has from its beginning on."""
-        return int(prod(self.memory.shape())) - self.start
-
-    def viewed(self, sizes: tuple[int, ...], start: int = 0) -> "BoundTensor":
-        """The same memory as another tensor, beginning `start` elements further on."""
-        return BoundTensor(self.memory, sizes, self.dtype, self.start + start, self.source)
-
-    def write(self, array: NDArray[Any]) -> None:
-        """Copy an array of the memory's own size into it, unless it is a small one that is there already."""
-        if self.written is not None and np.array_equal(self.written, array):
-            return
-        self.memory.update_inplace(np.ascontiguousarray(array).reshape(self.memory.shape()))
-        self.written = np.array(array) if array.nbytes <= SMALL else None
-
-    def shape(self) -> list[int]:
-        """Its sizes."""
-        return list(self.sizes)
-
-    def numpy(self) -> NDArray[Any]:
-        """Copy to host memory; bfloat16 as uint16."""
-        whole: NDArray[Any] = self.memory.numpy()
-        return whole.reshape(-1)[self.start : self.start + prod(self.sizes)].reshape(self.sizes)
-
-
 @dataclass(slots=True)
-class Call:
-    """Inputs and outputs at fixed addresses, ready to run again and again.
+class Binding:
+    """What onnxruntime runs of a call.
 
     Attributes:
-        binding: onnxruntime's.
+        binding: Its I/O binding.
         options: For a run that is waited for.
-        unwaited: For one that is waited for later; None on a CPU.
-        inputs: By name.
-        outputs: By name.
+        enqueued: For a run that returns when it is enqueued; None on a CPU.
+        alive: What the runs read and write.
+        captures: Whether the next run captures a CUDA graph, which is waited for.
     """
 
     binding: Any
     options: Any
-    unwaited: Any
-    inputs: dict[str, BoundTensor]
-    outputs: dict[str, BoundTensor]
+    enqueued: Any
+    alive: Any
+    captures: bool
 
 
-class BoundEngine:
-    """One session; runs wait for each other.
+class IoBoundEngine:
+    """One session; its runs are in order, and return on a device before they are done.
 
     A call whose shapes, and whose inputs on the device, are those of an earlier one gets memory of its
-    own and is captured as a CUDA graph, for the thread that makes it; `record` asks for it sooner, or not.
+    own and is captured as a CUDA graph, for the thread that makes it.
     """
 
     def __init__(self, path: Path, options: OnnxOptions, host: tuple[str, ...] = ()) -> None:
@@ -143,28 +68,26 @@ class BoundEngine:
         self.session: Any = session
         self.lock = threading.RLock()
         self.numbers = itertools.count(1)
-        self.seen = Seen()
-        self.calls: dict[Any, Call] = {}
+        self.graphs: CudaGraphs[Call] = CudaGraphs(MOST_GRAPHS)
+        self.pending: list[Binding] = []
 
     def run(
         self,
         feeds: Feeds,
-        sizes: Mapping[str, tuple[int, ...]],
-        into: Mapping[str, BoundTensor] | None = None,
+        shapes: Mapping[str, tuple[int, ...]],
+        into: Mapping[str, DeviceTensor] | None = None,
         *,
-        record: bool | None = None,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> dict[str, BoundTensor]:
-        """Run once.
+        capture: bool | None = None,
+    ) -> dict[str, DeviceTensor]:
+        """Enqueue a run; outputs wait when they are read.
 
         Args:
-            feeds: Arrays, and tensors of other bound engines, by input.
-            sizes: Of the outputs to give in memory of their own. Where a call is recorded, it is the
-                same memory each time: what is in it holds until the same thread makes the same call again.
+            feeds: Arrays, and tensors of other engines, by input.
+            shapes: Of the outputs to give in memory of their own. Where a call is captured, it is the
+                same memory each time: its values hold until the same thread makes the same call again.
             into: The outputs to write to memory that is there.
-            record: Whether the call becomes a CUDA graph, of which there are `MOST_GRAPHS` at most: at
+            capture: Whether the call becomes a CUDA graph, of which there are `MOST_GRAPHS` at most: at
                 once (True), never (False), or if it is like an earlier one (None).
-            meanwhile: What the host does before it waits for the device.
 
         Raises:
             BackendError: onnxruntime refused the inputs or failed.
@@ -172,37 +95,30 @@ class BoundEngine:
         """
         into = into or {}
         with self.lock:
-            key = self._key(feeds, sizes, into)
-            call = self.calls.get(key)
+            key = self._key(feeds, shapes, into)
+            call = self.graphs.get(key)
             if call is None:
-                wanted = self.seen[key] > 0 if record is None else record
-                captured = wanted and self.captures and len(self.calls) < MOST_GRAPHS
-                taken = {
-                    name: BoundTensor.empty(one, self.types[name], self.device)
-                    for name, one in sizes.items()
+                captured = self.captures and self.graphs.wants(key, capture)
+                own = {
+                    name: empty(shape, self.types[name], self.device)
+                    for name, shape in shapes.items()
                 }
-                call = self.bind(feeds, {**taken, **into}, captured=captured)
+                call = self.bind(feeds, {**own, **into}, captured=captured)
                 if captured:
-                    if meanwhile is not None:
-                        # What is recorded is waited for at once.
-                        meanwhile()
-                        meanwhile = None
-                    self.calls[key] = call
-                else:
-                    self.seen.note(key)
+                    self.graphs.put(key, call)
             else:
                 for name, value in feeds.items():
                     if isinstance(value, np.ndarray) and name not in self.host:
                         call.inputs[name].write(value)
-            self.repeat(call, meanwhile)
+            self.repeat(call)
             return call.outputs
 
-    def bind(self, feeds: Feeds, outputs: Mapping[str, BoundTensor], *, captured: bool) -> Call:
+    def bind(self, feeds: Feeds, into: Mapping[str, DeviceTensor], *, captured: bool) -> Call:
         """Bind inputs and outputs without running; arrays are copied to memory of their own.
 
         Args:
-            feeds: Arrays, and bound tensors, by input.
-            outputs: Where to write, by output; all others are left out.
+            feeds: Arrays, and tensors, by input.
+            into: Where to write, by output; all others are left out.
             captured: Whether it becomes a CUDA graph when it is first run.
 
         Raises:
@@ -212,94 +128,106 @@ class BoundEngine:
         if self.session is None:
             raise ClosedError(f"{self.path}: the engine is closed")
         binding = self.session.io_binding()
-        inputs: dict[str, BoundTensor] = {}
+        inputs: dict[str, DeviceTensor] = {}
         for name, value in feeds.items():
             device = "cpu" if name in self.host else self.device
             if isinstance(value, np.ndarray):
                 array = np.array(value, order="C") if captured else np.ascontiguousarray(value)
-                value = BoundTensor.copied(array, self.types[name], device)
-            assert isinstance(value, BoundTensor)
+                value = upload(array, self.types[name], device)
             inputs[name] = value
             kind = TYPES[self.types[name]]
-            binding.bind_input(name, device, 0, kind, list(value.sizes), value.address)
-        for name, tensor in outputs.items():
+            binding.bind_input(name, device, 0, kind, list(value.shape), value.address)
+        for name, tensor in into.items():
             kind = TYPES[self.types[name]]
-            binding.bind_output(name, self.device, 0, kind, list(tensor.sizes), tensor.address)
-        options, unwaited = ort.RunOptions(), None
+            binding.bind_output(name, self.device, 0, kind, list(tensor.shape), tensor.address)
+        options, enqueued = ort.RunOptions(), None
         if self.captures:
-            number = str(next(self.numbers) if captured else OUTSIDE)
-            options.add_run_config_entry("gpu_graph_id", number)
-            unwaited = ort.RunOptions()
-            unwaited.add_run_config_entry("gpu_graph_id", number)
-            unwaited.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return Call(binding, options, unwaited, inputs, dict(outputs))
+            enqueued = ort.RunOptions()
+            enqueued.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            number = str(next(self.numbers) if captured else NOT_CAPTURED)
+            for one in (options, enqueued):
+                one.add_run_config_entry("gpu_graph_id", number)
+        outputs = dict(into)
+        return Call(
+            inputs, outputs, Binding(binding, options, enqueued, (inputs, outputs), captured)
+        )
 
-    def repeat(self, call: Call, meanwhile: Callable[[], None] | None = None) -> None:
-        """Run a bound call with what is in its memory now, doing `meanwhile` before waiting for it."""
+    def repeat(self, call: Call) -> None:
+        """Enqueue a bound call on what is in its memory now.
+
+        Raises:
+            BackendError: onnxruntime failed.
+            ClosedError: The engine was closed.
+        """
         with self.lock:
             if self.session is None:
                 raise ClosedError(f"{self.path}: the engine is closed")
-            options = call.options if meanwhile is None else call.unwaited or call.options
+            handle: Binding = call.handle
+            for tensor in call.inputs.values():
+                # Another engine has a stream of its own, which this one's does not wait for.
+                if getattr(tensor.memory, "writer", None) is not self:
+                    tensor.wait()
+            options = handle.enqueued
+            if options is None or handle.captures:
+                options, handle.captures = handle.options, False
             try:
-                self.session.run_with_iobinding(call.binding, options)
+                self.session.run_with_iobinding(handle.binding, options)
             except Exception as error:
                 raise BackendError(f"{self.path.name}: {advice(error)}") from error
-            if meanwhile is not None:
-                try:
-                    meanwhile()
-                finally:
-                    call.binding.synchronize_outputs()
+            if options is handle.enqueued:
+                self.pending.append(handle)
+                for tensor in call.outputs.values():
+                    assert isinstance(tensor.memory, OrtMemory)
+                    tensor.memory.writer = self
+
+    def wait(self) -> None:
+        """Wait for all runs that were enqueued."""
+        with self.lock:
+            if self.pending:
+                # Runs are in order: when the last is done, so are those before.
+                self.pending[-1].binding.synchronize_outputs()
+                self.pending.clear()
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        """Memory on the engine's device for a tensor of zeros.
+
+        Raises:
+            BackendError: There is not as much.
+        """
+        return zeros(shape, dtype, self.device)
+
+    def forget(self, tensors: Collection[DeviceTensor]) -> None:
+        """Let go of calls that read or write these tensors."""
+        gone = {tensor.address for tensor in tensors}
+
+        def touches(call: Call) -> bool:
+            """Whether a call has one of them."""
+            bound = (*call.inputs.values(), *call.outputs.values())
+            return any(tensor.address in gone for tensor in bound)
+
+        with self.lock:
+            self.graphs.drop(touches)
 
     def close(self) -> None:
         """Free the session."""
         with self.lock:
-            self.calls.clear()
+            self.wait()
+            self.graphs.clear()
             self.session = None
 
-    def forget(self, tensors: Collection[BoundTensor]) -> None:
-        """Let go of calls that read or write these tensors."""
-        with self.lock:
-            gone = {tensor.address for tensor in tensors}
-            for key, call in list(self.calls.items()):
-                bound = (*call.inputs.values(), *call.outputs.values())
-                if any(tensor.address in gone for tensor in bound):
-                    del self.calls[key]
-
     def _key(
-        self, feeds: Feeds, sizes: Mapping[str, tuple[int, ...]], into: Mapping[str, BoundTensor]
+        self,
+        feeds: Feeds,
+        shapes: Mapping[str, tuple[int, ...]],
+        into: Mapping[str, DeviceTensor],
     ) -> Any:
         """What two calls must have in common to be one CUDA graph."""
         taken: list[Any] = []
         for name, value in feeds.items():
-            if isinstance(value, BoundTensor):
-                taken.append((name, value.sizes, value.address))
+            if isinstance(value, DeviceTensor):
+                taken.append((name, value.shape, value.address))
             else:
                 array = np.asarray(value)
                 taken.append((name, array.shape, array.tobytes() if name in self.host else None))
-        written = [(name, tensor.sizes, tensor.address) for name, tensor in into.items()]
-        return threading.get_ident(), tuple(taken), tuple(sizes.items()), tuple(written)
-
-
-def _placed(array: NDArray[Any], device: str) -> Any:
-    """An array as an OrtValue on a device."""
-    with taking(array.nbytes, device):
-        return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-
-
-@contextmanager
-def taking(count: int, device: str) -> Iterator[None]:
-    """Turn a refusal of `count` bytes into a BackendError that says how many were wanted."""
-    try:
-        yield
-    except Exception as error:
-        raise BackendError(
-            f"{count / 2**20:.0f} MiB on the {device} were not to be had: {advice(error)}"
-        ) from error
-
-
-def advice(error: Exception) -> str:
-    """An onnxruntime message in a line, with what to do where memory ran out."""
-    line = first_line(error)
-    if "allocate" in line.lower() or "out of memory" in line.lower():
-        line += "; keep fewer visual tokens, use smaller pictures, or ask for a shorter answer"
-    return line
+        written = [(name, tensor.shape, tensor.address) for name, tensor in into.items()]
+        return threading.get_ident(), tuple(taken), tuple(shapes.items()), tuple(written)

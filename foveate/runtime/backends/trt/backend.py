@@ -1,28 +1,32 @@
 """TensorRT: a target's engines on one GPU; what lies between them stays there."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
-from foveate.families.base import Vision
+from foveate.families.base import Prompt, VisualInput
 from foveate.machine import capability
+from foveate.runtime.backends.base import StandardBackend, prompt_order
+from foveate.runtime.backends.trt.cache_inputs import TrtGrowing, WriteIndexInputs
 from foveate.runtime.backends.trt.choose import choose_engines
-from foveate.runtime.backends.trt.cuda import DeviceTensor, Gpu, load_cuda
-from foveate.runtime.backends.trt.engine import Opener, TensorRTEngine, installed_version
+from foveate.runtime.backends.trt.cuda import Gpu, load_cuda
+from foveate.runtime.backends.trt.engine import Opener, TensorRTEngine
 from foveate.runtime.backends.trt.fit import rebuild
+from foveate.runtime.backends.trt.library import installed_version
 from foveate.runtime.backends.trt.ranges import largest
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.language.base import Alone, Batch, Extent, Sequence
-from foveate.runtime.language.growing_decoder import DeviceDecoder
-from foveate.runtime.language.static import StaticDecoder
-from foveate.runtime.tensors import Feeds, Tensor, Value, on_host
+from foveate.runtime.language.base import DecoderGraph
+from foveate.runtime.language.decoder import Decoder
+from foveate.runtime.language.growing_decoder import GrowingDecoder
+from foveate.runtime.language.static_decoder import StaticDecoder
+from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
 
-class TensorRTBackend:
-    """A target's three engines, and embedding rows from the host; see `Backend`.
+class TensorRTBackend(StandardBackend):
+    """A target's three engines; see `VisualBackend`.
 
     Attributes:
         target: The target's name.
@@ -30,25 +34,27 @@ class TensorRTBackend:
         engines: The engines by role.
     """
 
+    name = "tensorrt"
     device = "cuda"
-    batch: int | None = 1
 
     def __init__(
         self, bundle: Bundle, gpu: Gpu, engines: dict[str, TensorRTEngine], table: EmbeddingTable
     ) -> None:
         """Put opened engines together; use `TensorRTBackend.open`."""
-        variant = engines["vision"].variant
-        self.name = "tensorrt"
-        self.target, self.gpu, self.engines = variant.target, gpu, engines
-        self._table = table
-        drive = StaticDecoder if engines["decoder"].variant.decoder == "static" else DeviceDecoder
-        self._decoder = drive(engines["decoder"], bundle.manifest.model, table)
-        limits, seen = bundle.manifest.limits, engines["compressor"].variant
-        self.visual_tokens = min(limits.visual_tokens, largest(seen, "visual_embeds", 0))
-        self.capacity = min(limits.prompt_tokens, self._decoder.capacity)
+        super().__init__(table)
+        manifest, decoder = bundle.manifest, engines["decoder"]
+        self.target, self.gpu, self.engines = decoder.variant.target, gpu, engines
+        limits, ranges = manifest.limits, engines["compressor"].variant
+        self.visual_tokens = min(limits.visual_tokens, largest(ranges, "visual_embeds", 0))
         self.remedy = (
             f"build engines with larger ranges: {rebuild(bundle, self.target)} --targets FILE"
         )
+        model, most = manifest.model, limits.prompt_tokens
+        self._decoder: DecoderGraph
+        if decoder.variant.decoder == "static":
+            self._decoder = StaticDecoder(WriteIndexInputs(decoder, model, most), model, table)
+        else:
+            self._decoder = GrowingDecoder(TrtGrowing(decoder, model, most), model, table)
 
     @classmethod
     def open(cls, bundle: Bundle, target: str | None = None) -> "TensorRTBackend":
@@ -73,70 +79,52 @@ class TensorRTBackend:
             gpu.close()
             raise
 
-    def encode(self, vision: Vision, meanwhile: Callable[[], None] | None = None) -> Value:
-        """Visual tokens; see `Backend.encode`."""
-        return self._run("vision", vision.feeds, meanwhile)["visual_embeds"]
-
-    def place(self, feeds: Feeds) -> Feeds:
-        """What `compress` takes, on the host as it is."""
-        return feeds
-
-    def compress(self, feeds: Feeds) -> dict[str, Value]:
-        """The prompt with fewer visual tokens; see `Backend.compress`."""
-        return self._run("compressor", feeds)
-
-    def _run(
-        self, role: str, feeds: Feeds, meanwhile: Callable[[], None] | None = None
-    ) -> dict[str, Value]:
-        """Run an engine and wait for it, doing `meanwhile` before."""
+    def run_vision(self, visual: VisualInput, lasting: bool) -> DeviceTensor:
+        """The vision engine's rows; several calls are copied into one tensor."""
+        engine = self.engines["vision"]
+        outputs = [engine.run(call.inputs)["visual_embeds"] for call in visual.calls]
+        counts = [call.tokens for call in visual.calls]
+        if len(outputs) == 1 and outputs[0].shape[0] == counts[0]:
+            return outputs[0]
         with self.gpu.lock:
-            outputs = self.engines[role].run(feeds)
-            try:
-                if meanwhile is not None:
-                    meanwhile()
-            finally:
-                self.gpu.synchronize()
-            return outputs
-
-    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Embedding rows, on the host; see `Backend.embed`."""
-        return self._table.look_up(token_ids)
-
-    def merge(
-        self,
-        text_embeds: Tensor,
-        visual_embeds: Tensor,
-        text_index: NDArray[np.int64],
-        visual_index: NDArray[np.int64],
-    ) -> DeviceTensor:
-        """The whole prompt, on the GPU; see `Backend.merge`."""
-        with self.gpu.lock:
-            parts = [
-                (self._on_device(text_embeds), text_index),
-                (self._on_device(visual_embeds), visual_index),
-            ]
-            width = parts[0][0].sizes[1]
-            total = len(text_index) + len(visual_index)
-            whole = self.gpu.empty((1, total, width), parts[0][0].dtype)
-            for tensor, index in parts:
-                if tensor.dtype != whole.dtype or tensor.sizes != (len(index), width):
-                    raise BackendError(
-                        f"{tensor.dtype} {list(tensor.sizes)} cannot be merged into {whole.dtype} "
-                        f"{list(whole.sizes)}; export the checkpoint again"
-                    )
-                for start, row, count in runs(index):
-                    self.gpu.copy(tensor, whole, start, row, count)
-            self.gpu.synchronize()
+            whole = self.gpu.empty((sum(counts), outputs[0].shape[1]), outputs[0].dtype)
+            start = 0
+            for output, count in zip(outputs, counts, strict=True):
+                self.gpu.copy(output, whole, 0, start, count)
+                start += count
             return whole
 
-    def start(self, capacity: int) -> Sequence:
-        """Begin a sequence; see `Backend.start`."""
-        return self._decoder.start(capacity)
+    def run_compressor(self, feeds: Feeds) -> dict[str, DeviceTensor]:
+        """The compressor's outputs, on the device."""
+        return self.engines["compressor"].run(feeds)
 
-    def start_batch(self, extents: Collection[Extent]) -> Batch:
-        """Begin one sequence, which is all that engines are built for; see `Backend.start_batch`."""
-        (extent,) = extents
-        return Alone(self.start(extent.capacity))
+    def gather(
+        self,
+        text_embeds: NDArray[np.generic],
+        visual_embeds: Tensor,
+        prompt: Prompt,
+        indices: NDArray[np.int64],
+    ) -> DeviceTensor:
+        """The prompt's rows, copied within the GPU."""
+        order, texts = prompt_order(prompt, indices), len(text_embeds)
+        with self.gpu.lock:
+            visual = self._on_device(visual_embeds, self.table.dtype)
+            text = self.gpu.upload(text_embeds, self.table.dtype)
+            width = text.shape[1]
+            whole = self.gpu.empty((1, len(order), width), text.dtype)
+            if held(visual.dtype) != held(whole.dtype) or visual.shape[1:] != (width,):
+                raise BackendError(
+                    f"{visual.dtype} {list(visual.shape)} cannot be merged into {whole.dtype} "
+                    f"{list(whole.shape)}; export the checkpoint again"
+                )
+            for begin, row, count in consecutive(order, texts):
+                source, start = (text, row) if row < texts else (visual, row - texts)
+                self.gpu.copy(source, whole, start, begin, count)
+            return whole
+
+    def decoder(self) -> Decoder:
+        """The decoder engine; see `VisualBackend.decoder`."""
+        return Decoder(self._decoder)
 
     def close(self) -> None:
         """Free every engine, and all memory."""
@@ -144,17 +132,21 @@ class TensorRTBackend:
             engine.close()
         self.gpu.close()
 
-    def _on_device(self, tensor: Tensor) -> DeviceTensor:
+    def _on_device(self, tensor: Tensor, dtype: str) -> DeviceTensor:
         """A tensor on the GPU, which it may be already."""
         if isinstance(tensor, DeviceTensor):
             return tensor
-        return self.gpu.upload(on_host(tensor))
+        return self.gpu.upload(on_host(tensor), dtype)
 
 
-def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-    """Where consecutive rows stay consecutive: (from which row, to which row, how many)."""
-    if not len(index):
+def consecutive(rows: NDArray[np.int64], border: int) -> Iterator[tuple[int, int, int]]:
+    """Where rows that follow each other stay together: (to which place, from which row, how many).
+
+    Rows below `border` and those from it on are never taken together.
+    """
+    if not len(rows):
         return
-    breaks = np.flatnonzero(np.diff(index) != 1) + 1
-    for start, end in zip([0, *breaks], [*breaks, len(index)], strict=True):
-        yield int(start), int(index[start]), int(end - start)
+    breaks = (np.diff(rows) != 1) | ((rows[:-1] < border) != (rows[1:] < border))
+    places = np.flatnonzero(breaks) + 1
+    for start, end in zip([0, *places], [*places, len(rows)], strict=True):
+        yield int(start), int(rows[start]), int(end - start)

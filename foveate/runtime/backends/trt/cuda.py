@@ -1,4 +1,4 @@
-"""One GPU: a stream, memory that is used again, copies to and from the host, CUDA graphs."""
+"""One GPU for TensorRT: a stream, memory that is used again, copies to and from the host, CUDA graphs."""
 
 import ctypes
 import heapq
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BackendError, ClosedError, MissingDependencyError
+from foveate.runtime.tensors import DeviceTensor, held
 
 MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 """Where cuda-python keeps CUDA's runtime: since version 12.6, and before."""
@@ -64,57 +65,33 @@ def block_size(size: int) -> int:
 
 
 class Block:
-    """Device memory; it goes back to its GPU when nothing refers to it any more."""
+    """Device memory, see `Memory`; it goes back to its GPU when nothing refers to it any more."""
 
-    __slots__ = ("address", "gpu", "size")
+    __slots__ = ("address", "gpu", "nbytes")
 
-    def __init__(self, gpu: "Gpu", address: int, size: int) -> None:
-        """Own `size` bytes at `address`."""
-        self.gpu, self.address, self.size = gpu, address, size
+    device = "cuda"
+
+    def __init__(self, gpu: "Gpu", address: int, nbytes: int) -> None:
+        """Own `nbytes` bytes at `address`."""
+        self.gpu, self.address, self.nbytes = gpu, address, nbytes
 
     def __del__(self) -> None:
         """Give the memory back."""
-        heapq.heappush(self.gpu.idle.setdefault(self.size, []), self.address)
+        heapq.heappush(self.gpu.idle.setdefault(self.nbytes, []), self.address)
 
+    def read(self, begin: int, nbytes: int) -> NDArray[np.uint8]:
+        """Copy to host memory, when all work on the GPU is done."""
+        return self.gpu.download(self.address + begin, nbytes)
 
-@dataclass(frozen=True, slots=True)
-class DeviceTensor:
-    """A tensor in device memory.
+    def write(self, begin: int, array: NDArray[Any]) -> None:
+        """Copy an array's bytes, without waiting for it."""
+        self.gpu.write(self.address + begin, array)
 
-    Attributes:
-        block: Its memory.
-        sizes: Its shape.
-        dtype: What the memory holds; bfloat16 is held as uint16.
-        reads_as: What `numpy` gives, where that is another type.
-    """
-
-    block: Block
-    sizes: tuple[int, ...]
-    dtype: np.dtype[Any]
-    reads_as: np.dtype[Any] | None = None
-
-    @property
-    def address(self) -> int:
-        """Where it lies."""
-        return self.block.address
-
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return math.prod(self.sizes) * self.dtype.itemsize
-
-    def shape(self) -> list[int]:
-        """Its sizes."""
-        return list(self.sizes)
-
-    def numpy(self) -> NDArray[Any]:
-        """Copy it to the host, when all that was asked of the GPU before is done."""
-        array = self.block.gpu.download(self)
-        return array if self.reads_as is None else array.astype(self.reads_as)
-
-    def resized(self, sizes: tuple[int, ...]) -> "DeviceTensor":
-        """The same memory with another shape."""
-        return DeviceTensor(self.block, sizes, self.dtype, self.reads_as)
+    def wait(self) -> None:
+        """Wait for all work on the GPU."""
+        with self.gpu.lock:
+            self.gpu.check_open()
+            self.gpu.synchronize()
 
 
 @dataclass(slots=True)
@@ -213,23 +190,25 @@ class Gpu:
                 self._owned.remove(address)
                 self.cuda.cudaFree(address)
 
-    def empty(
-        self, sizes: tuple[int, ...], dtype: np.dtype[Any], block: Block | None = None
-    ) -> DeviceTensor:
-        """A tensor of unset values, in `block` if that is given."""
-        wanted = math.prod(sizes) * dtype.itemsize
-        if block is not None and wanted > block.size:
-            raise BackendError(f"{wanted} bytes do not fit into memory of {block.size} bytes")
-        return DeviceTensor(block or self.block(wanted), sizes, dtype)
+    def empty(self, shape: tuple[int, ...], dtype: str, block: Block | None = None) -> DeviceTensor:
+        """A tensor with any values in it, in `block` if that is given.
 
-    def upload(self, array: NDArray[Any]) -> DeviceTensor:
+        Raises:
+            BackendError: There is no memory for it, or the block is too small.
+        """
+        wanted = math.prod(shape) * held(dtype).itemsize
+        if block is not None and wanted > block.nbytes:
+            raise BackendError(f"{wanted} bytes do not fit into memory of {block.nbytes} bytes")
+        return DeviceTensor(block or self.block(wanted), shape, dtype)
+
+    def upload(self, array: NDArray[Any], dtype: str) -> DeviceTensor:
         """Copy an array to the device, without waiting for it."""
-        tensor = self.empty(array.shape, array.dtype)
-        self.write(tensor, array)
+        tensor = self.empty(array.shape, dtype)
+        tensor.write(array)
         return tensor
 
-    def write(self, tensor: DeviceTensor, array: NDArray[Any]) -> None:
-        """Copy an array of the tensor's size over it, without waiting for it."""
+    def write(self, address: int, array: NDArray[Any]) -> None:
+        """Copy an array's bytes to an address, without waiting for it."""
         with self.lock:
             self.check_open()
             if not array.nbytes:
@@ -240,9 +219,7 @@ class Gpu:
             kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
             check(
                 cuda,
-                cuda.cudaMemcpyAsync(
-                    tensor.address, staging.address, array.nbytes, kind, self.stream
-                ),
+                cuda.cudaMemcpyAsync(address, staging.address, array.nbytes, kind, self.stream),
                 "copying to the GPU",
             )
             check(cuda, cuda.cudaEventRecord(staging.event, self.stream), "recording an event")
@@ -254,7 +231,7 @@ class Gpu:
             self.check_open()
             check(
                 self.cuda,
-                self.cuda.cudaMemsetAsync(tensor.address, 0, tensor.bytes, self.stream),
+                self.cuda.cudaMemsetAsync(tensor.address, 0, tensor.nbytes, self.stream),
                 "clearing memory of the GPU",
             )
 
@@ -262,7 +239,7 @@ class Gpu:
         self, source: DeviceTensor, target: DeviceTensor, start: int, row: int, rows: int
     ) -> None:
         """Copy rows from `start` of one tensor [N, …] to `row` on of another, without waiting for it."""
-        width = math.prod(source.sizes[1:]) * source.dtype.itemsize
+        width = math.prod(source.shape[1:]) * held(source.dtype).itemsize
         with self.lock:
             self.check_open()
             cuda = self.cuda
@@ -278,25 +255,23 @@ class Gpu:
                 "copying within the GPU",
             )
 
-    def download(self, tensor: DeviceTensor) -> NDArray[Any]:
-        """Copy a tensor to the host, when all that was asked of the GPU before is done."""
+    def download(self, address: int, nbytes: int) -> NDArray[np.uint8]:
+        """Copy bytes to the host, when all that was asked of the GPU before is done."""
         with self.lock:
             self.check_open()
-            array = np.empty(tensor.sizes, tensor.dtype)
-            if not array.nbytes:
+            array = np.empty(nbytes, np.uint8)
+            if not nbytes:
                 return array
             cuda = self.cuda
-            staging = self._staging(array.nbytes)
+            staging = self._staging(nbytes)
             kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
             check(
                 cuda,
-                cuda.cudaMemcpyAsync(
-                    staging.address, tensor.address, array.nbytes, kind, self.stream
-                ),
+                cuda.cudaMemcpyAsync(staging.address, address, nbytes, kind, self.stream),
                 "copying from the GPU",
             )
             self.synchronize()
-            array.reshape(-1).view(np.uint8)[:] = staging.array[: array.nbytes]
+            array[:] = staging.array[:nbytes]
             check(cuda, cuda.cudaEventRecord(staging.event, self.stream), "recording an event")
             self._staged.append(staging)
             return array
@@ -310,14 +285,14 @@ class Gpu:
         check(self.cuda, self.cuda.cudaStreamSynchronize(self.stream), "work on the GPU")
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Record the work as a CUDA graph instead of doing it; the graph, to be launched.
+        """Capture the work as a CUDA graph instead of doing it; the graph, to be launched.
 
         Raises:
-            BackendError: The work cannot be recorded.
+            BackendError: The work cannot be captured.
         """
         cuda = self.cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        check(cuda, cuda.cudaStreamBeginCapture(self.stream, mode), "recording a CUDA graph")
+        check(cuda, cuda.cudaStreamBeginCapture(self.stream, mode), "capturing a CUDA graph")
         try:
             work()
         except BackendError:
@@ -326,7 +301,7 @@ class Gpu:
                 cuda.cudaGraphDestroy(graph)
             cuda.cudaGetLastError()
             raise
-        graph = check(cuda, cuda.cudaStreamEndCapture(self.stream), "recording a CUDA graph")
+        graph = check(cuda, cuda.cudaStreamEndCapture(self.stream), "capturing a CUDA graph")
         try:
             return check(cuda, cuda.cudaGraphInstantiate(graph, 0), "making a CUDA graph")
         finally:
@@ -336,7 +311,7 @@ class Gpu:
         """Do the work of a CUDA graph."""
         check(self.cuda, self.cuda.cudaGraphLaunch(graph, self.stream), "launching a CUDA graph")
 
-    def forget(self, graph: Any) -> None:
+    def destroy(self, graph: Any) -> None:
         """Free a CUDA graph."""
         self.cuda.cudaGraphExecDestroy(graph)
 

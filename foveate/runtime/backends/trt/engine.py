@@ -1,63 +1,26 @@
 """TensorRT and TensorRT for RTX: engines built ahead of time, on the GPU they were built for."""
 
 import functools
-import importlib
 import mmap
-from collections import deque
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from foveate.bundle.manifest import EngineVariant, Library, TensorSpec
 from foveate.bundle.reader import Bundle
-from foveate.errors import BackendError, ClosedError, MissingDependencyError
-from foveate.runtime.backends.trt.cuda import Block, DeviceTensor, Gpu
-from foveate.runtime.backends.trt.cuda_graphs import Graphs
+from foveate.errors import BackendError, ClosedError
+from foveate.runtime.backends.cuda_graphs import CudaGraphs
+from foveate.runtime.backends.trt.cuda import Block, Gpu
 from foveate.runtime.backends.trt.fit import NAMES, rebuild
+from foveate.runtime.backends.trt.library import Log, import_library, make_logger
 from foveate.runtime.backends.trt.ranges import only_sizes, pick_profile
 from foveate.runtime.backends.trt.tensor_specs import DTYPES, agrees, engine_spec
-from foveate.runtime.tensors import Feeds, Tensor, Value, held, on_host
+from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, held, on_host
 
-EXTRAS: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-WARNING = 2
-
-
-def import_library(library: Library) -> Any:
-    """TensorRT's module.
-
-    Raises:
-        MissingDependencyError: It is not installed, or does not load.
-    """
-    try:
-        module = importlib.import_module(library)
-        str(module.__version__)
-    except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        raise MissingDependencyError(
-            f"{NAMES[library]} cannot be imported ({error}): pip install "
-            f"'foveate[{EXTRAS[library]}]'"
-            + ("; on a Jetson it comes with JetPack" if library == "tensorrt" else "")
-        ) from error
-    return module
-
-
-def installed_version(library: Library) -> str:
-    """The version of an installed library; see `choose.Versions`."""
-    return str(import_library(library).__version__)
-
-
-@dataclass(slots=True)
-class Log:
-    """The last warnings and errors that TensorRT wrote."""
-
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=5))
-
-    def take(self) -> str:
-        """All of them in a line, which are forgotten then."""
-        said = " | ".join(self.lines)
-        self.lines.clear()
-        return said or "TensorRT gave no reason"
+MOST_GRAPHS = 4
+"""CUDA graphs kept for each engine."""
 
 
 class Opener:
@@ -106,20 +69,18 @@ class Opener:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """Inputs and outputs at addresses that stay, ready to run again and again.
+class Bound:
+    """What TensorRT runs of a call.
 
     Attributes:
-        place: The profile's number.
-        inputs: Tensors by input.
-        outputs: Tensors by output.
-        key: What a CUDA graph of it must have been recorded with.
+        profile: Its profile's number.
+        key: Of its CUDA graph.
+        captured: Whether it becomes one.
     """
 
-    place: int
-    inputs: dict[str, DeviceTensor]
-    outputs: dict[str, DeviceTensor]
+    profile: int
     key: Hashable
+    captured: bool
 
 
 class TensorRTEngine:
@@ -132,6 +93,7 @@ class TensorRTEngine:
             BackendError: It is not what the manifest says, or memory is short.
         """
         self.opener, self.gpu, self.variant = opener, opener.gpu, variant
+        self.lock = opener.gpu.lock
         self.engine: Any = engine
         trt = opener.module
         names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
@@ -156,17 +118,21 @@ class TensorRTEngine:
                 f"{len(variant.profiles)} in the manifest. {self._again(bundle)}"
             )
         self.contexts = [self._context(place) for place in range(len(variant.profiles))]
-        self.graphs = Graphs(self.gpu)
+        self.graphs: CudaGraphs[Any] = CudaGraphs(MOST_GRAPHS, self._destroy)
 
     def run(
-        self, feeds: Feeds, into: Mapping[str, Block] | None = None, *, repeats: bool = True
-    ) -> dict[str, Value]:
-        """Run once; outputs stay on the GPU.
+        self,
+        feeds: Feeds,
+        into: Mapping[str, DeviceTensor] | None = None,
+        *,
+        capture: bool | None = None,
+    ) -> dict[str, DeviceTensor]:
+        """Enqueue a run; outputs wait when they are read.
 
         Args:
             feeds: Every input, in host memory or on this GPU.
-            into: Memory for outputs by name; others get memory of their own.
-            repeats: Whether the same shapes are likely to come again: CUDA graphs are made of them.
+            into: Outputs by name whose memory is there, of any shape; others get memory of their own.
+            capture: False keeps a call whose shapes will not come again from becoming a CUDA graph.
 
         Raises:
             LimitError: Shapes that no profile of the engine takes.
@@ -175,35 +141,34 @@ class TensorRTEngine:
         """
         with self.gpu.lock:
             self._check_open()
-            shapes = {spec.name: tuple(_shape(feeds[spec.name])) for spec in self.inputs}
+            shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self.inputs}
             values = {name: self._hold(name, feeds[name]) for name in self.hosted}
-            place = pick_profile(self.variant, shapes, values)
-            context = self.contexts[place]
-            placed = {
-                name: self._placed(name, feeds[name]) for name in shapes if name not in self.hosted
+            profile = pick_profile(self.variant, shapes, values)
+            context = self.contexts[profile]
+            inputs = {
+                name: self._on_device(name, feeds[name])
+                for name in shapes
+                if name not in self.hosted
             }
             self._set_shapes(context, shapes)
-            outputs = {
-                spec.name: self._output(context, spec, (into or {}).get(spec.name))
-                for spec in self.outputs
-            }
-            addresses = self._set_addresses(context, placed | outputs)
-            work = functools.partial(self._enqueue, context)
-            if repeats:
-                key = (place, *shapes.values(), *values.values(), *addresses.values())
-                self.graphs.run(key, work)
-            else:
-                work()
+            outputs = self._outputs(context, into or {})
+            addresses = self._set_addresses(context, inputs | outputs)
+            key = (profile, *shapes.values(), *values.values(), *addresses.values())
+            self._launch(key, context, capture)
             if self.hosted:
                 self.gpu.synchronize()
-            return dict(outputs)
+            return outputs
 
-    def bind(self, feeds: Mapping[str, DeviceTensor], into: Mapping[str, Block]) -> Call:
+    def bind(
+        self, feeds: Feeds, into: Mapping[str, DeviceTensor], *, captured: bool = True
+    ) -> Call:
         """Fix where every input and output lies, without running; `repeat` runs the call.
 
         Args:
-            feeds: Every input, on this GPU.
-            into: Memory for outputs by name, which may be that of an input; others get their own.
+            feeds: Every input; arrays are copied to this GPU.
+            into: Outputs by name whose memory is there, which may be that of an input; others get
+                their own.
+            captured: Whether it becomes a CUDA graph when it has run.
 
         Raises:
             LimitError: Shapes that no profile of the engine takes.
@@ -215,19 +180,20 @@ class TensorRTEngine:
             self._must(
                 not self.hosted, f"to be bound: {', '.join(self.hosted)} must change with it"
             )
-            inputs = {spec.name: self._placed(spec.name, feeds[spec.name]) for spec in self.inputs}
-            shapes = {name: tensor.sizes for name, tensor in inputs.items()}
-            place = pick_profile(self.variant, shapes, {})
-            context = self.contexts[place]
-            self._set_shapes(context, shapes)
-            outputs = {
-                spec.name: self._output(context, spec, into.get(spec.name)) for spec in self.outputs
+            inputs = {
+                spec.name: self._on_device(spec.name, feeds[spec.name]) for spec in self.inputs
             }
+            shapes = {name: tensor.shape for name, tensor in inputs.items()}
+            profile = pick_profile(self.variant, shapes, {})
+            context = self.contexts[profile]
+            self._set_shapes(context, shapes)
+            outputs = self._outputs(context, into)
             addresses = (tensor.address for tensor in (inputs | outputs).values())
-            return Call(place, inputs, outputs, (place, *shapes.values(), *addresses))
+            key = (profile, *shapes.values(), *addresses)
+            return Call(inputs, outputs, Bound(profile, key, captured))
 
     def repeat(self, call: Call) -> None:
-        """Run a bound call on what its memory holds now, from the third time on as one CUDA graph.
+        """Enqueue a bound call on what its memory holds now, from the third time on as one CUDA graph.
 
         Raises:
             BackendError: TensorRT failed.
@@ -235,16 +201,30 @@ class TensorRTEngine:
         """
         with self.gpu.lock:
             self._check_open()
-            if self.graphs.launch(call.key):
+            bound: Bound = call.handle
+            context = self.contexts[bound.profile]
+            graph = self.graphs.get(bound.key)
+            if graph is not None:
+                self.gpu.launch(graph)
                 return
-            context = self.contexts[call.place]
-            self._set_shapes(context, {name: one.sizes for name, one in call.inputs.items()})
+            self._set_shapes(context, {name: one.shape for name, one in call.inputs.items()})
             self._set_addresses(context, call.inputs | call.outputs)
-            self.graphs.run(call.key, functools.partial(self._enqueue, context))
+            self._launch(bound.key, context, None if bound.captured else False)
 
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """What holds an input or output in memory."""
-        return held(self.kinds[name])
+    def forget(self, tensors: Collection[DeviceTensor]) -> None:
+        """Let go of all CUDA graphs: which of them use these tensors is not known."""
+        with self.gpu.lock:
+            self.graphs.clear()
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
+        """Memory on this GPU for a tensor of zeros.
+
+        Raises:
+            BackendError: There is no memory for it.
+        """
+        tensor = self.gpu.empty(shape, dtype)
+        self.gpu.clear(tensor)
+        return tensor
 
     def close(self) -> None:
         """Free the engine."""
@@ -314,41 +294,68 @@ class TensorRTEngine:
             self._must(context.set_tensor_address(name, address), repr(name))
         return addresses
 
+    def _launch(self, key: Hashable, context: Any, capture: bool | None = None) -> None:
+        """Do what a context was set up for: by its CUDA graph, or else now, capturing it for the next time."""
+        graph = self.graphs.get(key)
+        if graph is not None:
+            self.gpu.launch(graph)
+            return
+        work = functools.partial(self._enqueue, context)
+        work()
+        if self.graphs.wants(key, capture):
+            try:
+                self.graphs.put(key, self.gpu.capture(work))
+            except BackendError as error:
+                self.graphs.refuse(str(error))
+
     def _enqueue(self, context: Any) -> None:
         """Put the engine's work on the stream."""
         if not context.execute_async_v3(self.gpu.handle):
             raise BackendError(f"{self._title()} failed: {self.opener.log.take()}")
 
-    def _placed(self, name: str, feed: Tensor) -> DeviceTensor:
+    def _destroy(self, graph: Any) -> None:
+        """Free a CUDA graph, when nothing on the GPU uses it any more."""
+        self.gpu.synchronize()
+        self.gpu.destroy(graph)
+
+    def _on_device(self, name: str, feed: Tensor) -> DeviceTensor:
         """An input in device memory, of the engine's type."""
-        wanted = held(self.kinds[name])
-        if isinstance(feed, DeviceTensor):
-            if feed.dtype == wanted:
+        wanted = self.kinds[name]
+        if isinstance(feed, DeviceTensor) and isinstance(feed.memory, Block):
+            if held(feed.dtype) == held(wanted):
                 return feed
             raise BackendError(
                 f"{self._title()}: {name!r} is {feed.dtype} on the GPU and {wanted} in the engine"
             )
         array = on_host(feed)
-        if array.dtype != wanted:
-            if array.dtype != np.int64 or wanted != np.int32:
+        if array.dtype != held(wanted):
+            if array.dtype != np.int64 or wanted != "int32":
                 raise BackendError(
                     f"{self._title()}: {name!r} is {array.dtype} and {wanted} in the engine"
                 )
             array = array.astype(np.int32)
-        return self.gpu.upload(array)
+        return self.gpu.upload(array, wanted)
 
-    def _output(self, context: Any, spec: TensorSpec, block: Block | None) -> DeviceTensor:
-        """Memory for an output, of the shape that the inputs give it."""
-        sizes = tuple(context.get_tensor_shape(spec.name))
-        if any(size < 0 for size in sizes):
+    def _outputs(self, context: Any, into: Mapping[str, DeviceTensor]) -> dict[str, DeviceTensor]:
+        """Memory for every output, of the shape that the inputs give it."""
+        return {
+            spec.name: self._output(context, spec, into.get(spec.name)) for spec in self.outputs
+        }
+
+    def _output(self, context: Any, spec: TensorSpec, there: DeviceTensor | None) -> DeviceTensor:
+        """Memory for an output."""
+        shape = tuple(context.get_tensor_shape(spec.name))
+        if any(size < 0 for size in shape):
             raise BackendError(
                 f"{self._title()}: the shape of {spec.name!r} is not known before it is run"
             )
         kind = self.kinds[spec.name]
-        tensor = self.gpu.empty(sizes, held(kind), block)
-        if kind == spec.dtype:
-            return tensor
-        return DeviceTensor(tensor.block, sizes, tensor.dtype, held(spec.dtype))
+        block = None
+        if there is not None:
+            assert isinstance(there.memory, Block)
+            block = there.memory
+        tensor = self.gpu.empty(shape, kind, block)
+        return tensor if kind == spec.dtype else replace(tensor, reads_as=spec.dtype)
 
     def _check_open(self) -> None:
         """ClosedError after `close`."""
@@ -367,22 +374,3 @@ class TensorRTEngine:
     def _title(self) -> str:
         """The engine in words."""
         return f"the engine of {self.variant.role} for {self.variant.target}"
-
-
-def make_logger(trt: Any, log: Log) -> Any:
-    """A logger for TensorRT that keeps its last warnings and errors."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """TensorRT's log lines."""
-
-        def log(self, severity: Any, text: str) -> None:
-            """Take a line."""
-            if int(severity) <= WARNING:
-                log.lines.append(text)
-
-    return Logger()
-
-
-def _shape(feed: Tensor) -> list[int]:
-    """The shape of an input."""
-    return list(feed.shape) if isinstance(feed, np.ndarray) else feed.shape()

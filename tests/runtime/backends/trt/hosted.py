@@ -17,7 +17,8 @@ from foveate.bundle.manifest import EngineVariant, GraphSpec
 from foveate.bundle.reader import Bundle
 from foveate.export.tensorrt.axes import axis_size
 from foveate.runtime.backends.trt.cuda import Gpu
-from foveate.runtime.backends.trt.engine import Log, TensorRTEngine
+from foveate.runtime.backends.trt.engine import TensorRTEngine
+from foveate.runtime.backends.trt.library import Log
 from foveate.runtime.backends.trt.tensor_specs import DTYPES, engine_spec
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

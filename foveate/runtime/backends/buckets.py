@@ -1,4 +1,4 @@
-"""Buckets: the few sizes that calls of any size are filled up to, until their size has come often.
+"""Buckets: the few sizes that calls of any size are padded to, until their own size has come often.
 
 Libraries plan kernels anew for a size that they have not seen (cuDNN's attention: tens of milliseconds),
 and a CUDA graph is of one size.
@@ -26,16 +26,16 @@ def rounded(count: int, unit: int) -> int:
 
 
 def bucket(count: int, unit: int) -> int:
-    """What `count` is filled up to: multiples of `unit`, of more and more beyond `STEPS` of them.
+    """What `count` is padded to: multiples of `unit`, of more and more beyond `STEPS` of them.
 
-    So what fills up is little, at most a sixteenth beyond the first steps, and buckets stay few.
+    So padding is little, at most a sixteenth beyond the first steps, and buckets stay few.
     """
     while count > STEPS * unit:
         unit *= 2
     return rounded(count, unit)
 
 
-def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
+def padded(rows: NDArray[Any], more: int) -> NDArray[Any]:
     """An array with `more` rows of zeros after its own."""
     if not more:
         return rows
@@ -44,7 +44,7 @@ def lengthened(rows: NDArray[Any], more: int) -> NDArray[Any]:
     return whole
 
 
-class Seen(Counter[Hashable]):
+class Counts(Counter[Hashable]):
     """How often each of some things came; all are forgotten once they are too many."""
 
     def note(self, thing: Hashable) -> int:
@@ -61,7 +61,7 @@ class Repeats:
     def __init__(self) -> None:
         """Begin with nothing seen."""
         self.lock = threading.Lock()
-        self.seen = Seen()
+        self.counts = Counts()
         self.exact: set[Hashable] = set()
 
     def comes_again(self, size: Hashable) -> bool:
@@ -69,7 +69,7 @@ class Repeats:
         with self.lock:
             if size in self.exact:
                 return True
-            if self.seen.note(size) < AGAIN or len(self.exact) >= MOST_EXACT:
+            if self.counts.note(size) < AGAIN or len(self.exact) >= MOST_EXACT:
                 return False
             self.exact.add(size)
             return True

@@ -1,0 +1,175 @@
+"""How a decoder of contrib operators is told where its caches are filled to, and by which positions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.bundle.manifest import ModelFacts
+from foveate.errors import LimitError
+from foveate.runtime.backends.buckets import Repeats, bucket, padded
+from foveate.runtime.backends.ort.memory import empty
+from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.language.base import Capabilities, Generation, state_names
+from foveate.runtime.language.cache_pool import CacheMemory
+from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, on_host
+
+STEP = 256
+"""Caches are as long as a multiple of this; a long prompt's bucket has room in them, too."""
+PROMPT, LONG = 128, 32
+"""Prompts are padded to buckets of multiples of this, and of this where they are longer than CAPTURED:
+padding comes after the last token, which does not attend to it."""
+CAPTURED = 1024
+"""Tokens of the longest prompts that become CUDA graphs; longer ones keep the GPU busy."""
+
+
+@dataclass(slots=True)
+class Positions:
+    """The rotary positions of one cache's rows, which share a table by slot.
+
+    Attributes:
+        shifts: What each row's positions are moved by so that they share the table; attention sees
+            distances alone, which stay.
+        ahead: By how much a slot's position is more than its number; None before the first decode step.
+    """
+
+    shifts: list[int]
+    ahead: int | None = None
+
+
+class SlotInputs:
+    """Inputs of GroupQueryAttention decoders: filled lengths and a table of positions by slot; see `CacheInputs`."""
+
+    def __init__(self, engine: IoBoundEngine, model: ModelFacts, most_tokens: int) -> None:
+        """Feed `engine`, a decoder of the sizes in `model`, for sequences of up to `most_tokens`."""
+        self.engine, self.dtype = engine, engine.types["inputs_embeds"]
+        self.capabilities = Capabilities(batch=None, most_tokens=most_tokens)
+        self.names, self.vocabulary = state_names(model.layers), model.vocabulary
+        self.width = model.hidden_size
+        (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
+        self.axes = int(places.shape[1])
+        self.repeats = Repeats()
+
+    def capacity(self, most: int) -> int:
+        """The bucket of a cache for sequences of up to `most` tokens."""
+        return bucket(most, STEP)
+
+    def step_feeds(self, rows: int, capacity: int) -> Feeds:
+        """A decode step's inputs, for a cache with nothing in it."""
+        return {
+            "position_ids": np.zeros((capacity, self.axes), np.int64),
+            "seqlens_k": np.zeros(rows, np.int32),
+            "total_sequence_length": np.array([capacity], np.int32),
+            "last": np.zeros(1, np.int64),
+        }
+
+    def outputs(self, rows: int) -> dict[str, DeviceTensor]:
+        """Memory for the logits of each row's next token, and for their argmax."""
+        device = self.engine.device
+        return {
+            "logits": empty((rows, self.vocabulary), "float32", device),
+            "best": empty((rows,), "int64", device),
+        }
+
+    def begin(self, settings: Sequence[Generation], memory: CacheMemory) -> Positions:
+        """Shift the rows' positions until those after their prompts agree by slot."""
+        ahead = [one.next_position - one.prompt_tokens for one in settings]
+        return Positions([max(ahead) - one for one in ahead])
+
+    def write_step(
+        self,
+        known: Positions,
+        call: Call,
+        lengths: NDArray[np.int32],
+        tokens: Mapping[int, tuple[int, int]],
+    ) -> None:
+        """Write the filled lengths, and the table of positions where it is another.
+
+        Raises:
+            LimitError: A row goes on at another position than it was begun for.
+        """
+        ahead = {
+            position + known.shifts[row] - int(lengths[row])
+            for row, (_, position) in tokens.items()
+        }
+        if len(ahead) > 1:
+            raise LimitError(
+                "a batch's rows go on at the positions they were begun for; begin another"
+            )
+        if known.ahead not in ahead:
+            (known.ahead,) = ahead
+            table = call.inputs["position_ids"]
+            slots = np.arange(table.shape[0], dtype=np.int64) + known.ahead
+            table.write(np.tile(slots[:, None], self.axes))
+        call.inputs["seqlens_k"].write(lengths)
+
+    def prefill(
+        self, known: Positions, memory: CacheMemory, row: int, prompt: KeptPrompt
+    ) -> dict[str, DeviceTensor]:
+        """Enqueue a row's prefill, padded to its bucket on CUDA.
+
+        The prompt's rows and positions may have room for a whole bucket; they are not copied then.
+        """
+        written, count = memory.prompts[row], prompt.length
+        embeds, size = prompt.embeds, self.padded_length(count)
+        room = embeds.room if isinstance(embeds, DeviceTensor) else 0
+        if room < size * self.width or size > memory.capacity:
+            size = count
+        if isinstance(embeds, DeviceTensor):
+            embeds = embeds.viewed((1, size, self.width))
+        return self.engine.run(
+            {
+                "inputs_embeds": embeds,
+                "position_ids": by_slot(prompt.position_ids, count, size, known.shifts[row]),
+                "seqlens_k": np.array([size - 1], np.int32),
+                "total_sequence_length": np.array([size], np.int32),
+                "last": np.array([count - 1], np.int64),
+                **{f"past.{name}": written[f"present.{name}"] for name in self.names},
+            },
+            {},
+            written,
+            # Each row of a batch would be a CUDA graph of its own, of which there are few.
+            capture=None if memory.rows == 1 and count <= CAPTURED else False,
+        )
+
+    def padded_length(self, count: int) -> int:
+        """How many tokens a prompt of `count` is run as; a long one as it is, once it has come often."""
+        if not self.engine.captures or (count > CAPTURED and self.repeats.comes_again(count)):
+            return count
+        return prompt_bucket(count)
+
+
+class KeptPositions:
+    """A kept prompt's rotary positions int64 [A, 1, T'], on the device by row; see `Readable`."""
+
+    def __init__(self, rows: DeviceTensor) -> None:
+        """View `rows` [T', A], whose memory may have room for more."""
+        self.rows = rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.rows.shape[1], 1, self.rows.shape[0]
+
+    def numpy(self) -> NDArray[np.int64]:
+        """Copy to host memory."""
+        return self.rows.numpy().T[:, None]
+
+
+def by_slot(
+    positions: KeptPositions | NDArray[np.int64], count: int, size: int, shift: int
+) -> Tensor:
+    """The decoder's positions [size, A]: the first `count` moved by `shift`, any after them."""
+    if isinstance(positions, KeptPositions) and not shift:
+        axes = positions.rows.shape[1]
+        if positions.rows.room >= size * axes:
+            return positions.rows.viewed((size, axes))
+    host = positions.numpy() if isinstance(positions, KeptPositions) else on_host(positions)
+    return padded(host[:, 0, :count].T + shift, size - count)
+
+
+def prompt_bucket(count: int) -> int:
+    """The bucket of a prompt of `count` tokens."""
+    return bucket(count, PROMPT if count <= CAPTURED else LONG)

@@ -1,0 +1,42 @@
+"""Pictures that were encoded once, to be asked about many times."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foveate.families.base import Medium, VisualInput
+from foveate.runtime.tensors import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from foveate.runtime.answer import Answer
+    from foveate.runtime.generation import Stream
+    from foveate.runtime.pipeline import Pipeline
+    from foveate.runtime.request import Options
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMedia:
+    """Pictures or a video, and their visual tokens; `Pipeline.encode` makes one.
+
+    Attributes:
+        pipeline: Whose vision graph encoded them.
+        media: The pictures or the video.
+        visual: They, prepared.
+        embeds: Visual tokens [N_v, H], where the backend keeps them; None before they are encoded.
+    """
+
+    pipeline: "Pipeline"
+    media: tuple[Medium, ...]
+    visual: VisualInput
+    embeds: Tensor | None = None
+
+    def generate(self, prompt: str, **options: "Unpack[Options]") -> "Answer":
+        """Answer a prompt about them; see `Pipeline.generate`."""
+        options["encoded"] = self
+        return self.pipeline.generate(prompt, **options)
+
+    def stream(self, prompt: str, **options: "Unpack[Options]") -> "Stream":
+        """Answer a prompt about them piece by piece; see `Pipeline.stream`."""
+        options["encoded"] = self
+        return self.pipeline.stream(prompt, **options)

@@ -1,0 +1,102 @@
+"""The kept prompt: where vision and language meet."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import BackendError
+from foveate.families.base import Prompt
+from foveate.runtime.tensors import Tensor
+
+
+class Readable(Protocol):
+    """A value that comes to the host when it is read."""
+
+    def numpy(self) -> NDArray[Any]:
+        """Its value, waited for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTokens:
+    """Which visual tokens were kept, and how relevant each of them all was.
+
+    Attributes:
+        indices: int64 [K], ordinals of the kept tokens, ascending.
+        relevance: float32 [N_v], a distribution over the tokens; None where nothing was ranked.
+    """
+
+    indices: NDArray[np.int64]
+    relevance: NDArray[np.float32] | None
+
+
+class KeptPrompt:
+    """A prompt with fewer visual tokens, ready for the language model.
+
+    Attributes:
+        prompt: The whole prompt.
+        length: Tokens that are left, T'.
+        embeds: [1, T', H], in the prompt's order; its memory may hold more rows.
+        position_ids: int64 [A, 1, T'], the original rotary positions.
+        scores: float32 [N_v], what the ranking used; None where nothing was ranked.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        length: int,
+        embeds: Tensor,
+        position_ids: Any,
+        indices: NDArray[np.int64] | Readable,
+        relevance: NDArray[np.float32] | Readable | None = None,
+        scores: Readable | None = None,
+    ) -> None:
+        """Put together what a backend has enqueued; nothing is waited for."""
+        self.prompt, self.length = prompt, length
+        self.embeds, self.position_ids, self.scores = embeds, position_ids, scores
+        self._indices, self._relevance = indices, relevance
+        self._kept: KeptTokens | None = None
+
+    @property
+    def next_position(self) -> int:
+        """The rotary position of the first generated token, on every axis: that after the whole prompt."""
+        return self.prompt.next_position
+
+    def selection(self) -> KeptTokens:
+        """What was kept and why, read from the device once.
+
+        Raises:
+            BackendError: The relevance is not finite, so that nothing was ranked.
+        """
+        if self._kept is None:
+            relevance = None if self._relevance is None else _read(self._relevance)
+            if relevance is not None and not np.isfinite(relevance).all():
+                raise BackendError(
+                    "the compressor's relevance is not finite, so nothing can be ranked; export the "
+                    "bundle with --precision fp32 or bf16"
+                )
+            self._kept = KeptTokens(_read(self._indices), relevance)
+        return self._kept
+
+    @property
+    def kept_index(self) -> NDArray[np.int64]:
+        """Where in the whole prompt the tokens that are left stand, int64 [T'], ascending."""
+        visual = self.prompt.visual_index[self.selection().indices]
+        return np.sort(np.concatenate([self.prompt.text_index, visual]))
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """The ids of the tokens that are left, int64 [T'], visual placeholders among them."""
+        return self.prompt.token_ids[self.kept_index]
+
+    @property
+    def visual(self) -> NDArray[np.bool_]:
+        """Which of the tokens that are left are visual, bool [T']."""
+        return np.isin(self.kept_index, self.prompt.visual_index)
+
+
+def _read(value: NDArray[Any] | Readable) -> NDArray[Any]:
+    """A value on the host, where it may be already."""
+    return value if isinstance(value, np.ndarray) else value.numpy()
