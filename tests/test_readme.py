@@ -1,5 +1,6 @@
 """The README's commands and its Python, run as they stand there."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -36,11 +37,36 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_run(desk: Path) -> None:
     assert (desk / "bundle" / "manifest.json").is_file()
     assert (desk / "bench.json").is_file()
-    for picture in ("look.png", "sheet.png", "f_theta.png"):
+    for picture in ("heatmap.png", "sheet.png", "f_theta.png"):
         assert (desk / picture).read_bytes().startswith(b"\x89PNG")
-    trained = Bundle.open(desk / "compressed").manifest.compressor
-    assert trained.kind == "f_theta"
-    assert "10,020 samples" in str(trained.trained_on)
+    for bundle, samples in (("bundle", "10,020 samples"), ("compressed", ", 24 samples")):
+        compressor = Bundle.open(desk / bundle).manifest.compressor
+        assert compressor.kind == "f_theta"
+        assert samples in str(compressor.trained_on)
+
+
+def test_the_run_answers_and_keeps_as_the_readme_says(desk: Path) -> None:
+    commands = "".join(blocks("console")).splitlines()
+    (command,) = [line for line in commands if line.startswith("$ foveate run ")]
+    arguments = shlex.split(command)[2:]
+    facts = json.loads(run(desk, "-m", "foveate", *arguments, "--force", "--json"))
+    assert facts["text"] == "E"
+    assert "The `run` above answers `E`" in README
+    assert f"{facts['visual']['kept']} of {facts['visual']['total']} visual tokens" in README
+    assert (ROOT / "docs/pictures/heatmap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_link_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*/README.md")]
+    assert len(pages) >= 11
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    prose = re.sub(r"^```.*?^```|^\|.*?$", "", README, flags=re.MULTILINE | re.DOTALL)
+    assert len(prose.split()) <= 900
 
 
 def test_the_python_runs_and_answers(desk: Path) -> None:
