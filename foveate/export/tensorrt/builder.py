@@ -154,15 +154,15 @@ def build_engine(
     return engine, profiles, timing
 
 
-def _logger(trt: Any, log: BuildLog) -> Any:
-    """A logger for TensorRT that writes into `log`."""
+def _logger(trt: Any, lines: BuildLog) -> Any:
+    """A logger for TensorRT that adds to `lines`."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Receives TensorRT's log lines."""
 
         def log(self, severity: Any, text: str) -> None:
             """Add a line."""
-            log.add(int(severity), text)
+            lines.add(int(severity), text)
 
     return Logger()
 
