@@ -1,12 +1,12 @@
-"""TensorRT engines of a bundle held against onnxruntime's CPU provider: same answers, same arrays.
+"""Compares a bundle's TensorRT engines with onnxruntime's CPU execution provider: answers and arrays.
 
     python benchmarks/tensorrt_parity.py BUNDLE --write-reference REFERENCE.npz   # where onnxruntime is
     python benchmarks/tensorrt_parity.py BUNDLE --reference REFERENCE.npz --target h100 --json OUT.json
 
-The reference holds the pictures too, already of sizes that need no resizing: so it does not matter that
-the two environments may have different Pillows. The second command needs no onnxruntime, no torch and no
-network; it builds the engines first where the bundle has none for the target. With --decoder static they
-have a KV cache of fixed memory (TensorRT from 10.15 on, TensorRT for RTX).
+The reference holds the pictures too, in sizes that need no resizing, so that the two environments may have
+different versions of Pillow. The second command needs no onnxruntime, no torch and no network; it builds
+the engines first where the bundle has none for the target. With --decoder static they have a KV cache of
+fixed memory (TensorRT from 10.15 on, TensorRT for RTX).
 """
 
 import argparse
@@ -15,7 +15,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from foveate import Pipeline, __version__
 from foveate.bundle.reader import Bundle
 from foveate.commands.stages import BOUNDS, differences, run_stages
+from foveate.machine import gpu_facts
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.trt.backend import TensorRTBackend
 from foveate.runtime.pipeline import read_family, read_tokenizer
@@ -39,13 +39,13 @@ STAGES = ("vision", "compress", "prefill", "decode")
 
 
 def write_reference(bundle: Bundle, samples: Path, count: int, out: Path) -> None:
-    """Ask the bundle's graphs on the CPU and keep pictures, questions, answers and every stage's arrays."""
+    """Run the bundle's graphs on the CPU; write pictures, questions, answers and each stage's arrays."""
     lines = (samples / "data.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     records = records[:: max(1, len(records) // count)][:count]
     family = read_family(bundle, read_tokenizer(bundle))
     arrays: dict[str, NDArray[Any]] = {}
-    asked = []
+    questions = []
     with Pipeline.load(bundle.root, backend="onnxruntime", device="cpu") as pipe:
         for number, record in enumerate(records):
             picture = Image.open(samples / record["image"]).convert("RGB")
@@ -61,21 +61,25 @@ def write_reference(bundle: Bundle, samples: Path, count: int, out: Path) -> Non
                     "token_ids": answer.token_ids,
                     "kept": answer.visual.indices.tolist(),
                 }
-            asked.append({"question": record["question"], "answers": answers})
+            questions.append({"question": record["question"], "answers": answers})
     backend = open_backend(bundle, "onnxruntime", device="cpu")
     for keep in KEEPS[1:]:
-        found = stages_of(bundle, backend, arrays["picture.0"], asked[0]["question"], keep, {})
+        found = stages_of(bundle, backend, arrays["picture.0"], questions[0]["question"], keep, {})
         arrays |= {f"stage.{keep}.{name}": array for name, array in found.items()}
     backend.close()
-    about = {"precision": bundle.manifest.precision, "asked": asked, "tools": bundle.manifest.tools}
+    about = {
+        "precision": bundle.manifest.precision,
+        "asked": questions,
+        "tools": bundle.manifest.tools,
+    }
     np.savez_compressed(out, about=np.array(json.dumps(about)), **arrays)
-    print(f"{out}: {len(asked)} questions, {out.stat().st_size / 1e6:.1f} MB")
+    print(f"{out}: {len(questions)} questions, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def stages_of(
     bundle: Bundle, backend: Any, picture: NDArray[np.uint8], question: str, keep: float, given: Any
 ) -> dict[str, NDArray[Any]]:
-    """Every stage of one request."""
+    """The outputs of every stage of one request."""
     family = read_family(bundle, read_tokenizer(bundle))
     vision = family.preprocess([Image.fromarray(picture)])
     prompt = family.layout(question, vision)
@@ -85,7 +89,7 @@ def stages_of(
 def build(
     root: Path, target: str, targets: Path | None, precision: Any, decoder: Any, force: bool
 ) -> Any:
-    """Build the target's engines where the bundle has none; seconds and sizes of what was built."""
+    """Build the target's engines where the bundle has none; the size and build time of each."""
     bundle = Bundle.open(root)
     built = [one for one in bundle.manifest.engines if one.target == target]
     other = decoder and any(one.decoder not in (None, decoder) for one in built)
@@ -97,13 +101,13 @@ def build(
         return []
     from foveate.export.tensorrt.build import build_engines
 
-    def tell(stage: str, number: int, total: int) -> None:
-        """Say what is being built."""
+    def report(stage: str, number: int, total: int) -> None:
+        """Print which engine is being built."""
         print(f"{time.strftime('%H:%M:%S')} {stage} {number}/{total}", flush=True)
 
     result = build_engines(
         root, [target], targets,
-        precision=precision, decoder=decoder, force=force, progress=tell,
+        precision=precision, decoder=decoder, force=force, progress=report,
     )  # fmt: skip
     return [
         {"role": one.engine.role, "bytes": one.bytes, "seconds": round(one.seconds, 2)}
@@ -112,7 +116,7 @@ def build(
 
 
 def compare(root: Path, reference: Any, target: str, runs: int) -> dict[str, Any]:
-    """Run all that the reference holds on the engines, and time the stages."""
+    """Run all of the reference on the engines, compare the results, and time the stages."""
     about = json.loads(str(reference["about"]))
     bundle = Bundle.open(root, checksums=False)
     engines = {one.role: one for one in bundle.manifest.engines if one.target == target}
@@ -131,16 +135,16 @@ def compare(root: Path, reference: Any, target: str, runs: int) -> dict[str, Any
 
     answers, timings = [], {}
     with Pipeline.load(root, backend="tensorrt", target=target) as pipe:
-        for number, asked in enumerate(about["asked"]):
+        for number, question in enumerate(about["asked"]):
             picture = reference[f"picture.{number}"]
             for keep in KEEPS:
-                wanted = asked["answers"][str(keep)]
+                wanted = question["answers"][str(keep)]
                 answer = pipe.generate(
-                    asked["question"], images=[picture], keep=keep, max_new_tokens=TOKENS
+                    question["question"], images=[picture], keep=keep, max_new_tokens=TOKENS
                 )
                 answers.append(
                     {
-                        "question": asked["question"],
+                        "question": question["question"],
                         "keep": keep,
                         "same_tokens": answer.token_ids == wanted["token_ids"],
                         "same_kept": answer.visual.indices.tolist() == wanted["kept"],
@@ -176,7 +180,7 @@ def compare(root: Path, reference: Any, target: str, runs: int) -> dict[str, Any
 def time_stages(
     pipe: Pipeline, picture: NDArray[np.uint8], question: str, keep: float, runs: int
 ) -> dict[str, float]:
-    """Median milliseconds of each stage after warming up; decode is for a token."""
+    """Median milliseconds of each stage, after a warm-up; those of decode are for one token."""
     found: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "first_token")}
     for number in range(runs + 5):
         answer = pipe.generate(
@@ -191,7 +195,7 @@ def time_stages(
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result as a few lines."""
+    """The result in a few lines of text."""
     rows = [
         (f"keep {keep}", *(f"{stage} {stages[stage]:.3f}" for stage in (*STAGES, "first_token")))
         for keep, stages in result["milliseconds"].items()
@@ -219,7 +223,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read the command line and do it."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--write-reference", type=Path, metavar="FILE.npz")
@@ -255,7 +259,7 @@ def main() -> None:
         "foveate": __version__,
         "python": platform.python_version(),
         "library": f"{engines[0].library} {engines[0].version}",
-        "gpu": gpu_name(),
+        "gpu": gpu_facts()["name"],
         "precision": engines[0].precision,
         "decoder": next(one.decoder for one in engines if one.role == "decoder"),
         "engines": built,
@@ -266,16 +270,6 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(describe(result))
     sys.exit(not result["ok"])
-
-
-def gpu_name() -> str:
-    """The GPU's name, as CUDA says it."""
-    from foveate.runtime.backends.trt.cuda import check, load_cuda
-
-    cuda = load_cuda()
-    ask: Callable[[int], Any] = cuda.cudaGetDeviceProperties
-    name = check(cuda, ask(0), "asking for the GPU's name").name
-    return name.decode().strip("\0") if isinstance(name, bytes) else str(name)
 
 
 if __name__ == "__main__":

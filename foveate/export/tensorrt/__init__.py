@@ -1,1 +1,1 @@
-"""Bundle to TensorRT engines: needs tensorrt or tensorrt_rtx, and no torch."""
+"""Builds TensorRT engines of a bundle's graphs; needs tensorrt or tensorrt_rtx, and no torch."""

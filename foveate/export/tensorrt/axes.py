@@ -1,4 +1,4 @@
-"""Free axes of a graph: their names, which may be sums and quotients of others, as sizes."""
+"""Computes the sizes of a graph's named axes; a name may be an expression of other names."""
 
 import ast
 import operator
@@ -13,10 +13,10 @@ OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 def axis_size(axis: int | str, sizes: Mapping[str, int]) -> int:
-    """The size of an axis where its parts have `sizes`: "text + u0" at text 3, u0 4 is 7.
+    """The size of an axis, given the `sizes` of names: "text + u0" is 7 where text is 3 and u0 is 4.
 
     Raises:
-        ValueError: It is made of something else than sizes, or of one that is not given.
+        ValueError: It is no such expression, or has a name without a size.
     """
     if isinstance(axis, int):
         return axis
@@ -24,7 +24,7 @@ def axis_size(axis: int | str, sizes: Mapping[str, int]) -> int:
         return sizes[axis]
 
     def value(node: ast.expr) -> int:
-        """What part of the expression comes to."""
+        """The value of a part of the expression."""
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
         if isinstance(node, ast.Name) and node.id in sizes:

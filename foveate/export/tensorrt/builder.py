@@ -1,10 +1,10 @@
-"""One ONNX graph to one serialized TensorRT engine."""
+"""Builds one serialized TensorRT engine of one ONNX graph."""
 
 import contextlib
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,55 @@ from typing import Any
 from foveate.bundle.manifest import GraphSpec, Precision, Profile
 from foveate.errors import ExportError
 from foveate.export.tensorrt.checks import check_cache, check_network
-from foveate.export.tensorrt.library import Builder, is_old
+from foveate.export.tensorrt.library import Builder
 from foveate.export.tensorrt.mixed import set_precisions
-from foveate.export.tensorrt.opset17 import conservative_graph
+from foveate.export.tensorrt.opset17 import to_opset17
 from foveate.export.tensorrt.profiles import Plan
 from foveate.export.tensorrt.static import static_graph
 from foveate.export.tensorrt.targets import Target
 from foveate.export.tensorrt.topk import topk_axes
-from foveate.runtime.backends.trt.fit import NAMES
 from foveate.runtime.backends.trt.tensor_specs import static_spec
 
 MIB = 1024 * 1024
 ERROR, WARNING = 1, 2
-OUTSIDE = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+EXTERNAL_TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+"""Kernels of libraries that the slim runtime does not install."""
 FLOAT_ROLES = ("compressor",)
 """Graphs that compute in float32 whatever a bundle's precision."""
 IMPOSSIBLE = "not self-consistent"
-"""What TensorRT says, as a mere warning, of a profile whose shapes the network cannot have."""
+"""Part of TensorRT's warning, no error, for a profile whose shapes the network cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the engines of one target are built for and with.
+
+    Attributes:
+        name: The target's name.
+        target: The target.
+        builder: The library.
+        precision: What float32 graphs are computed in where TensorRT chooses types itself.
+        plans: The profiles of each graph, in order.
+        capacity: Tokens that the cache of a static decoder has room for; None for one whose cache grows.
+    """
+
+    name: str
+    target: Target
+    builder: Builder
+    precision: Precision
+    plans: dict[str, list[Plan]]
+    capacity: int | None = None
 
 
 @dataclass(slots=True)
-class Journal:
-    """What TensorRT said: its last errors and warnings, and profiles that it found impossible."""
+class BuildLog:
+    """The last errors and warnings of TensorRT, and its warnings of impossible profiles."""
 
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=5))
     warnings: deque[str] = field(default_factory=lambda: deque(maxlen=2))
     impossible: list[str] = field(default_factory=list)
 
-    def note(self, severity: int, text: str) -> None:
+    def add(self, severity: int, text: str) -> None:
         """Keep a line that matters; severity 0 is an internal error, 1 an error, 2 a warning."""
         if severity <= ERROR:
             self.errors.append(text)
@@ -49,35 +70,27 @@ class Journal:
             self.warnings.append(text)
 
     def last(self) -> str:
-        """The errors in a line; the warnings where there are none."""
+        """The errors in one line; the warnings where there are no errors."""
         return " | ".join(self.errors or self.warnings) or "no reason"
 
 
 def build_engine(
-    builder: Builder,
-    target: Target,
-    graph: Path,
+    job: Job,
     role: str,
+    graph: Path,
     spec: GraphSpec,
-    plans: Sequence[Plan],
     say: Callable[[str], None],
     timing: bytes = b"",
-    precision: Precision = "fp32",
-    capacity: int | None = None,
 ) -> tuple[Any, dict[str, Profile], bytes]:
     """Build the engine of one graph.
 
     Args:
-        builder: The library.
-        target: What to build for.
+        job: What to build for and with.
+        role: The graph's role.
         graph: The ONNX file.
-        role: The graph's role, for messages.
-        spec: What the manifest says of the graph.
-        plans: Its profiles, in order.
-        say: Told what TensorRT is at, from any thread.
+        spec: The graph's inputs and outputs in the manifest.
+        say: Called with the phase that TensorRT is in, from any thread.
         timing: A timing cache of plain TensorRT; empty for none.
-        precision: What a float32 graph is computed in where TensorRT chooses types itself.
-        capacity: Tokens that the cache of a static decoder has room for; None for any other graph.
 
     Returns:
         The serialized engine, as a buffer; the profiles; the timing cache, empty where there is none.
@@ -85,26 +98,25 @@ def build_engine(
     Raises:
         ExportError: TensorRT cannot build it, or would build something else; with TensorRT's own words.
     """
-    trt, journal = builder.module, Journal()
-    title = f"{NAMES[builder.library]} {builder.version}"
+    builder, plans, log = job.builder, job.plans[role], BuildLog()
+    trt, capacity = builder.module, job.capacity if role == "decoder" else None
     try:
-        logger = _logger(trt, journal)
+        logger = _logger(trt, log)
         maker = trt.Builder(logger)
     except (TypeError, RuntimeError) as error:
         raise ExportError(
-            f"{title} cannot start: {journal.last()} ({error}). See what the machine has: foveate "
-            "doctor"
+            f"{builder.title} cannot start: {log.last()} ({error}). Check the machine: foveate doctor"
         ) from error
     network = maker.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if capacity is not None:
         spec = static_spec(spec, capacity)
-    if not _parse(parser, graph, is_old(builder), capacity):
+    if not _parse(parser, graph, builder.is_old, capacity):
         faults = [parser.get_error(place) for place in range(parser.num_errors)]
-        said = "; ".join(str(fault.desc()) for fault in faults) or journal.last()
+        reason = "; ".join(str(fault.desc()) for fault in faults) or log.last()
         raise ExportError(
-            f"{role}: {title} cannot take the graph: {said}. Export the checkpoint again with this "
-            "version of foveate, or install a later library."
+            f"{role}: {builder.title} cannot take the graph: {reason}. Export the checkpoint again "
+            "with this version of foveate, or install a later library."
         )
     profiles = {plan.name: plan.ranges(spec, role) for plan in plans}
     largest = [plan.sizes(2) for plan in plans]
@@ -112,25 +124,13 @@ def build_engine(
     if capacity is not None:
         check_cache(trt, network, role, spec)
 
-    config = maker.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib * MIB)
-    if "TF32" in trt.BuilderFlag.__members__:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if target.optimization_level is not None:
-        config.builder_optimization_level = target.optimization_level
-    if is_old(builder):
-        config.set_tactic_sources(config.get_tactic_sources() & ~_outside(trt))
-        if precision == "fp16" and role not in FLOAT_ROLES:
-            config.set_flag(trt.BuilderFlag.FP16)
-            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-            set_precisions(trt, network)
+    config = _config(job, maker)
+    if builder.is_old and job.precision == "fp16" and role not in FLOAT_ROLES:
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        set_precisions(trt, network)
     for profile in profiles.values():
         _add_profile(maker, config, network, role, profile)
-    if builder.library == "tensorrt_rtx":
-        config.num_compute_capabilities = len(target.compute_capabilities)
-        for place, capability in enumerate(target.compute_capabilities):
-            member = trt.ComputeCapability.__members__[f"SM{capability.replace('.', '')}"]
-            config.set_compute_capability(member, place)
     timed = builder.library == "tensorrt"
     if timed:
         config.set_timing_cache(config.create_timing_cache(timing), False)
@@ -141,43 +141,73 @@ def build_engine(
         engine = maker.build_serialized_network(network, config)
     if engine is None:
         raise ExportError(
-            f"{role}: {title} cannot build the engine: {journal.last()}. If memory is short, lower "
-            f"the target's ranges or raise its workspace_mib ({target.workspace_mib}), in a file "
+            f"{role}: {builder.title} cannot build the engine: {log.last()}. If memory is short, lower "
+            f"the target's ranges or raise its workspace_mib ({job.target.workspace_mib}), in a file "
             "given with --targets."
         )
-    if journal.impossible:
+    if log.impossible:
         raise ExportError(
-            f"{role}: {title} finds the profiles impossible: {' | '.join(journal.impossible)}. "
+            f"{role}: {builder.title} finds the profiles impossible: {' | '.join(log.impossible)}. "
             "Change the target's ranges, in a file given with --targets."
         )
     timing = bytes(memoryview(config.get_timing_cache().serialize())) if timed else b""
     return engine, profiles, timing
 
 
-def _parse(parser: Any, graph: Path, old: bool, capacity: int | None) -> bool:
-    """Have a graph parsed: with a static cache, or in older words where newer would be misread."""
-    if capacity is not None:
-        return bool(parser.parse(static_graph(graph, capacity), str(graph)))
-    if old:
-        return bool(parser.parse(conservative_graph(graph), str(graph)))
-    return bool(parser.parse_from_file(str(graph)))
+def _logger(trt: Any, lines: BuildLog) -> Any:
+    """A logger for TensorRT that adds to `lines`."""
 
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Receives TensorRT's log lines."""
 
-def _outside(trt: Any) -> int:
-    """The kernels of libraries that the slim runtime does not bring, as bits."""
-    sources = trt.TacticSource.__members__
-    return sum(1 << int(sources[name]) for name in OUTSIDE if name in sources)
+        def log(self, severity: Any, text: str) -> None:
+            """Add a line."""
+            lines.add(int(severity), text)
+
+    return Logger()
 
 
 def _network_flags(trt: Any) -> int:
-    """Explicit batch for TensorRT 8, strong types for 9 and 10; version 11 needs to be told neither."""
-    flags = trt.NetworkDefinitionCreationFlag.__members__
-    wanted = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
-    return sum(1 << int(flags[name]) for name in wanted if name in flags)
+    """Explicit batch for TensorRT 8, strong types for 9 and 10; version 11 has neither flag."""
+    return _bits(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", "STRONGLY_TYPED")
+
+
+def _bits(flags: Any, *names: str) -> int:
+    """The bits of those flags that this version of the library has."""
+    return sum(1 << int(flags.__members__[name]) for name in names if name in flags.__members__)
+
+
+def _parse(parser: Any, graph: Path, old: bool, capacity: int | None) -> bool:
+    """Parse a graph, rewritten to a static cache or, for `old` parsers, to opset 17."""
+    if capacity is not None:
+        return bool(parser.parse(static_graph(graph, capacity), str(graph)))
+    if old:
+        return bool(parser.parse(to_opset17(graph), str(graph)))
+    return bool(parser.parse_from_file(str(graph)))
+
+
+def _config(job: Job, maker: Any) -> Any:
+    """What TensorRT is to build for and with, whatever the graph."""
+    builder, target, trt = job.builder, job.target, job.builder.module
+    config = maker.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib * MIB)
+    if "TF32" in trt.BuilderFlag.__members__:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if target.optimization_level is not None:
+        config.builder_optimization_level = target.optimization_level
+    if builder.is_old:
+        external = _bits(trt.TacticSource, *EXTERNAL_TACTICS)
+        config.set_tactic_sources(config.get_tactic_sources() & ~external)
+    if builder.library == "tensorrt_rtx":
+        config.num_compute_capabilities = len(target.compute_capabilities)
+        for place, capability in enumerate(target.compute_capabilities):
+            member = trt.ComputeCapability.__members__[f"SM{capability.replace('.', '')}"]
+            config.set_compute_capability(member, place)
+    return config
 
 
 def _add_profile(maker: Any, config: Any, network: Any, role: str, profile: Profile) -> None:
-    """Give TensorRT the ranges of one profile."""
+    """Add one profile to what TensorRT builds."""
     made = maker.create_optimization_profile()
     for place in range(network.num_inputs):
         tensor = network.get_input(place)
@@ -197,37 +227,24 @@ def _add_profile(maker: Any, config: Any, network: Any, role: str, profile: Prof
         )
 
 
-def _logger(trt: Any, journal: Journal) -> Any:
-    """A logger for TensorRT that writes into a journal."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """TensorRT's log lines."""
-
-        def log(self, severity: Any, text: str) -> None:
-            """Take a line."""
-            journal.note(int(severity), text)
-
-    return Logger()
-
-
 def _monitor(trt: Any, say: Callable[[str], None], interrupted: threading.Event) -> Any:
-    """A progress monitor that passes on the phases, and stops the build when asked to."""
+    """A progress monitor that reports the phases, and stops the build once it is interrupted."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """TensorRT's progress."""
+        """Receives TensorRT's progress."""
 
         def __init__(self) -> None:
-            """Know no phase yet."""
+            """Begin without a phase."""
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            """Show a phase that begins."""
+            """Report a phase that begins."""
             self.steps[phase] = steps
             say(phase)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            """Show how far a phase is; False stops the build."""
+            """Report how far a phase is; False stops the build."""
             total = self.steps.get(phase, 0)
             if total > 1:
                 say(f"{phase} {step + 1}/{total}")
@@ -242,7 +259,7 @@ def _monitor(trt: Any, say: Callable[[str], None], interrupted: threading.Event)
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event, for an exception cannot cross TensorRT; raise it when that is done."""
+    """Turn Ctrl-C into an event while TensorRT, which passes on no exception, runs; raise it afterwards."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted

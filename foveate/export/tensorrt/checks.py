@@ -1,11 +1,12 @@
-"""What TensorRT's parser made of a graph, held against what the manifest promises."""
+"""Compares the network that TensorRT's parser made of a graph with the manifest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.bundle.manifest import GraphSpec, TensorSpec
 from foveate.errors import ExportError
 from foveate.export.tensorrt.axes import axis_size
+from foveate.export.tensorrt.network import inputs_of, layers_of
 from foveate.runtime.backends.trt.tensor_specs import DTYPES, WRITE_INDICES, agrees
 
 TOPK_LIMIT = 3840
@@ -26,22 +27,22 @@ def check_network(
 
     Args:
         trt: The library.
-        network: What its parser made.
+        network: The parsed network.
         role: The graph's role, for messages.
-        spec: What the manifest says that the graph takes and gives.
+        spec: The graph's inputs and outputs in the manifest.
         largest: For each profile the largest size of every named axis.
-        topk: The axes of what each TopK of the graph gives, by its node's name.
+        topk: The axes of the output of each TopK of the graph, by its node's name.
 
     Raises:
         ExportError: It names the layer or tensor, and the fix.
     """
-    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    layers = layers_of(network)
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     outputs = [network.get_output(place) for place in range(network.num_outputs)]
     narrow = "INT64" not in trt.DataType.__members__
     _check_tensors(role, "input", spec.inputs, inputs, narrow)
     _check_tensors(role, "output", spec.outputs, outputs, narrow)
-    used = {name for layer in layers for name in _reads(layer)}
+    used = {tensor.name for layer in layers for tensor in inputs_of(layer)}
     for tensor in spec.inputs:
         if tensor.name not in used:
             raise ExportError(f"{role}: TensorRT ignores the input {tensor.name!r}. {AGAIN}")
@@ -63,10 +64,10 @@ def check_cache(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
     """Refuse a static decoder whose caches TensorRT would not write in place.
 
     Raises:
-        ExportError: A cache that no cache update, or not that of the graph, writes.
+        ExportError: A cache without a cache update, or with another than the graph's.
     """
     kind = getattr(trt.LayerType, "KV_CACHE_UPDATE", None)
-    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    layers = layers_of(network)
     updates = [layer for layer in layers if kind is not None and layer.type == kind]
     makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
     found = {}
@@ -92,7 +93,7 @@ def check_cache(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
 def _check_tensors(
     role: str, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any], narrow: bool
 ) -> None:
-    """Names, types and shapes; where TensorRT has no 64-bit integers (`narrow`) 32 bits will do."""
+    """Refuse other names, types or shapes; `narrow`: 32-bit integers may stand for 64-bit ones."""
     there = {tensor.name: tensor for tensor in found}
     wanted = {tensor.name: tensor for tensor in promised}
     for name in sorted(there.keys() ^ wanted.keys()):
@@ -116,20 +117,20 @@ def _check_topk(
     largest: Sequence[Mapping[str, int]],
     topk: Mapping[str, Sequence[str | None]],
 ) -> None:
-    """ExportError for a TopK that can be asked for more elements than TensorRT sorts."""
+    """ExportError for a TopK whose K can be larger than TensorRT's limit."""
     dynamic = layer.num_inputs > 1 and layer.get_input(1) is not None
     for sizes in largest:
         try:
             count = _topk_count(layer, topk, sizes) if dynamic else int(layer.k)
         except ValueError as error:
             raise ExportError(
-                f"{role}: how many elements the layer {layer.name} gives cannot be told: {error}. "
+                f"{role}: how many elements the layer {layer.name} outputs is not known: {error}. "
                 f"{AGAIN}"
             ) from None
         if count > TOPK_LIMIT:
             raise ExportError(
-                f"{role}: the layer {layer.name} sorts out up to {count} elements, and TensorRT "
-                f"gives no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
+                f"{role}: the layer {layer.name} outputs up to {count} elements, and TensorRT "
+                f"sorts no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
                 f"{TOPK_LIMIT} together, in a file given with --targets."
             )
 
@@ -137,18 +138,10 @@ def _check_topk(
 def _topk_count(
     layer: Any, topk: Mapping[str, Sequence[str | None]], sizes: Mapping[str, int]
 ) -> int:
-    """The most elements of a TopK whose number is computed."""
+    """The largest K of a TopK whose K is an input."""
     axes = topk.get(layer.name, ())
     place = int(layer.axes).bit_length() - 1
     axis = axes[place] if 0 <= place < len(axes) else None
     if axis is None:
         raise ValueError("the graph does not name the axis")
     return axis_size(axis, sizes)
-
-
-def _reads(layer: Any) -> Iterator[str]:
-    """The names of the tensors that a layer takes."""
-    for place in range(layer.num_inputs):
-        tensor = layer.get_input(place)
-        if tensor is not None:
-            yield tensor.name

@@ -1,74 +1,69 @@
-"""Half precision for TensorRT before version 10, which chooses types itself: what must stay exact."""
+"""Mixed precision for TensorRT before version 10: which layers compute in float16 and which in float32."""
 
-from collections.abc import Iterator
 from typing import Any
 
-EXACT = ("REDUCE", "SOFTMAX", "UNARY", "NORMALIZATION")
-"""Kinds of layers that overflow or lose positions in half precision; what reads a sum is kept, too."""
-PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
-"""Kinds of layers that hold nearly all weights and work, and are what half precision is asked for."""
+from foveate.export.tensorrt.network import inputs_of, layers_of, outputs_of
+
+FLOAT32_KINDS = ("REDUCE", "SOFTMAX", "UNARY", "NORMALIZATION")
+"""Kinds of layers that overflow or lose precision in float16; so do layers that read a reduction."""
+FLOAT16_KINDS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+"""Kinds of layers that hold nearly all weights and do nearly all work."""
 
 
 def set_precisions(trt: Any, network: Any) -> tuple[int, int]:
-    """Hold products to float16, and to float32 what half precision would spoil; how many of each.
+    """Set layers to float16 or float32, and leave the others to TensorRT.
 
-    Left to itself, TensorRT computes products in float32 wherever it thinks that faster. Norms, softmax
-    and rotary angles are exact in foveate's own fp16 graphs, too. All else TensorRT may choose.
+    Without this, TensorRT computes matrix products in float32 wherever it finds that faster. Norms,
+    softmax and rotary angles are float32 in foveate's own fp16 graphs, too.
+
+    Returns:
+        How many layers were set to float16, and how many to float32.
     """
-    layers = [network.get_layer(place) for place in range(network.num_layers)]
-    makers = {tensor.name: layer for layer in layers for tensor in _outputs(layer)}
-    exact = {
-        layer.name: layer for layer in layers if layer.type.name in EXACT or _power(trt, layer)
+    layers = layers_of(network)
+    makers = {tensor.name: layer for layer in layers for tensor in outputs_of(layer)}
+
+    def sources(layer: Any) -> list[Any]:
+        """The layers whose outputs a layer reads."""
+        return [makers[tensor.name] for tensor in inputs_of(layer) if tensor.name in makers]
+
+    exact = {one.name for one in layers if one.type.name in FLOAT32_KINDS or _is_power(trt, one)}
+    exact |= {
+        layer.name
+        for layer in layers
+        if layer.type.name == "ELEMENTWISE"
+        and any(one.type.name == "REDUCE" for one in sources(layer))
     }
-    sums = {name for name, layer in exact.items() if layer.type.name == "REDUCE"}
-    for layer in layers:
-        sources = (makers.get(tensor.name) for tensor in _inputs(layer))
-        if layer.type.name == "ELEMENTWISE" and any(one and one.name in sums for one in sources):
-            exact[layer.name] = layer
-    todo = [layer for layer in layers if layer.type.name == "UNARY" and _turns(trt, layer)]
+    todo = [layer for layer in layers if _is_rotation(trt, layer)]
     while todo:
         layer = todo.pop()
-        exact[layer.name] = layer
-        sources = (makers.get(tensor.name) for tensor in _inputs(layer))
-        todo += [one for one in sources if one is not None and one.name not in exact]
+        exact.add(layer.name)
+        todo += [one for one in sources(layer) if one.name not in exact]
     halves = kept = 0
     for layer in layers:
-        if any(tensor.dtype != trt.float32 for tensor in _outputs(layer)):
+        if any(tensor.dtype != trt.float32 for tensor in outputs_of(layer)):
             continue
         if layer.name in exact:
             layer.precision = trt.float32
             for place in range(layer.num_outputs):
                 layer.set_output_type(place, trt.float32)
             kept += 1
-        elif layer.type.name in PRODUCTS:
+        elif layer.type.name in FLOAT16_KINDS:
             layer.precision = trt.float16
             halves += 1
     return halves, kept
 
 
-def _turns(trt: Any, layer: Any) -> bool:
-    """Whether a unary layer is a sine or cosine."""
+def _is_rotation(trt: Any, layer: Any) -> bool:
+    """Whether a layer is a sine or cosine, as rotary positions need."""
+    if layer.type.name != "UNARY":
+        return False
     layer.__class__ = trt.IUnaryLayer
     return layer.op in (trt.UnaryOperation.SIN, trt.UnaryOperation.COS)
 
 
-def _power(trt: Any, layer: Any) -> bool:
+def _is_power(trt: Any, layer: Any) -> bool:
     """Whether a layer raises to a power."""
     if layer.type.name != "ELEMENTWISE":
         return False
     layer.__class__ = trt.IElementWiseLayer
     return bool(layer.op == trt.ElementWiseOperation.POW)
-
-
-def _inputs(layer: Any) -> Iterator[Any]:
-    """The tensors that a layer takes."""
-    for place in range(layer.num_inputs):
-        tensor = layer.get_input(place)
-        if tensor is not None:
-            yield tensor
-
-
-def _outputs(layer: Any) -> Iterator[Any]:
-    """The tensors that a layer gives."""
-    for place in range(layer.num_outputs):
-        yield layer.get_output(place)

@@ -1,7 +1,8 @@
-"""A graph in the words of old parsers: TensorRT before version 10 misreads newer ones without a warning.
+"""Rewrites a graph to opset 17, for TensorRT before version 10.
 
-Its parser ignores the axes that ReduceMean takes as an input since opset 18 and reduces over all of them,
-and ignores where Shape starts and ends since opset 15. Layer normalisation is spelled out, too.
+The parser of those versions misreads newer operators without a warning: it ignores the axes that
+ReduceMean takes as an input since opset 18 and reduces over all of them, and it ignores the start and end
+of Shape, which came with opset 15. LayerNormalization becomes the operators that it consists of.
 """
 
 from collections.abc import Iterator
@@ -11,130 +12,118 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foveate.errors import ExportError
-from foveate.export.tensorrt.model import read_model
+from foveate.export.tensorrt.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 OPSET = 17
-EARLY = "ReduceSum"
-"""The reduction that took its axes as an input before opset 18, which the parser knows."""
+AXES_INPUT = "ReduceSum"
+"""The one reduction that took its axes as an input before opset 18; the parser reads it right."""
 
 
-def conservative_graph(graph: Path) -> bytes:
-    """The bytes of an ONNX graph that computes the same with opset 17 and less; its weights stay where they are.
+def to_opset17(graph: Path) -> bytes:
+    """The bytes of an ONNX graph that computes the same with opset 17; its weights stay in their file.
 
     Raises:
         MissingDependencyError: onnx is not installed.
         ExportError: A node that cannot be rewritten.
     """
-    onnx, model, version = read_model(
-        graph, "building with TensorRT before version 10 needs onnx: pip install onnx"
-    )
-    rewriter = Rewriter(onnx, model.graph, graph.parent)
-    nodes = [new for node in model.graph.node for new in rewriter.rewrite(node)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(rewriter.added)
-    version.version = min(version.version, OPSET)
-    data: bytes = model.SerializeToString()
-    return data
+    rewriter = Opset17(graph)
+    rewriter.set_nodes(new for node in rewriter.graph.node for new in rewriter.rewrite(node))
+    rewriter.opset.version = min(rewriter.opset.version, OPSET)
+    return rewriter.serialized()
 
 
-class Rewriter:
+class Opset17(Rewriter):
     """Rewrites the nodes of one graph."""
 
-    def __init__(self, onnx: Any, graph: Any, folder: Path) -> None:
-        """Know the graph's constants; weights in `folder` are read only where a node needs them."""
-        self.onnx = onnx
-        self.folder = folder
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.added: list[Any] = []
+    def __init__(self, path: Path) -> None:
+        """Read a graph; a weight is read later, where a node needs its value."""
+        super().__init__(
+            path, "building with TensorRT before version 10 needs onnx: pip install onnx"
+        )
+        self.folder = path.parent
 
     def rewrite(self, node: "NodeProto") -> "Iterator[NodeProto]":
-        """The nodes that stand for a node: often itself."""
+        """The nodes that take a node's place: often the node itself."""
         options = {one.name: self.onnx.helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == "Shape" and options:
             yield from self.shape(node, options)
-        elif node.op_type.startswith("Reduce") and node.op_type != EARLY:
+        elif node.op_type.startswith("Reduce") and node.op_type != AXES_INPUT:
             yield self.reduction(node, options)
         elif node.op_type == "LayerNormalization":
             yield from self.layer_norm(node, options)
         elif node.op_type == "Split" and "num_outputs" in options and len(node.input) < 2:
-            raise ExportError(self.refusal(node, "its parts are not given"))
+            raise refusal(node, "the sizes of its parts are not given")
         else:
             yield node
 
     def shape(self, node: "NodeProto", options: dict[str, Any]) -> "Iterator[NodeProto]":
-        """All sizes, and then those from `start` to `end`."""
-        start, end = options.get("start", 0), options.get("end", np.iinfo(np.int64).max)
-        whole = f"{node.output[0]}.whole"
-        yield self.make("Shape", [node.input[0]], whole)
-        bounds = [
-            self.constant(f"{node.output[0]}.{name}", np.array([value], dtype=np.int64))
-            for name, value in (("start", start), ("end", end), ("axis", 0))
+        """All sizes, and a slice of them from `start` to `end`."""
+        output = node.output[0]
+        bounds = {
+            "start": options.get("start", 0),
+            "end": options.get("end", np.iinfo(np.int64).max),
+            "axis": 0,
+        }
+        names = [
+            self.constant(f"{output}.{name}", np.array([value], dtype=np.int64))
+            for name, value in bounds.items()
         ]
-        yield self.make("Slice", [whole, *bounds], node.output[0])
+        yield self.make("Shape", [node.input[0]], f"{output}.whole")
+        yield self.make("Slice", [f"{output}.whole", *names], output)
 
     def reduction(self, node: "NodeProto", options: dict[str, Any]) -> "NodeProto":
-        """The same with its axes as an attribute."""
-        kept = {"keepdims": options.get("keepdims", 1)}
+        """The same reduction with its axes as an attribute."""
         if "axes" in options:
             return node
+        source, output = node.input[0], node.output[0]
+        kept = {"keepdims": options.get("keepdims", 1)}
         axes = self.value(node, node.input[1]) if len(node.input) > 1 and node.input[1] else None
-        if axes is None or not axes.size:
-            if options.get("noop_with_empty_axes"):
-                return self.make("Identity", [node.input[0]], node.output[0])
-            return self.make(node.op_type, [node.input[0]], node.output[0], **kept)
-        return self.make(node.op_type, [node.input[0]], node.output[0], axes=axes.tolist(), **kept)
+        if axes is not None and axes.size:
+            kept["axes"] = axes.tolist()
+        elif options.get("noop_with_empty_axes"):
+            return self.make("Identity", [source], output)
+        return self.make(node.op_type, [source], output, **kept)
 
     def layer_norm(self, node: "NodeProto", options: dict[str, Any]) -> "Iterator[NodeProto]":
-        """Normalise over the last axis, spelled out."""
+        """The operators that normalise over the last axis."""
         if options.get("axis", -1) != -1 or len(node.output) > 1:
-            raise ExportError(self.refusal(node, "it normalises over more than the last axis"))
-        stem, source = node.output[0], node.input[0]
-        tensor = self.constants[node.input[1]]
-        dtype = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        epsilon = self.constant(
-            f"{stem}.epsilon", np.array(options.get("epsilon", 1e-5), dtype=dtype)
-        )
-        two = self.constant(f"{stem}.two", np.array(2, dtype=dtype))
-        yield self.make("ReduceMean", [source], f"{stem}.mean", axes=[-1], keepdims=1)
-        yield self.make("Sub", [source, f"{stem}.mean"], f"{stem}.centred")
-        yield self.make("Pow", [f"{stem}.centred", two], f"{stem}.squared")
-        yield self.make(
-            "ReduceMean", [f"{stem}.squared"], f"{stem}.variance", axes=[-1], keepdims=1
-        )
-        yield self.make("Add", [f"{stem}.variance", epsilon], f"{stem}.padded")
-        yield self.make("Sqrt", [f"{stem}.padded"], f"{stem}.deviation")
-        yield self.make("Div", [f"{stem}.centred", f"{stem}.deviation"], f"{stem}.normal")
-        has_bias = len(node.input) > 2 and bool(node.input[2])
-        scaled = f"{stem}.scaled" if has_bias else stem
-        yield self.make("Mul", [f"{stem}.normal", node.input[1]], scaled)
-        if has_bias:
-            yield self.make("Add", [scaled, node.input[2]], stem)
+            raise refusal(node, "it normalises over more than the last axis")
+        output, source, scale = node.output[0], node.input[0], node.input[1]
+        dtype = self.onnx.helper.tensor_dtype_to_np_dtype(self.constants[scale].data_type)
 
-    def make(self, operator: str, inputs: list[str], output: str, **options: Any) -> "NodeProto":
-        """A node, named after what it gives."""
-        node: NodeProto = self.onnx.helper.make_node(
-            operator, inputs, [output], name=f"{operator}.{output}", **options
-        )
-        return node
+        def at(name: str) -> str:
+            """The name of a value in between."""
+            return f"{output}.{name}"
 
-    def constant(self, name: str, value: Any) -> str:
-        """Add a constant to the graph."""
-        self.added.append(self.onnx.numpy_helper.from_array(value, name))
-        return name
+        epsilon = np.array(options.get("epsilon", 1e-5), dtype=dtype)
+        self.constant(at("epsilon"), epsilon)
+        self.constant(at("two"), np.array(2, dtype=dtype))
+        yield self.make("ReduceMean", [source], at("mean"), axes=[-1], keepdims=1)
+        yield self.make("Sub", [source, at("mean")], at("centred"))
+        yield self.make("Pow", [at("centred"), at("two")], at("squared"))
+        yield self.make("ReduceMean", [at("squared")], at("variance"), axes=[-1], keepdims=1)
+        yield self.make("Add", [at("variance"), at("epsilon")], at("stable"))
+        yield self.make("Sqrt", [at("stable")], at("deviation"))
+        yield self.make("Div", [at("centred"), at("deviation")], at("normal"))
+        biased = len(node.input) > 2 and bool(node.input[2])
+        scaled = at("scaled") if biased else output
+        yield self.make("Mul", [at("normal"), scale], scaled)
+        if biased:
+            yield self.make("Add", [scaled, node.input[2]], output)
 
     def value(self, node: "NodeProto", name: str) -> Any:
-        """What a constant of the graph holds."""
+        """The value of a constant that a node reads."""
         if name not in self.constants:
-            raise ExportError(self.refusal(node, f"its input {name} is computed"))
+            raise refusal(node, f"its input {name} is computed")
         return self.onnx.numpy_helper.to_array(self.constants[name], base_dir=str(self.folder))
 
-    def refusal(self, node: "NodeProto", why: str) -> str:
-        """What to say of a node that old parsers would misread."""
-        return (
-            f"TensorRT before version 10 would misread the node {node.name} ({node.op_type}): {why}. "
-            "Export the checkpoint again with this version of foveate, or install TensorRT 10."
-        )
+
+def refusal(node: "NodeProto", why: str) -> ExportError:
+    """The error for a node that TensorRT before version 10 would misread."""
+    return ExportError(
+        f"TensorRT before version 10 would misread the node {node.name} ({node.op_type}): {why}. "
+        "Export the checkpoint again with this version of foveate, or install TensorRT 10."
+    )

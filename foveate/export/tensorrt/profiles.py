@@ -1,5 +1,6 @@
-"""The sizes that engines are built for: the target's ranges within the bundle's limits."""
+"""Plans the optimization profiles of engines: a target's ranges, within the bundle's limits."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,20 +10,35 @@ from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.targets import Range, Target
 
 LOOKUPS = ("embeddings",)
-"""Graphs that get no engine: they only look rows up, and an engine would hold the table again."""
+"""Graphs that get no engine: they only look up a table, which an engine would hold once more."""
 
 Sizes = tuple[int, int, int]
-"""Smallest, best, largest."""
+"""The smallest size, the one that an engine is tuned for, and the largest."""
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRange:
+    """How long an axis of the vision graph is: the sum of the parts below.
+
+    Attributes:
+        per_token: Its length for each visual token; None where those do not matter.
+        per_picture: Its length for each picture; None where those do not matter.
+        plus: Its length beside that.
+    """
+
+    per_token: float | None = None
+    per_picture: int | None = None
+    plus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One profile of a graph.
+    """One optimization profile of a graph.
 
     Attributes:
-        name: What it is for.
+        name: The profile's name, such as "prefill".
         axes: The sizes of each named axis.
-        values: What inputs that are sizes themselves hold.
+        values: The values of inputs that are sizes themselves.
     """
 
     name: str
@@ -30,14 +46,14 @@ class Plan:
     values: dict[str, Sizes] = field(default_factory=dict)
 
     def sizes(self, which: int) -> dict[str, int]:
-        """The sizes of all axes: 0 smallest, 1 best, 2 largest."""
+        """The sizes of all axes: 0 smallest, 1 tuned for, 2 largest."""
         return {axis: sizes[which] for axis, sizes in self.axes.items()}
 
     def ranges(self, spec: GraphSpec, role: str) -> Profile:
         """The shapes of every input of a graph, for the manifest and for TensorRT.
 
         Raises:
-            ExportError: An axis that the plan does not know.
+            ExportError: An axis that the plan has no sizes for.
         """
         try:
             shapes: dict[str, Span] = {
@@ -59,40 +75,25 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
     """The profiles of every graph of a bundle that gets an engine, in the manifest's order.
 
     Raises:
-        ExportError: A graph that no target knows how to take.
+        ExportError: A graph that there are no profiles for.
     """
     limits, ranges = manifest.limits, target.ranges
-    merge = manifest.preprocessing.get("merge_size", 1)
-    patches = int(merge) ** 2 if isinstance(merge, int) else 1
-    visual = _within(ranges.visual, limits.visual_tokens)
-    text = _within(ranges.text, limits.prompt_tokens)
-    keep = _within(ranges.keep, visual[2])
-    prompt = _within(ranges.prompt, limits.prompt_tokens)
-    cache = _within(ranges.cache, limits.prompt_tokens)
-    pictures = ranges.pictures
+    visual = _clamped(ranges.visual, limits.visual_tokens)
+    text = _clamped(ranges.text, limits.prompt_tokens)
+    keep = _clamped(ranges.keep, visual[2])
+    prompt = _clamped(ranges.prompt, limits.prompt_tokens)
+    cache = _clamped(ranges.cache, limits.prompt_tokens)
+    compressor = {
+        "text": text,
+        "visual": visual,
+        "instruction": text,
+        "prompt": (2, text[1] + visual[1], text[2] + visual[2]),
+        **_kept(manifest.graphs, keep),
+    }
+    vision = vision_ranges(_vision_axes(manifest), visual, (1, *ranges.pictures))
     known = {
-        "vision": [
-            Plan(
-                "default",
-                {
-                    "patches": (patches, visual[1] * patches, visual[2] * patches),
-                    "borders": (2, pictures[0] + 1, pictures[1] + 1),
-                },
-            )
-        ],
-        "compressor": [
-            Plan(
-                "default",
-                {
-                    "text": text,
-                    "visual": visual,
-                    "instruction": text,
-                    "prompt": (2, text[1] + visual[1], text[2] + visual[2]),
-                    **_kept(manifest.graphs, keep),
-                },
-                {"keep": keep},
-            )
-        ],
+        "vision": [Plan("default", vision)],
+        "compressor": [Plan("default", compressor, {"keep": keep})],
         "decoder": (_static_plans if target.decoder == "static" else _decoder_plans)(
             prompt, cache, target.decoder_profiles
         ),
@@ -107,8 +108,45 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
     return {role: known[role] for role in wanted}
 
 
+def _vision_axes(manifest: Manifest) -> Mapping[str, AxisRange]:
+    """The named axes of the vision graph's inputs; the one place that reads them from the manifest."""
+    merge = manifest.preprocessing.get("merge_size", 1)
+    patches = int(merge) ** 2 if isinstance(merge, int) else 1
+    return {
+        "patches": AxisRange(per_token=patches),
+        "borders": AxisRange(per_picture=1, plus=1),
+    }
+
+
+def vision_ranges(
+    axes: Mapping[str, AxisRange], visual: Sizes, pictures: Sizes
+) -> dict[str, Sizes]:
+    """The sizes of the vision graph's axes.
+
+    Args:
+        axes: How long each axis is, by its name.
+        visual: Visual tokens of a request.
+        pictures: Pictures of a request.
+    """
+
+    def length(axis: AxisRange, which: int) -> int:
+        """An axis's smallest, best or largest size."""
+        tokens = math.ceil((axis.per_token or 0) * visual[which])
+        return tokens + (axis.per_picture or 0) * pictures[which] + axis.plus
+
+    return {
+        name: (length(axis, 0), length(axis, 1), length(axis, 2)) for name, axis in axes.items()
+    }
+
+
+def _kept(graphs: Mapping[str, GraphSpec], keep: Sizes) -> dict[str, Sizes]:
+    """The sizes of the axis that counts kept tokens, by the name that the compressor gives it."""
+    outputs = graphs["compressor"].outputs if "compressor" in graphs else []
+    return {str(tensor.shape[0]): keep for tensor in outputs if tensor.name == "kept_indices"}
+
+
 def _decoder_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
-    """Profiles of the decoder for prompts and steps of one token: apart, or one around both."""
+    """The profiles of a decoder whose cache grows: for prefill and for decode steps, or one for both."""
     one, none = (1, 1, 1), (0, 0, 0)
     longer = (cache[0] + 1, cache[1] + 1, cache[2] + 1)
     if count == 2:
@@ -116,42 +154,32 @@ def _decoder_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
             Plan("prefill", {"batch": one, "sequence": prompt, "past": none, "total": prompt}),
             Plan("decode", {"batch": one, "sequence": one, "past": cache, "total": longer}),
         ]
-    return [
-        Plan(
-            "default",
-            {
-                "batch": one,
-                "sequence": (1, 1, prompt[2]),
-                "past": (0, cache[1], cache[2]),
-                "total": (1, longer[1], prompt[2] + cache[2]),
-            },
-        )
-    ]
-
-
-def cache_capacity(manifest: Manifest, target: Target) -> int:
-    """Tokens that the cache of a static decoder has room for."""
-    return _within(target.ranges.cache, manifest.limits.prompt_tokens)[2]
+    both = {
+        "batch": one,
+        "sequence": (1, 1, prompt[2]),
+        "past": (0, cache[1], cache[2]),
+        "total": (1, longer[1], prompt[2] + cache[2]),
+    }
+    return [Plan("default", both)]
 
 
 def _static_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
-    """Profiles of a decoder whose cache has a fixed length; steps are looked for first."""
+    """The profiles of a static decoder; the first that fits is used, so the one for decode steps is first."""
     one = (1, 1, 1)
-    taken = (1, min(prompt[1], cache[2]), min(prompt[2], cache[2]))
+    several = (1, min(prompt[1], cache[2]), min(prompt[2], cache[2]))
     if count == 2:
         return [
             Plan("decode", {"batch": one, "sequence": one}),
-            Plan("prefill", {"batch": one, "sequence": taken}),
+            Plan("prefill", {"batch": one, "sequence": several}),
         ]
-    return [Plan("default", {"batch": one, "sequence": (1, 1, taken[2])})]
+    return [Plan("default", {"batch": one, "sequence": (1, 1, several[2])})]
 
 
-def _within(chosen: Range, limit: int) -> Sizes:
-    """A target's range from 1, cut to a bundle's limit."""
+def cache_capacity(manifest: Manifest, target: Target) -> int:
+    """The number of tokens that the cache of a static decoder has room for."""
+    return _clamped(target.ranges.cache, manifest.limits.prompt_tokens)[2]
+
+
+def _clamped(chosen: Range, limit: int) -> Sizes:
+    """A target's range, from 1 to at most a bundle's limit."""
     return 1, min(chosen[0], limit), min(chosen[1], limit)
-
-
-def _kept(graphs: Mapping[str, GraphSpec], keep: Sizes) -> dict[str, Sizes]:
-    """The axis that is as long as `keep` says, by the name that the compressor gives it."""
-    outputs = graphs["compressor"].outputs if "compressor" in graphs else []
-    return {str(tensor.shape[0]): keep for tensor in outputs if tensor.name == "kept_indices"}

@@ -1,7 +1,7 @@
-"""A decoder graph whose cache has a fixed length and is written in place, made of the one where it grows.
+"""Rewrites a decoder graph whose KV cache grows to one whose cache has a fixed length.
 
-What appends to the cache becomes a TensorScatter, TensorRT's cache update from version 10.15 on. Which
-slots a token sees is spelled out in the graph: TensorRT would align causal attention to the wrong keys.
+A Concat onto the cache becomes a TensorScatter, which TensorRT runs in place from version 10.15 on. The
+causal mask is spelled out in the graph: TensorRT would align causal attention to the wrong keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,26 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import ExportError
-from foveate.export.tensorrt.model import read_model
+from foveate.export.tensorrt.rewriter import Rewriter
 from foveate.runtime.backends.trt.tensor_specs import STATIC_OPSET, WRITE_INDICES
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
 EMBEDS, MASK = "inputs_embeds", "attention_mask"
-COUNTED = {EMBEDS: 1, "position_ids": 2}
-"""Inputs, and their axis that is as long as the tokens taken in."""
-CACHED = 2
-"""The axis of keys and values that is as long as the cache."""
-PROBED = 8
-"""Up to how many tokens at once the mask is tried with."""
+SEQUENCE_AXES = {EMBEDS: 1, "position_ids": 2}
+"""Inputs, and their axis that counts the tokens of one call."""
+CACHE_AXIS = 2
+"""The axis of keys and values that counts the tokens of the cache."""
+CHECKED_TOKENS = 8
+"""The most tokens of a call that the mask is computed for."""
 
 
 def static_graph(graph: Path, capacity: int) -> bytes:
     """The bytes of an ONNX decoder whose caches have room for `capacity` tokens.
 
-    In place of attention_mask it takes write_indices int64 [batch]: how many tokens each cache holds, and
-    so where the next are written. Weights stay where they are.
+    In place of attention_mask it takes write_indices int64 [batch]: how many tokens each cache holds, which
+    is where the next are written. Weights stay in their file.
 
     Args:
         graph: A decoder graph that foveate exported, whose cache grows.
@@ -41,46 +41,45 @@ def static_graph(graph: Path, capacity: int) -> bytes:
         MissingDependencyError: onnx is not installed.
         ExportError: The graph is not as expected, and might compute something else when rewritten.
     """
-    onnx, model, version = read_model(
-        graph,
-        "a decoder with a static cache needs onnx: pip install onnx, or build with --decoder concat",
-    )
-    Rewriter(onnx, model, capacity).rewrite()
-    version.version = max(version.version, STATIC_OPSET)
-    least = onnx.helper.find_min_ir_version_for(list(model.opset_import))
-    model.ir_version = max(model.ir_version, least)
-    data: bytes = model.SerializeToString()
-    return data
+    rewriter = StaticCache(graph, capacity)
+    rewriter.rewrite()
+    rewriter.opset.version = max(rewriter.opset.version, STATIC_OPSET)
+    return rewriter.serialized()
 
 
-class Rewriter:
-    """Rewrites one decoder in place."""
+class StaticCache(Rewriter):
+    """Rewrites one decoder."""
 
-    def __init__(self, onnx: Any, model: Any, capacity: int) -> None:
-        """Know what the graph's values are made by."""
-        self.onnx, self.model, self.graph, self.capacity = onnx, model, model.graph, capacity
+    def __init__(self, path: Path, capacity: int) -> None:
+        """Read a decoder, and index which node makes each value."""
+        super().__init__(
+            path,
+            "a decoder with a static cache needs onnx: pip install onnx, or build with --decoder "
+            "concat",
+        )
+        self.capacity = capacity
         self.makers = {name: node for node in self.graph.node for name in node.output}
-        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.inputs = {value.name: value for value in self.graph.input}
         self.pasts = [name for name in self.inputs if name.startswith("past.")]
 
     def rewrite(self) -> None:
-        """Do all of it; ExportError where the graph is not as expected."""
-        if not self.pasts or not {MASK, *COUNTED} <= self.inputs.keys():
+        """Rewrite the graph; ExportError where it is not as expected."""
+        if not self.pasts or not {MASK, *SEQUENCE_AXES} <= self.inputs.keys():
             raise refusal("it lacks an input of a decoder whose cache grows")
         mask = self.find_mask()
         lengths = self.find_lengths()
-        nodes = list(self.mask_nodes(mask, self.probe(mask)))
+        nodes = list(self.mask_nodes(mask, self.masked_score(mask)))
         for node in self.graph.node:
             if not {mask, *lengths} & {*node.output}:
-                nodes.append(self.scatter(node) if self.appends(node) else node)
+                appends = node.op_type == "Concat" and node.input[0] in self.pasts
+                nodes.append(self.scatter(node) if appends else node)
         for name, rank in lengths.items():
             self.constant(name, np.full((1,) * rank, self.capacity))
         self.replace(nodes)
         self.check()
 
     def find_mask(self) -> str:
-        """The one value that every layer adds to its scores; it is made of no token's content."""
+        """The one value that every layer adds to its attention scores, whatever the embeddings are."""
         softmaxes = [node for node in self.graph.node if node.op_type == "Softmax"]
         masks = set()
         for node in softmaxes:
@@ -92,10 +91,11 @@ class Rewriter:
         (mask,) = masks
         return str(mask)
 
-    def probe(self, mask: str) -> NDArray[Any]:
-        """Compute the mask for prompts and steps, and see that it is causal; what it gives the unseen.
+    def masked_score(self, mask: str) -> NDArray[Any]:
+        """The value that the mask adds for a key that is hidden.
 
-        The new mask hides what this one does, so it must be no other: no window, no bias.
+        Computes the mask for prompts and single tokens, and refuses any but the causal one, such as a
+        window or a bias: the new mask is causal.
         """
         from onnx.reference import ReferenceEvaluator
 
@@ -109,7 +109,7 @@ class Rewriter:
             nodes, "mask", feeds, [self.onnx.helper.make_empty_tensor_value_info(mask)], constants
         )
         model = self.onnx.helper.make_model(part, opset_imports=self.model.opset_import)
-        several = min(PROBED, self.capacity)
+        several = min(CHECKED_TOKENS, self.capacity)
         lowest: NDArray[Any] | None = None
         try:
             evaluator: Any = ReferenceEvaluator(model)
@@ -132,33 +132,33 @@ class Rewriter:
         return lowest
 
     def example(self, value: Any, sizes: dict[str, int]) -> NDArray[Any]:
-        """Ones of an input's type and shape."""
+        """An array of ones of an input's type and shape."""
         kind = value.type.tensor_type
         axes = [axis.dim_value or sizes[axis.dim_param] for axis in kind.shape.dim]
         return np.ones(axes, self.onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
 
     def find_lengths(self) -> dict[str, int]:
-        """Sums of what the cache holds and what is taken in, and their rank: the capacity from now on."""
+        """Values that are the cache's length plus the call's, by name, and their rank: now the capacity."""
         parts: dict[str, tuple[str, int]] = {}
         lengths = {}
         for node in self.graph.node:
             source = node.input[0] if node.input else ""
             if node.op_type == "Shape":
                 axes = self.shape_axes(node)
-                if source in self.pasts and axes == [CACHED]:
+                if source in self.pasts and axes == [CACHE_AXIS]:
                     parts[node.output[0]] = "past", 1
-                elif axes == [COUNTED.get(source)]:
-                    parts[node.output[0]] = "taken in", 1
+                elif axes == [SEQUENCE_AXES.get(source)]:
+                    parts[node.output[0]] = "call", 1
             elif node.op_type == "Squeeze" and source in parts:
                 parts[node.output[0]] = parts[source][0], 0
             elif node.op_type == "Add" and all(name in parts for name in node.input):
                 (one, rank), (other, same) = (parts[name] for name in node.input)
-                if {one, other} == {"past", "taken in"} and rank == same:
+                if {one, other} == {"past", "call"} and rank == same:
                     lengths[node.output[0]] = rank
         return lengths
 
     def mask_nodes(self, mask: str, lowest: NDArray[Any]) -> "Iterator[NodeProto]":
-        """Where each token sees the cache's slots: those up to the one that it is written to itself."""
+        """The nodes of the causal mask: a token sees the cache up to the slot that it is written to."""
         slots = self.constant("static.slots", np.arange(self.capacity))
         zero, one, axis = (
             self.constant(f"static.{name}", np.array(value))
@@ -166,42 +166,45 @@ class Rewriter:
         )
         places = self.constant("static.places", np.array([1, 2, 3]))
         column = self.constant("static.column", np.array([1]))
-        seen = self.constant("static.seen.value", lowest.dtype.type(0))
-        unseen = self.constant("static.unseen.value", lowest)
+        visible = self.constant("static.visible.value", lowest.dtype.type(0))
+        hidden = self.constant("static.hidden.value", lowest)
         yield self.make(
-            "Shape", [EMBEDS], "static.sizes", start=COUNTED[EMBEDS], end=COUNTED[EMBEDS] + 1
+            "Shape",
+            [EMBEDS],
+            "static.sizes",
+            start=SEQUENCE_AXES[EMBEDS],
+            end=SEQUENCE_AXES[EMBEDS] + 1,
         )
         yield self.make("Squeeze", ["static.sizes", axis], "static.count")
         yield self.make("Range", [zero, "static.count", one], "static.tokens")
         yield self.make("Unsqueeze", ["static.tokens", column], "static.rows")
         yield self.make("Unsqueeze", [WRITE_INDICES, places], "static.first")
         yield self.make("Add", ["static.first", "static.rows"], "static.last")
-        yield self.make("LessOrEqual", [slots, "static.last"], "static.seen")
-        yield self.make("Where", ["static.seen", seen, unseen], mask)
-
-    def appends(self, node: "NodeProto") -> bool:
-        """Whether a node appends to the cache."""
-        return node.op_type == "Concat" and node.input[0] in self.pasts
+        yield self.make("LessOrEqual", [slots, "static.last"], "static.visible")
+        yield self.make("Where", ["static.visible", visible, hidden], mask)
 
     def scatter(self, node: "NodeProto") -> "NodeProto":
-        """What writes into the cache instead of appending to it."""
+        """The node that writes into the cache, in place of one that appends to it."""
         past, *new = node.input
         axis = self.onnx.helper.get_node_attr_value(node, "axis")
         present = str(past).replace("past.", "present.")
-        if len(new) != 1 or axis not in (CACHED, CACHED - 4) or list(node.output) != [present]:
+        if (
+            len(new) != 1
+            or axis not in (CACHE_AXIS, CACHE_AXIS - 4)
+            or list(node.output) != [present]
+        ):
             raise refusal(f"{node.name} is not what appends to {past}")
         inputs = [past, *new, WRITE_INDICES]
-        return self.make("TensorScatter", inputs, present, axis=CACHED - 4, mode="linear")
+        return self.make("TensorScatter", inputs, present, axis=CACHE_AXIS - 4, mode="linear")
 
     def replace(self, nodes: "Sequence[NodeProto]") -> None:
-        """Give the graph new nodes, as far as they are needed, and the inputs and outputs that go with them."""
+        """Set the graph's nodes, without those that no output needs, and its new inputs and outputs."""
         self.makers = {name: node for node in nodes for name in node.output}
         needed = self.ancestors([value.name for value in self.graph.output], nodes)
         read = {name for node in needed for name in node.input}
-        constants = [tensor for name, tensor in self.constants.items() if name in read]
-        for field, values in (("node", needed), ("initializer", constants), ("value_info", [])):
-            self.graph.ClearField(field)
-            getattr(self.graph, field).extend(values)
+        self.constants = {name: one for name, one in self.constants.items() if name in read}
+        self.set_nodes(needed)
+        self.graph.ClearField("value_info")
         for value in self.graph.input:
             if value.name == MASK:
                 value.CopyFrom(
@@ -211,12 +214,12 @@ class Rewriter:
                 )
         for value in (*self.graph.input, *self.graph.output):
             if value.name.startswith(("past.", "present.")):
-                axis = value.type.tensor_type.shape.dim[CACHED]
+                axis = value.type.tensor_type.shape.dim[CACHE_AXIS]
                 axis.Clear()
                 axis.dim_value = self.capacity
 
     def check(self) -> None:
-        """ExportError where the cache or the old mask is read by anything else than what was rewritten."""
+        """ExportError where a node that was not rewritten reads the cache or the old mask."""
         written = []
         for node in self.graph.node:
             if node.op_type == "TensorScatter":
@@ -224,7 +227,7 @@ class Rewriter:
             elif MASK in node.input:
                 raise refusal(f"{node.name} reads the mask")
             elif set(self.pasts) & {*node.input} and (
-                node.op_type != "Shape" or CACHED in self.shape_axes(node)
+                node.op_type != "Shape" or CACHE_AXIS in self.shape_axes(node)
             ):
                 raise refusal(f"{node.name} reads the cache")
         if sorted(written) != sorted(self.pasts):
@@ -233,7 +236,7 @@ class Rewriter:
     def ancestors(
         self, names: Sequence[str], nodes: "Sequence[NodeProto] | None" = None
     ) -> "list[NodeProto]":
-        """The nodes that values are made by, in the graph's order."""
+        """The nodes that compute some values, in the graph's order."""
         todo, found = list(names), set()
         while todo:
             node = self.makers.get(todo.pop())
@@ -243,7 +246,7 @@ class Rewriter:
         return [one for one in nodes or self.graph.node if one.output[0] in found]
 
     def sources(self, name: str) -> set[str]:
-        """The inputs whose content, and not only their size, a value depends on."""
+        """The inputs whose content, and not only whose size, a value depends on."""
         todo, seen = [name], set()
         while todo:
             name = todo.pop()
@@ -254,27 +257,15 @@ class Rewriter:
         return seen & self.inputs.keys()
 
     def shape_axes(self, node: "NodeProto") -> list[int]:
-        """The axes whose sizes a Shape gives."""
+        """The axes whose sizes a Shape node returns."""
         options = {one.name: one.i for one in node.attribute}
         value = self.inputs.get(node.input[0])
         rank = len(value.type.tensor_type.shape.dim) if value is not None else 0
         return list(range(rank))[options.get("start", 0) : options.get("end", rank)]
 
-    def make(self, operator: str, inputs: list[str], output: str, **options: Any) -> "NodeProto":
-        """A node, named after what it gives."""
-        node: NodeProto = self.onnx.helper.make_node(
-            operator, inputs, [output], name=f"{operator}.{output}", **options
-        )
-        return node
-
-    def constant(self, name: str, value: Any) -> str:
-        """Add a constant to the graph."""
-        self.constants[name] = self.onnx.numpy_helper.from_array(np.asarray(value), name)
-        return name
-
 
 def refusal(why: str) -> ExportError:
-    """What to say of a decoder that may not be rewritten."""
+    """The error for a decoder that cannot be rewritten."""
     return ExportError(
         f"decoder: the graph cannot be given a static cache: {why}. Build with --decoder concat, or "
         "export the checkpoint again with this version of foveate."

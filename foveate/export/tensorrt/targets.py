@@ -1,5 +1,6 @@
-"""Named targets: what a TensorRT engine is built for."""
+"""Targets: the GPUs, library versions and sizes that TensorRT engines are built for."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,11 +26,11 @@ TOML_LIMIT = 1024 * 1024
 FP8_FROM = (8, 9)
 
 Range = tuple[Count, Count]
-"""What engines are tuned for, and the most they take."""
+"""The size that engines are tuned for, and the largest that they accept."""
 
 
 class Ranges(Record, frozen=True, kw_only=True):
-    """The sizes of a request; a bundle's own limits go before them.
+    """The sizes of a request; where a bundle's limits are lower, those hold.
 
     Attributes:
         visual: Visual tokens before compression.
@@ -37,7 +38,7 @@ class Ranges(Record, frozen=True, kw_only=True):
         text: Text tokens of a prompt.
         keep: Visual tokens kept.
         prompt: Tokens of a prompt after compression.
-        cache: Tokens of a whole sequence.
+        cache: Tokens of a whole sequence: the prompt and the answer.
     """
 
     visual: Range
@@ -52,17 +53,18 @@ class Target(Record, frozen=True, kw_only=True):
     """One target.
 
     Attributes:
-        gpu: The GPUs it stands for, in words.
-        compute_capabilities: Theirs.
-        library: What builds and runs its engines.
-        versions: The library's, from the first and before the second.
-        precisions: Those its bundles may have.
-        decoder: The decoder graph it takes: "concat", of plain operators, whose cache grows; or "static",
-            whose cache has the largest length of `ranges.cache` and is written in place, with TensorRT
-            from 10.15 on or TensorRT for RTX.
-        decoder_profiles: 2 tunes it for prompts and for single tokens apart; 1 for both at once.
-        workspace_mib: Memory that a layer may use, while an engine is built and when it runs.
-        optimization_level: How long TensorRT searches for kernels, 0 to 5; None leaves it to TensorRT.
+        gpu: Names of its GPUs, for messages.
+        compute_capabilities: Those of its GPUs.
+        library: The library that builds and runs its engines.
+        versions: The library's versions: from the first up to, but not including, the second.
+        precisions: The precisions that its bundles may have.
+        decoder: The decoder graph: "concat", whose KV cache grows by concatenation; or "static", whose cache
+            has the largest length of `ranges.cache` and is written in place, with TensorRT from 10.15 on
+            or TensorRT for RTX.
+        decoder_profiles: 2 for one optimization profile for prefill and one for decode steps; 1 for one
+            profile that covers both.
+        workspace_mib: MiB of GPU memory that a layer may use, while an engine is built and when it runs.
+        optimization_level: How long TensorRT searches for kernels, 0 to 5; None is TensorRT's default.
         ranges: The sizes that engines are built for.
     """
 
@@ -79,10 +81,10 @@ class Target(Record, frozen=True, kw_only=True):
 
 
 def read_targets(path: Path | None = None) -> dict[str, Target]:
-    """The targets that Foveate knows, changed and added to by a file.
+    """The built-in targets, with the changes and additions of a file.
 
     Args:
-        path: TOML with a table for each target: keys to change in a known one, all keys of a new one.
+        path: TOML with a table for each target: the changed keys of a known one, or all keys of a new one.
 
     Raises:
         TargetError: The file cannot be read, or describes no target.
@@ -144,7 +146,7 @@ def _tables(path: Path) -> dict[str, Any]:
 
 
 def _merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Tables with others put over them, key by key."""
+    """Nested tables with the values of `changes` in place of their own."""
     merged = dict(known)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(known.get(key), dict)
@@ -153,18 +155,19 @@ def _merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem(target: Target) -> str | None:
-    """What the types alone do not refuse."""
+    """What is wrong with a target, beyond what its types refuse; None if nothing is."""
     for name, (best, most) in msgspec.structs.asdict(target.ranges).items():
         if best > most:
-            return f"ranges.{name} is tuned for {best}, more than the {most} it takes; swap them"
-    if release(target.versions[0]) >= release(target.versions[1]):
+            return f"ranges.{name} is tuned for {best}, more than the {most} it accepts; swap them"
+    if numbers(target.versions[0]) >= numbers(target.versions[1]):
         return f"versions {' to before '.join(target.versions)} are none; the first must be lower"
-    old = [one for one in target.compute_capabilities if release(one) < FP8_FROM]
+    old = [one for one in target.compute_capabilities if numbers(one) < FP8_FROM]
     if "fp8" in target.precisions and old:
         return f"compute capability {', '.join(old)} has no fp8, which came with 8.9; take one out"
     return None
 
 
-def release(version: str) -> tuple[int, ...]:
-    """A version's numbers, to compare by."""
-    return tuple(int(part) for part in version.split("."))
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, to compare by: "10.3.0.post1" is (10, 3, 0)."""
+    parts = itertools.takewhile(str.isdigit, version.split("."))
+    return tuple(int(part) for part in parts)

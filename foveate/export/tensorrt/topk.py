@@ -1,4 +1,4 @@
-"""How many elements each TopK of an ONNX graph gives, read from its bytes without onnx."""
+"""Reads the output shapes of an ONNX graph's TopK nodes from the file's bytes, without onnx."""
 
 import mmap
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Span = tuple[int, int]
 
 
 def topk_axes(graph: Path) -> dict[str, list[str | None]]:
-    """The axes of what each TopK gives, by the node's name: a free axis by its name, else None.
+    """The axes of each TopK's output, by the node's name: an axis is its name, or None if it has none.
 
     Raises:
         ValueError: The file is no ONNX graph.
@@ -37,7 +37,7 @@ def topk_axes(graph: Path) -> dict[str, list[str | None]]:
 
 
 def _axes(data: mmap.mmap, value: Span) -> Iterator[str | None]:
-    """The axes of a value."""
+    """The axes of a tensor: their names, or None."""
     spans = [value]
     for number in (VALUE_TYPE, TENSOR, SHAPE, AXIS):
         spans = [part for span in spans for part in _parts(data, span, number)]
@@ -46,7 +46,7 @@ def _axes(data: mmap.mmap, value: Span) -> Iterator[str | None]:
 
 
 def _parts(data: mmap.mmap, message: Span, wanted: int) -> Iterator[Span]:
-    """Where the fields of one number lie in a message."""
+    """Where the fields with one number are in a message."""
     return ((start, end) for number, start, end in fields(data, *message) if number == wanted)
 
 

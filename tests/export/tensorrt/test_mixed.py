@@ -1,4 +1,4 @@
-"""What is held to which type where TensorRT chooses types itself, seen on real parsed networks."""
+"""Which layers of real parsed networks are set to float16 and which to float32."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from foveate.bundle.reader import Bundle
 from foveate.export.tensorrt.mixed import set_precisions
-from foveate.export.tensorrt.opset17 import conservative_graph
+from foveate.export.tensorrt.opset17 import to_opset17
 
 trt = pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'foveate[rtx]'"
@@ -14,7 +14,7 @@ trt = pytest.importorskip(
 
 
 class Layer:
-    """A layer that notes the types asked of it; TensorRT for RTX takes none."""
+    """A layer that keeps the types set on it; TensorRT for RTX has no such setting."""
 
     def __init__(self, layer: Any) -> None:
         self.__dict__.update(layer=layer, precision=None, outputs={})
@@ -44,12 +44,12 @@ class Network:
 
 
 @pytest.mark.parametrize("role", ["vision", "decoder"])
-def test_products_are_half_and_what_they_would_spoil_is_not(tiny_bundle: Bundle, role: str) -> None:
+def test_products_are_float16_and_exact_layers_are_not(tiny_bundle: Bundle, role: str) -> None:
     logger = trt.Logger(trt.Logger.ERROR)
     parsed = trt.Builder(logger).create_network(0)
     graph = tiny_bundle.file(role)
     parser = trt.OnnxParser(parsed, logger)
-    assert parser.parse(conservative_graph(graph), str(graph))
+    assert parser.parse(to_opset17(graph), str(graph))
     network = Network(parsed)
     halves, kept = set_precisions(trt, network)
     products = [layer for layer in network.layers if layer.type.name == "MATRIX_MULTIPLY"]
@@ -63,5 +63,5 @@ def test_products_are_half_and_what_they_would_spoil_is_not(tiny_bundle: Bundle,
             assert layer.outputs == {0: trt.float32}
     # Patches, two layers of six products and the merger's two; two layers of nine and the head.
     assert len(half) == len(products) == {"vision": 15, "decoder": 19}[role]
-    turns = [layer for layer in network.layers if layer.type.name == "UNARY"]
-    assert sum(layer.precision == trt.float32 for layer in turns) >= 2
+    unary = [layer for layer in network.layers if layer.type.name == "UNARY"]
+    assert sum(layer.precision == trt.float32 for layer in unary) >= 2

@@ -1,4 +1,4 @@
-"""Graphs rewritten for TensorRT before version 10 compute the same, without what its parser misreads."""
+"""Graphs rewritten to opset 17 compute the same, without what TensorRT before version 10 misreads."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 from foveate.bundle.reader import Bundle
 from foveate.commands.stages import small_request
 from foveate.errors import ExportError
-from foveate.export.tensorrt.library import Builder, engine_precision, is_old
-from foveate.export.tensorrt.opset17 import conservative_graph
+from foveate.export.tensorrt.library import Builder, engine_precision
+from foveate.export.tensorrt.opset17 import to_opset17
 from foveate.export.tensorrt.targets import read_targets
 
 
@@ -54,7 +54,7 @@ def test_the_same_is_computed(tiny_bundle: Bundle, tmp_path: Path, stage: str) -
     role = stage.split()[0]
     for name in (f"{role}.onnx", f"{role}.onnx.data"):
         (tmp_path / name).write_bytes((tiny_bundle.root / name).read_bytes())
-    data = conservative_graph(tmp_path / f"{role}.onnx")
+    data = to_opset17(tmp_path / f"{role}.onnx")
     rewritten = tmp_path / f"{role}.old.onnx"
     rewritten.write_bytes(data)
     onnx.checker.check_model(str(rewritten), full_check=True)
@@ -85,7 +85,7 @@ def test_what_cannot_be_rewritten_is_refused(tmp_path: Path) -> None:
     model = helper.make_model(helper.make_graph([node], "graph", [x, axes], [y]))
     onnx.save(model, tmp_path / "graph.onnx")
     with pytest.raises(ExportError, match=r"misread the node mean .* its input axes is computed"):
-        conservative_graph(tmp_path / "graph.onnx")
+        to_opset17(tmp_path / "graph.onnx")
 
 
 def builder(library: Any, version: str, *flags: str) -> Builder:
@@ -96,7 +96,7 @@ def builder(library: Any, version: str, *flags: str) -> Builder:
 def test_which_libraries_are_old_and_which_choose_types() -> None:
     old, new = builder("tensorrt", "8.6.0"), builder("tensorrt", "10.3.0", "STRONGLY_TYPED")
     rtx = builder("tensorrt_rtx", "1.7.1", "STRONGLY_TYPED")
-    assert [is_old(one) for one in (old, new, rtx)] == [True, False, False]
+    assert [one.is_old for one in (old, new, rtx)] == [True, False, False]
     h100 = read_targets()["h100"]
     assert engine_precision("h100", h100, old, "fp32", "fp16") == "fp16"
     assert engine_precision("h100", h100, old, "fp32", None) == "fp32"

@@ -42,8 +42,8 @@ def test_engines_are_smaller_and_their_layers_quantized(
     found: dict[str, Counter[str]] = {}
     original = builder.check_network
 
-    def noted(trt: Any, network: Any, role: str, *rest: Any) -> None:
-        """Count what each DequantizeLinear takes, as the parser made it."""
+    def counted(trt: Any, network: Any, role: str, *rest: Any) -> None:
+        """Count the types that the DequantizeLinear layers of the parsed network read."""
         layers = (network.get_layer(place) for place in range(network.num_layers))
         found[role] = Counter(
             layer.get_input(0).dtype.name
@@ -52,7 +52,7 @@ def test_engines_are_smaller_and_their_layers_quantized(
         )
         original(trt, network, role, *rest)
 
-    monkeypatch.setattr(builder, "check_network", noted)
+    monkeypatch.setattr(builder, "check_network", counted)
     bundle = quantized_bundles[precision]
     shutil.copytree(bundle.root, tmp_path / "bundle")
     (tmp_path / "targets.toml").write_text(ONE)

@@ -77,7 +77,7 @@ def distance(found: Any, wanted: Any) -> float:
 
 
 def check_parity(bundle: Bundle) -> None:
-    """Both decoders of a bundle give the same logits and the same cache, call after call."""
+    """Both decoders of a bundle compute the same logits and the same cache, call after call."""
     path = bundle.file("decoder")
     growing = Session(path.read_bytes(), path.parent)
     static = Session(static_graph(path, CAPACITY), path.parent)
@@ -206,7 +206,7 @@ def other_axis(graph: Any) -> None:
 
 
 def reads_cache(graph: Any) -> None:
-    """Take the cache for something else, too."""
+    """Read the cache in another node, too."""
     graph.node.insert(0, helper.make_node("Neg", ["past.0.value"], ["negated"], name="odd"))
     node = next(
         node for node in graph.node if node.op_type == "Concat" and "past.0.value" in node.input
@@ -215,7 +215,7 @@ def reads_cache(graph: Any) -> None:
 
 
 def no_mask(graph: Any) -> None:
-    """Call the mask something else."""
+    """Rename the mask."""
     next(one for one in graph.input if one.name == "attention_mask").name = "mask"
 
 
@@ -245,7 +245,7 @@ def test_a_graph_that_is_not_as_expected_is_refused(
 # Targets
 
 
-def test_every_target_can_be_asked_for_it(tiny_bundle: Bundle) -> None:
+def test_every_target_can_have_a_static_decoder(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
     for target in read_targets().values():
         assert target.decoder == "concat"
@@ -274,7 +274,7 @@ def test_libraries_that_cannot_write_caches_in_place() -> None:
     check_decoder("jetson-thor", read_targets()["jetson-thor"], Builder(None, "tensorrt", "10.13"))
 
 
-def test_builds_refuse_before_anything_is_built(
+def test_a_build_is_refused_before_anything_is_built(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = SimpleNamespace(__members__={"STRONGLY_TYPED": 0})

@@ -9,7 +9,7 @@ from foveate.bundle.reader import Bundle
 from foveate.errors import ExportError, TargetError
 from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.checks import TOPK_LIMIT
-from foveate.export.tensorrt.profiles import Plan, plan_profiles
+from foveate.export.tensorrt.profiles import AxisRange, Plan, plan_profiles, vision_ranges
 from foveate.export.tensorrt.targets import BUILTIN, choose_target, read_targets
 from foveate.export.tensorrt.topk import topk_axes
 from tests.command import invoke, refused
@@ -114,6 +114,30 @@ def test_profiles_stay_within_the_bundle(tiny_bundle: Bundle) -> None:
         assert len(plans["decoder"]) == target.decoder_profiles
     (vision,) = plans["vision"]
     assert vision.axes["patches"][1] == 4 * target.ranges.visual[0]
+
+
+def test_the_vision_graphs_axes_follow_tokens_and_pictures() -> None:
+    axes = {
+        "patches": AxisRange(per_token=4),
+        "borders": AxisRange(per_picture=1, plus=1),
+        "tiles": AxisRange(per_token=1 / 3),
+        "both": AxisRange(per_token=2.0, per_picture=3, plus=5),
+        "fixed": AxisRange(plus=7),
+    }
+    assert vision_ranges(axes, (1, 100, 1000), (1, 2, 16)) == {
+        "patches": (4, 400, 4000),
+        "borders": (2, 3, 17),
+        "tiles": (1, 34, 334),
+        "both": (10, 211, 2053),
+        "fixed": (7, 7, 7),
+    }
+
+
+def test_profiles_of_the_vision_graph(tiny_bundle: Bundle) -> None:
+    target = read_targets()["a100"]
+    (vision,) = plan_profiles(tiny_bundle.manifest, target)["vision"]
+    most = min(target.ranges.visual[1], tiny_bundle.manifest.limits.visual_tokens)
+    assert vision.axes == {"patches": (4, 4096, 4 * most), "borders": (2, 2, 65)}
 
 
 def test_an_axis_that_no_profile_knows() -> None:
