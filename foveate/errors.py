@@ -58,7 +58,7 @@ class SamplingError(FoveateError, ValueError):
 
 
 class BackendError(FoveateError, RuntimeError):
-    """An engine that cannot be opened or run as asked."""
+    """An engine that cannot be opened, or not run as requested."""
 
 
 class ClosedError(FoveateError, RuntimeError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from foveate import __version__
+from foveate._version import __version__
 
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 NVML = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
@@ -28,7 +28,7 @@ TICK = 0.002
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
 TEGRA, BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
 QUERY = "name,memory.total,driver_version,compute_cap"
-PATIENCE = 10
+TIMEOUT = 10
 
 
 def machine_facts(device: str) -> dict[str, Any]:
@@ -62,21 +62,21 @@ def find_gpus() -> list[dict[str, str]]:
     if command is None:
         return []
     try:
-        answer = subprocess.run(
+        done = subprocess.run(
             [command, f"--query-gpu={QUERY}", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=PATIENCE, check=True,
+            capture_output=True, text=True, timeout=TIMEOUT, check=True,
         )  # fmt: skip
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
-    rows = [[part.strip() for part in line.split(",")] for line in answer.stdout.splitlines()]
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
     keys = ("name", "memory", "driver", "compute_capability")
     return [dict(zip(keys, row, strict=True)) for row in rows if len(row) == len(keys)]
 
 
 def find_jetson() -> str | None:
     """The Jetson's board and L4T release; None on another machine."""
-    release = re.search(r"# R(\d+).*?REVISION: ([\d.]+)", _text(TEGRA))
-    board = _text(BOARD).strip("\0 \n")
+    release = re.search(r"# R(\d+).*?REVISION: ([\d.]+)", _read_text(TEGRA))
+    board = _read_text(BOARD).strip("\0 \n")
     if release is None and "jetson" not in board.lower():
         return None
     return (board or "Jetson") + (f", L4T {release[1]}.{release[2]}" if release else "")
@@ -154,7 +154,7 @@ def _nvml_facts(bus: bytes) -> dict[str, Any]:
 
 
 def memory_reader(device: str) -> Callable[[], int | None]:
-    """A function that tells the bytes in use: of the GPU as a whole, or of this process.
+    """A function that reads the bytes in use: of the GPU as a whole, or of this process.
 
     A GPU without memory of its own shares the system's, of which its driver counts as used what the
     system could free at once; the system's own count is read then.
@@ -172,7 +172,7 @@ def memory_reader(device: str) -> Callable[[], int | None]:
         return lambda: None
 
     def used() -> int | None:
-        """The whole GPU's; the driver wants the context on the thread that asks."""
+        """The whole GPU's; the driver needs the context to be current on the calling thread."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         if driver.cuCtxSetCurrent(context) or driver.cuMemGetInfo_v2(
             ctypes.byref(free), ctypes.byref(total)
@@ -216,14 +216,14 @@ def system_used() -> int | None:
 
 
 class Peak(AbstractContextManager["Peak"]):
-    """Watches from a thread of its own how much memory is in use.
+    """Watches how much memory is in use, from a thread of its own.
 
     Attributes:
         most: The largest number of bytes seen; None where the reader could not tell.
     """
 
     def __init__(self, read: Callable[[], int | None]) -> None:
-        """Watch what `read` tells."""
+        """Watch what `read` returns."""
         self.most: int | None = None
         self._read = read
         self._done = threading.Event()
@@ -245,7 +245,7 @@ class Peak(AbstractContextManager["Peak"]):
         self._watcher.join()
 
     def _watch(self) -> None:
-        """Look until told to stop, and once more then."""
+        """Read until the end, and once more then."""
         while True:
             last = self._done.wait(TICK)
             seen = self._read()
@@ -256,7 +256,7 @@ class Peak(AbstractContextManager["Peak"]):
 
 
 def _library(name: str) -> Any:
-    """A shared library, or None where it is not."""
+    """A shared library, or None where it is not installed."""
     try:
         return ctypes.CDLL(name)
     except OSError:
@@ -280,7 +280,7 @@ def capability(device: int = 0) -> str | None:
     return f"{major.value}.{minor.value}"
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """A small file's text; nothing where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")

@@ -34,7 +34,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> "Progress":
-        """Begin to tick, on a terminal."""
+        """Begin to tick where standard error is a terminal."""
         if self._terminal:
             self._ticker.start()
         return self
@@ -49,7 +49,7 @@ class Progress(AbstractContextManager["Progress"]):
             click.echo(f"{self._label} …", nl=False, err=True)
 
     def detail(self, text: str) -> None:
-        """Show on a terminal what the stage under way is at; from any thread."""
+        """Show on a terminal what the current stage is doing; from any thread."""
         self._detail = text
 
     def __exit__(
@@ -58,12 +58,12 @@ class Progress(AbstractContextManager["Progress"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the last stage, and say so where it was cut short."""
+        """End the last stage, and say so where an error stopped it."""
         self._done.set()
         self._end("" if kind is None else "stopped after ")
 
     def _end(self, note: str = "") -> None:
-        """End the stage under way, if there is one."""
+        """End the current stage, if there is one."""
         with self._lock:
             if self._label:
                 again = f"\r{CLEAR}{self._label} …" if self._terminal else ""
@@ -71,7 +71,7 @@ class Progress(AbstractContextManager["Progress"]):
             self._label = ""
 
     def _tick(self) -> None:
-        """Rewrite the line of the stage under way until all are done."""
+        """Rewrite the line of the current stage until all are done."""
         while not self._done.wait(TICK):
             with self._lock:
                 if self._label:

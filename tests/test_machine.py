@@ -1,5 +1,7 @@
 """What a machine says of itself: as it is, and through drivers that are not there."""
 
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,3 +82,45 @@ def test_the_process_is_watched() -> None:
     assert (read() or 0) > 10e6
     assert (machine.resident_peak() or 0) >= 10e6
     assert machine.machine_facts("cpu")["gpu"] is None
+
+
+def test_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    release, board = tmp_path / "nv_tegra_release", tmp_path / "model"
+    monkeypatch.setattr(machine, "TEGRA", release)
+    monkeypatch.setattr(machine, "BOARD", board)
+    assert machine.find_jetson() is None
+    board.write_bytes(b"Raspberry Pi 5\0")
+    assert machine.find_jetson() is None
+    board.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert machine.find_jetson() == "NVIDIA Jetson AGX Orin Developer Kit"
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n")
+    assert machine.find_jetson() == "NVIDIA Jetson AGX Orin Developer Kit, L4T 36.4.3"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (
+            "NVIDIA H100 80GB HBM3, 81559 MiB, 580.95, 9.0\n",
+            [{"name": "NVIDIA H100 80GB HBM3", "memory": "81559 MiB", "driver": "580.95",
+              "compute_capability": "9.0"}],
+        ),
+        ("", []),
+        ("No devices were found\n", []),
+    ],
+)  # fmt: skip
+def test_gpus(monkeypatch: pytest.MonkeyPatch, answer: str, expected: list[Any]) -> None:
+    done = subprocess.CompletedProcess([], 0, answer, "")
+    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
+    assert machine.find_gpus() == expected
+
+
+@pytest.mark.parametrize("error", [OSError("x"), subprocess.TimeoutExpired("x", 1)])
+def test_nvidia_smi_that_hangs_or_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(machine.subprocess, "run", fail)
+    assert machine.find_gpus() == []

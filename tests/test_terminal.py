@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from foveate.terminal import TICK, Progress
+from foveate.terminal import TICK, Progress, one_line
 
 
 class Terminal(io.StringIO):
@@ -36,3 +36,9 @@ def test_a_file_gets_a_line_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.begin("decoder")
         progress.detail("timing tactics")
     assert sys.stderr.getvalue() == "decoder … 0.0 s\n"  # type: ignore[attr-defined]
+
+
+def test_one_line_is_one_line() -> None:
+    assert one_line(" a\r\n b\n\nc\x07 ") == "a b c\\x07"
+    assert one_line("x" * 5000).endswith("x…")
+    assert io.StringIO(one_line("a\u2028b")).read() == r"a\u2028b"

@@ -13,7 +13,7 @@ from tests.conftest import Sample
 
 ROOT = Path(__file__).parent.parent
 
-ASK = """
+ANSWER = """
 import json, sys, time
 began = time.perf_counter()
 import foveate
@@ -47,7 +47,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     shipped = {name for name in names if name.startswith("foveate/")}
     written = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "*.toml")
+        for pattern in ("*.py", "*.toml", "py.typed")
         for path in (ROOT / "foveate").rglob(pattern)
     }
     assert shipped == written
@@ -63,7 +63,13 @@ def test_the_wheel_runs_a_bundle_without_torch(
     run(python, "-m", "pip", "install", "-q", "--no-input", "-c", constraints, str(wheel))
     sample = next(sample for sample in samples if sample.task == "letter")
     output = run(
-        python, "-c", ASK, str(nano_bundle.root), sample.question, str(sample.image), cwd=tmp_path
+        python,
+        "-c",
+        ANSWER,
+        str(nano_bundle.root),
+        sample.question,
+        str(sample.image),
+        cwd=tmp_path,
     )
     answer = json.loads(output)
     assert answer["text"] == sample.answer

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"

@@ -1,25 +1,21 @@
-"""The verbs of `foveate calibrate`: relevance maps, and a trained f_θ that predicts them."""
+"""`foveate calibrate`: relevance maps, and a trained f_θ that predicts them."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from foveate.commands.options import PATH, as_json, debug, force, options, verb
+from foveate.commands.options import (
+    PATH,
+    as_json,
+    debug,
+    device,
+    force,
+    load_torch,
+    options,
+    verb,
+)
 from foveate.terminal import Progress, tell, tell_json
-
-
-@click.group()
-def calibrate() -> None:
-    """Train the compressor of a checkpoint: relevance maps first, then f_θ.
-
-    \b
-    Try it:  foveate calibrate relevance CHECKPOINT data.jsonl maps
-             foveate calibrate train maps f_theta.safetensors
-    """
-
-
-calibrate.params.append(debug)
 
 mode = click.option(
     "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
@@ -28,10 +24,6 @@ mode = click.option(
 dtype = click.option(
     "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
     help="What the model computes in.",
-)  # fmt: skip
-device = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-    help="Where to run; one that cannot be had is an error.",
 )  # fmt: skip
 rule = click.option(
     "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
@@ -43,9 +35,7 @@ longest = click.option(
 )  # fmt: skip
 
 
-@verb(
-    calibrate, "foveate calibrate relevance Qwen/Qwen2-VL-2B-Instruct data.jsonl maps --dtype bf16"
-)
+@verb("foveate calibrate relevance Qwen/Qwen2-VL-2B-Instruct data.jsonl maps --dtype bf16")
 @click.argument("checkpoint")
 @click.argument("data", type=PATH)
 @click.argument("out", type=PATH)
@@ -64,7 +54,7 @@ longest = click.option(
     as_json,
 )  # fmt: skip
 def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any) -> None:
-    """Ask CHECKPOINT the questions of DATA; keep in OUT what mattered for each right answer.
+    """Compute relevance maps of CHECKPOINT's right answers to the questions of DATA, into OUT.
 
     DATA is JSON Lines: {"id", "image" or "images", "question", "answer" or "answers"}. A run that
     was stopped goes on by the same command. For several processes put `accelerate launch -m` in
@@ -84,8 +74,7 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
 
 
 @verb(
-    calibrate,
-    "foveate calibrate show Qwen/Qwen2-VL-2B-Instruct look.png --image street.jpg "
+    "foveate calibrate show Qwen/Qwen2-VL-2B-Instruct relevance.png --image street.jpg "
     '--question "What does the sign say?"',
 )
 @click.argument("checkpoint")
@@ -129,22 +118,22 @@ def show(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Draw where CHECKPOINT looks, and what it answers from that alone, into OUT.png.
+    """Draw the relevance of visual tokens to CHECKPOINT's answers, and its answers from the kept ones.
 
-    For each question: relevance R_v, and beside it f_θ's prediction; the best tokens with the rest
-    white; and the answer that they give.
+    Into OUT.png, for each question: relevance R_v, and beside it f_θ's prediction; the best tokens
+    with the rest white; and the answer that they give.
     """
     with Progress() as progress:
-        progress.begin("loading torch and transformers")
+        load_torch(progress.begin)
         from foveate.calibration.drawing import show as showing
 
         samples = showing.gather_samples(images, questions, data, ids)
-        looks = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
-    facts = showing.show_facts(samples, looks, out)
-    tell_json(facts) if as_json else tell(showing.describe_show(looks, out))
+        drawn = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
+    facts = showing.show_facts(samples, drawn, out)
+    tell_json(facts) if as_json else tell(showing.describe_show(drawn, out))
 
 
-@verb(calibrate, "foveate calibrate train maps f_theta.safetensors --plot curves.png")
+@verb("foveate calibrate train maps f_theta.safetensors --plot curves.png")
 @click.argument("relevance", type=PATH)
 @click.argument("out", type=PATH)
 @options(
@@ -190,7 +179,7 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
     on by the same command.
     """
     with Progress() as progress:
-        progress.begin("loading torch")
+        load_torch(progress.begin)
         from foveate.calibration.training.options import TrainingOptions
         from foveate.calibration.training.progress import TrainingProgress
         from foveate.calibration.training.result import describe_training, training_facts
@@ -202,7 +191,6 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
 
 
 @verb(
-    calibrate,
     "foveate calibrate evaluate Qwen/Qwen2-VL-2B-Instruct data.jsonl --keep 0.5,0.25 --rank relevance "
     "--rank f_theta.safetensors",
 )
@@ -233,7 +221,7 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
     as_json,
 )  # fmt: skip
 def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any) -> None:
-    """See what share of CHECKPOINT's answers to DATA stays right on some of the visual tokens.
+    """Measure what share of CHECKPOINT's answers to DATA stays right on some of the visual tokens.
 
     For each way to rank the tokens, and each share of them that is kept. By relevance, a question
     is first answered with all tokens; downsample ranks nothing, and makes the pictures smaller
@@ -251,3 +239,16 @@ def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any)
     if evaluation is None:
         return
     tell_json(evaluation_facts(evaluation)) if as_json else tell(describe_evaluation(evaluation))
+
+
+@click.group(commands=[relevance, train, evaluate, show])
+def calibrate() -> None:
+    """Train the compressor of a checkpoint: relevance maps first, then f_θ.
+
+    \b
+    Try it:  foveate calibrate relevance CHECKPOINT data.jsonl maps
+             foveate calibrate train maps f_theta.safetensors
+    """
+
+
+calibrate.params.append(debug)

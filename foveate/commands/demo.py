@@ -1,31 +1,50 @@
-"""The demo: the nano checkpoint on its own held-out questions, with all tokens and a quarter."""
+"""`foveate demo`: the nano checkpoint on its own held-out questions, with all visual tokens and a quarter."""
+
+from __future__ import annotations
 
 import json
 import os
 import shlex
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+import click
 
 from foveate.atomic_write import writing
 from foveate.bundle.reader import Bundle
-from foveate.commands.report import answer_facts
+from foveate.commands.options import PATH, as_json, load_torch, verb
+from foveate.commands.run import answer_facts
 from foveate.errors import CheckpointError
-from foveate.runtime import Answer, Pipeline, Timing
-from foveate.runtime.heatmap import check_target, write_heatmap
-from foveate.runtime.media.pictures import open_picture
-from foveate.terminal import duration, size, table
+from foveate.terminal import Progress, duration, size, table, tell, tell_json
 
-NANO = Path(__file__).parent.parent / "models" / "nano"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from foveate.runtime import Answer, Pipeline
+
+NANO = Path(__file__).parent.parent.parent / "models" / "nano"
 KEEP = 0.25
 ROUNDS = 5
 QUESTIONS = 40
 
-Progress = Callable[[str, int, int], None]
+
+@verb("foveate demo")
+@click.option("--checkpoint", type=PATH, help="Default: models/nano.")
+@click.option(
+    "--out", type=PATH, default=Path("demo"), show_default=True,
+    help="Folder for the bundle and the heatmap.",
+)  # fmt: skip
+@as_json
+def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
+    """Export the nano checkpoint, answer a question about a picture, and draw what was kept.
+
+    One of its held-out questions is answered with all visual tokens and with a quarter of them.
+    """
+    with Progress() as progress:
+        shown = run_demo(checkpoint, out, progress)
+    tell_json(demo_facts(shown)) if as_json else tell(describe_demo(shown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +62,11 @@ class Demo:
 
     Attributes:
         bundle: What was exported.
-        sample: What was asked.
+        sample: The question shown.
         full: The answer from all visual tokens.
         kept: The answer from a quarter of them.
         heatmap: The picture of what was kept.
-        asked: How many held-out questions were asked to choose the one shown.
+        questions: How many held-out questions were answered to choose the one shown.
         right_full: How many of them it answered as expected with all visual tokens.
         right_kept: How many with a quarter.
     """
@@ -57,41 +76,46 @@ class Demo:
     full: Answer
     kept: Answer
     heatmap: Path
-    asked: int
+    questions: int
     right_full: int
     right_kept: int
 
 
 def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> Demo:
-    """Export the nano checkpoint into `out` and ask it one of its own questions, both ways.
+    """Export the nano checkpoint into `out` and answer its own questions with all tokens and a quarter.
 
     Args:
         checkpoint: A checkpoint with samples/data.jsonl in it; None takes models/nano.
         out: A folder, made if need be; the demo replaces what it wrote there before.
-        progress: Told as each stage begins.
+        progress: Shows the stages as they begin.
 
     Raises:
         CheckpointError: No checkpoint, or none with questions.
+        MissingDependencyError: A package that exporting needs is not installed.
         FoveateError: The export or the questions failed.
     """
+    from foveate.runtime import Pipeline
+    from foveate.runtime.heatmap import check_target, write_heatmap
+    from foveate.runtime.media.pictures import open_picture
+
     root = find_checkpoint(checkpoint)
     samples = pick_samples(root / "samples" / "data.jsonl")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     heatmap = out / "heatmap.png"
     check_target(heatmap, force=True)
-    progress("loading torch and transformers", 0, 0)
+    load_torch(progress.begin)
     from foveate.export.exporter import ExportOptions, export
 
     trained = root / "f_theta.safetensors"
     options = ExportOptions(trained if trained.is_file() else "attention", keep=KEEP, force=True)
-    bundle = export(root, out / "bundle", options, progress)
-    progress("questions", 0, 0)
+    bundle = export(root, out / "bundle", options, progress.begin)
+    progress.begin("questions")
     with Pipeline.load(bundle.root) as pipe:
         right = [answers_rightly(pipe, sample) for sample in samples]
         sample = samples[right.index((True, True)) if (True, True) in right else 0]
         picture = open_picture(sample.image)
-        full, kept = ask_often(pipe, sample, picture, (1.0, KEEP))
+        full, kept = time_answers(pipe, sample, picture, (1.0, KEEP))
     write_heatmap(heatmap, [picture], kept.visual, force=True)
     right_full, right_kept = (sum(column) for column in zip(*right, strict=True))
     return Demo(bundle, sample, full, kept, heatmap, len(samples), right_full, right_kept)
@@ -107,7 +131,11 @@ def answers_rightly(pipe: Pipeline, sample: Sample) -> tuple[bool, bool]:
 
 
 def find_checkpoint(given: Path | None) -> Path:
-    """The checkpoint's folder, with the fix in the message where there is none."""
+    """The checkpoint's folder: the one given, or else models/nano.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     root = NANO if given is None else given
     if (root / "config.json").is_file():
         return root
@@ -118,7 +146,7 @@ def find_checkpoint(given: Path | None) -> Path:
 
 
 def pick_samples(path: Path) -> list[Sample]:
-    """The questions to ask: those about a single place in the largest scenes first.
+    """The questions to answer: those about a single place in the largest scenes first.
 
     Raises:
         CheckpointError: No questions, or none with its picture.
@@ -142,11 +170,13 @@ def pick_samples(path: Path) -> list[Sample]:
 
 def _ranked_sample(line: str, folder: Path) -> list[tuple[tuple[bool, bool, bool, int], Sample]]:
     """A line's question with how well it suits the demo; nothing for a line that has none."""
+    import PIL.Image
+
     try:
         record = json.loads(line)
         answers = record.get("answers") or [record["answer"]]
         sample = Sample(folder / record["image"], str(record["question"]), str(answers[0]))
-        with Image.open(sample.image) as picture:
+        with PIL.Image.open(sample.image) as picture:
             area = picture.width * picture.height
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError):
         return []
@@ -155,13 +185,15 @@ def _ranked_sample(line: str, folder: Path) -> list[tuple[tuple[bool, bool, bool
     return [(rank, sample)]
 
 
-def ask_often(
-    pipe: Pipeline, sample: Sample, picture: Image.Image, keeps: tuple[float, ...]
+def time_answers(
+    pipe: Pipeline, sample: Sample, picture: Image, keeps: tuple[float, ...]
 ) -> list[Answer]:
-    """Ask with each `keep` in turn, a few times over; each answer has its median seconds.
+    """Answer with each `keep` in turn, a few times over; each answer has its median seconds.
 
     The first round warms up and does not count.
     """
+    from foveate.runtime import Timing
+
     rounds = [
         [pipe.generate(sample.question, images=[picture], keep=keep) for keep in keeps]
         for _ in range(ROUNDS + 1)
@@ -184,7 +216,7 @@ def demo_facts(demo: Demo) -> dict[str, Any]:
         "full": answer_facts(demo.full),
         "kept": answer_facts(demo.kept),
         "held_out": {
-            "asked": demo.asked,
+            "asked": demo.questions,
             "right_with_all_tokens": demo.right_full,
             "right_with_a_quarter": demo.right_kept,
         },
@@ -193,6 +225,8 @@ def demo_facts(demo: Demo) -> dict[str, Any]:
 
 def describe_demo(demo: Demo) -> str:
     """What `foveate demo` shows."""
+    from foveate.runtime import Timing
+
     both = (demo.full, demo.kept)
     rows = [
         ("", "all tokens", "a quarter"),
@@ -218,12 +252,12 @@ def describe_demo(demo: Demo) -> str:
             table(rows, gap=4),
             f"  (times: median of {ROUNDS}; ranked by {demo.bundle.manifest.compressor.kind})",
             "",
-            f"  Of {demo.asked} such held-out questions it answers {demo.right_full} with all tokens "
+            f"  Of {demo.questions} such held-out questions it answers {demo.right_full} with all tokens "
             f"and {demo.right_kept} with a quarter;",
             "  the one above is the first of those it answers both ways, where there is one.",
             "",
-            f"  What it looked at:  {demo.heatmap}",
-            f"  Ask it yourself:    {shlex.join(again)}",
+            f"  Heatmap:          {demo.heatmap}",
+            f"  Run it yourself:  {shlex.join(again)}",
         ]
     )
 

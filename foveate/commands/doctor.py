@@ -1,4 +1,4 @@
-"""What this machine has and can run, and why not the rest; it asks only, and never fails."""
+"""`foveate doctor`: what this machine has and can run, and why not the rest; it changes nothing and never fails."""
 
 import dataclasses
 import importlib
@@ -7,9 +7,10 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from foveate import __version__
+from foveate._version import __version__
+from foveate.commands.options import as_json, verb
 from foveate.machine import count_cores, count_memory, find_gpus, find_jetson, installed
-from foveate.terminal import one_line, plural, size, table
+from foveate.terminal import one_line, plural, size, table, tell, tell_json
 
 PACKAGES = {
     "": ("click", "jinja2", "msgspec", "numpy", "onnxruntime", "pillow", "tokenizers"),
@@ -40,6 +41,14 @@ TINY = (
     b"\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y\"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01"
     b"\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )  # fmt: skip
+
+
+@verb("foveate doctor")
+@as_json
+def doctor(as_json: bool) -> None:
+    """Show what this machine can run, and why not the rest."""
+    found = examine()
+    tell_json(machine_facts(found)) if as_json else tell(describe_machine(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,7 @@ class Machine:
 
 
 def examine() -> Machine:
-    """Look at this machine."""
+    """Find out what this machine has and can run."""
     packages = {
         extra: {name: installed(name) for name in names} for extra, names in PACKAGES.items()
     }

@@ -1,23 +1,54 @@
-"""What `foveate verify` checks: checksums, graphs against the manifest, and parity if wanted."""
+"""`foveate verify`: checksums, graphs against the manifest, engines against graphs, and parity if wanted."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from foveate.bundle.manifest import EngineVariant, outdated
+import click
+
+from foveate.bundle.manifest import EngineVariant, Precision, outdated
 from foveate.bundle.reader import Bundle
-from foveate.commands.report import bundle_bytes, describe_parity
-from foveate.commands.stages import BOUNDS, differences, run_stages, small_request
+from foveate.commands.export import describe_parity
+from foveate.commands.inspect import bundle_bytes
+from foveate.commands.options import PATH, as_json, load_torch, verb
 from foveate.errors import BackendError, BundleError, FoveateError, ParityError
 from foveate.machine import capability
-from foveate.runtime.backends import open_backend
-from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
-from foveate.runtime.backends.trt.choose import fitting_engines
-from foveate.runtime.backends.trt.library import installed_version
-from foveate.runtime.backends.trt.fit import NAMES, rebuild
-from foveate.runtime.pipeline import read_tokenizer
-from foveate.terminal import plural, size, table
+from foveate.terminal import Progress, plural, size, table, tell, tell_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from foveate.families.base import Prompt, Vision
+    from foveate.runtime.backends import Backend
+
+BOUNDS: dict[Precision, float] = {
+    "fp32": 1e-4, "fp16": 5e-2, "bf16": 1e-1, "int8": 0.5, "fp8": 0.5, "int4": 0.5,
+}  # fmt: skip
+"""Largest difference over largest value that an engine of a precision may have from its graph. fp32 was
+seen to stay within 3e-6; where activations are rounded to 8 bits, each library rounds in its own places."""
+
+Arrays: TypeAlias = "dict[str, NDArray[Any]]"
+
+
+@verb("foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--checkpoint", metavar="CHECKPOINT",
+    help="Also compare every graph with this checkpoint in transformers.",
+)  # fmt: skip
+@as_json
+def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
+    """Check the files and graphs of BUNDLE.
+
+    Checksums, and each graph's inputs and outputs against the manifest; with a checkpoint, also
+    what each graph computes.
+    """
+    with Progress() as progress:
+        result = verify_bundle(bundle, checkpoint, progress.begin)
+    tell_json(verification_facts(result)) if as_json else tell(describe_verification(result))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +78,17 @@ def verify_bundle(
     Args:
         path: The bundle's folder.
         checkpoint: A folder or hub id to compare with in transformers; None to leave that out.
-        progress: Told as each stage begins.
+        progress: Called with each stage's name as it begins.
 
     Raises:
         BundleError: No bundle, or one whose files, graphs or engines are not what the manifest says.
         BackendError: A graph that onnxruntime cannot open.
+        MissingDependencyError: There is a checkpoint to compare with, and no torch.
         ParityError: A graph that does not compute what the checkpoint does, or an engine that does
             not compute what its graph does.
     """
+    from foveate.runtime.load import read_tokenizer
+
     progress("checksums")
     bundle = Bundle.open(path)
     progress("tokenizer")
@@ -68,18 +102,24 @@ def verify_bundle(
     engines = run_engines(bundle, progress)
     parity = None
     if checkpoint is not None:
-        progress("loading torch and transformers")
-        from foveate.export.verify import verify
+        load_torch(progress)
+        from foveate.export.verify import verify as compare_with_checkpoint
 
-        parity = verify(bundle, checkpoint, progress)
+        parity = compare_with_checkpoint(bundle, checkpoint, progress)
     return Verification(bundle, graphs, engines, parity)
 
 
 def open_graph(bundle: Bundle, role: str) -> str:
     """Open one graph, compare it with the manifest and close it; say where that was done.
 
-    bfloat16 graphs open on CUDA alone: elsewhere the answer says that they were not opened.
+    bfloat16 graphs open on CUDA alone: elsewhere the text says that they were not opened.
+
+    Raises:
+        BackendError: onnxruntime cannot open it.
+        BundleError: Its inputs or outputs are not what the manifest says.
     """
+    from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
+
     device = "cpu"
     if bundle.manifest.precision == "bf16":
         try:
@@ -95,11 +135,13 @@ def open_graph(bundle: Bundle, role: str) -> str:
 
 
 def check_engine(bundle: Bundle, engine: EngineVariant) -> None:
-    """See that an engine was built from this bundle's graph; it is not opened.
+    """Check that an engine was built from this bundle's graph, without opening it.
 
     Raises:
         BundleError: It was built from another.
     """
+    from foveate.runtime.backends.trt.fit import rebuild
+
     role = outdated(bundle.manifest, engine)
     if role is not None:
         raise BundleError(
@@ -109,26 +151,37 @@ def check_engine(bundle: Bundle, engine: EngineVariant) -> None:
 
 
 def run_engines(bundle: Bundle, progress: Callable[[str], None]) -> dict[str, str]:
-    """Run the engines that fit this machine beside their graphs; for each what came of it.
+    """Compare the engines that fit this machine with their graphs; for each engine what came of it.
 
     Raises:
         ParityError: An engine does not compute what its graph does.
         BackendError: An engine that fits cannot be run.
     """
+    from foveate.runtime.backends.trt.choose import fitting_engines
+    from foveate.runtime.backends.trt.library import installed_version
+
     fitting, reasons = fitting_engines(bundle, capability(), installed_version)
-    told = {}
+    checked = {}
     for engine in bundle.manifest.engines:
-        if engine.target in fitting and f"{engine.target} {engine.role}" not in told:
+        if engine.target in fitting and f"{engine.target} {engine.role}" not in checked:
             progress(f"engines for {engine.target}")
-            told.update(compare_engines(bundle, fitting[engine.target]))
+            checked.update(compare_engines(bundle, fitting[engine.target]))
         elif engine.target in reasons:
             why = first_sentence(reasons[engine.target])
-            told[f"{engine.target} {engine.role}"] = f"{origin(engine)}; not run: {why}"
-    return told
+            checked[f"{engine.target} {engine.role}"] = f"{origin(engine)}; not run: {why}"
+    return checked
 
 
 def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[str, str]:
-    """Run the engines of a target and their graphs on a small request, stage by stage."""
+    """Run the engines of a target and their graphs on a small request, stage by stage.
+
+    Raises:
+        ParityError: An engine does not compute what its graph does.
+        BackendError: An engine or a graph cannot be run.
+    """
+    from foveate.runtime.backends import open_backend
+    from foveate.runtime.backends.trt.fit import rebuild
+
     if bundle.manifest.precision == "bf16":
         return {
             f"{engine.target} {role}": f"{origin(engine)}; not run: onnxruntime's CPU provider cannot "
@@ -147,7 +200,7 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
             found.append(run_stages(backend, vision, prompt, count, found[0] if found else {}))
         finally:
             backend.close()
-    worst, told = differences(found[1], found[0]), {}
+    worst, checked = differences(found[1], found[0]), {}
     for role, engine in engines.items():
         bound = BOUNDS[engine.precision]
         if not worst[role] <= bound:
@@ -156,12 +209,16 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
                 f"{worst[role]:.2g} of the largest value, over the {bound:g} allowed in "
                 f"{engine.precision}. Build it again: {rebuild(bundle, target)}"
             )
-        told[f"{target} {role}"] = f"{origin(engine)}; run, within {worst[role]:.1e} of the graph"
-    return told
+        checked[f"{target} {role}"] = (
+            f"{origin(engine)}; run, within {worst[role]:.1e} of the graph"
+        )
+    return checked
 
 
 def origin(engine: EngineVariant) -> str:
     """What an engine was built from and by."""
+    from foveate.runtime.backends.trt.fit import NAMES
+
     cache = " with a static cache" if engine.decoder == "static" else ""
     return f"built from this graph{cache} by {NAMES[engine.library]} {engine.version}"
 
@@ -169,6 +226,100 @@ def origin(engine: EngineVariant) -> str:
 def first_sentence(error: FoveateError) -> str:
     """Why an engine was not run, without the advice."""
     return str(error).split(". ")[0].split(": ", 1)[-1]
+
+
+def small_request(bundle: Bundle) -> tuple[Vision, Prompt]:
+    """A drawn picture and a question about it, as a bundle's family prepares them."""
+    import numpy as np
+    from PIL import Image
+
+    from foveate.runtime.load import read_family, read_tokenizer
+
+    rows, columns = np.mgrid[0:224, 0:252]
+    channels = (rows * 255 // 224, columns * 255 // 252, (rows // 28 + columns // 28) % 2 * 255)
+    picture = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+    family = read_family(bundle, read_tokenizer(bundle))
+    vision = family.preprocess([picture])
+    return vision, family.layout("What is in the picture?", vision)
+
+
+def run_stages(
+    backend: Backend, vision: Vision, prompt: Prompt, count: int, given: Mapping[str, Any]
+) -> Arrays:
+    """Run every stage once.
+
+    Args:
+        backend: What runs it.
+        vision: The pictures.
+        prompt: The prompt about them.
+        count: How many visual tokens to keep.
+        given: What another backend gave: later stages take that in, so that each is compared with the
+            other's alone. Empty for what this backend gives itself.
+
+    Returns:
+        What the stages gave, named "stage.output".
+    """
+    from foveate.runtime.tensors import on_host
+
+    found: Arrays = {}
+
+    def note(stage: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a stage's outputs; what the next stage takes in."""
+        found.update({f"{stage}.{name}": value.numpy() for name, value in outputs.items()})
+        return {name: given.get(f"{stage}.{name}", value) for name, value in outputs.items()}
+
+    visual = note("vision", {"visual_embeds": backend.encode(vision)})["visual_embeds"]
+    feeds = prompt.compressor_feeds(count)
+    text_index = feeds["text_index"]
+    text = backend.embed(prompt.token_ids[text_index])
+    merged = backend.merge(text, visual, text_index, prompt.visual_index)
+    found["merge.inputs_embeds"] = on_host(merged)
+    inputs = backend.place({"text_embeds": text, **feeds})
+    kept = note("compressor", backend.compress({**inputs, "visual_embeds": visual}))
+    length = len(text_index) + count
+    found["compressor.inputs_embeds"] = found["compressor.inputs_embeds"][:, :length]
+    found["compressor.kept_position_ids"] = found["compressor.kept_position_ids"][:, :, :length]
+    sequence = backend.start(length + 2)
+    prefilled = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
+    prefill = found["decoder.prefill"] = prefilled.logits()
+    first = int(given.get("decoder.prefill", prefill).argmax())
+    found["decoder.step"] = sequence.step(first, prompt.next_position).logits()
+    sequence.close()
+    return found
+
+
+def differences(found: Arrays, reference: Mapping[str, Any]) -> dict[str, float]:
+    """For each stage the largest difference over the largest value of the output concerned.
+
+    Tokens that were kept instead of others count by how much less relevant they are.
+    """
+    import numpy as np
+
+    worst: dict[str, float] = {}
+    expected, kept = reference["compressor.kept_indices"], found["compressor.kept_indices"]
+    same = np.array_equal(kept, expected)
+    for name, wanted in reference.items():
+        stage, output = name.split(".")
+        if name == "compressor.kept_indices":
+            scores = reference["compressor.scores"]
+            gap = scores[expected].min() - scores[kept].min()
+            distance = max(0.0, float(gap) / float(np.abs(scores).max()))
+        elif stage == "compressor" and output in ("inputs_embeds", "kept_position_ids"):
+            distance = difference(found[name], wanted) if same else 0.0
+        else:
+            distance = difference(found[name], wanted)
+        worst[stage] = max(worst.get(stage, 0.0), distance)
+    return worst
+
+
+def difference(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """The largest difference over the largest value; infinite where shapes differ or values are not finite."""
+    import numpy as np
+
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    distance = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
+    return float(distance / max(float(np.abs(wanted.astype(np.float64)).max(initial=0.0)), 1e-30))
 
 
 def verification_facts(result: Verification) -> dict[str, Any]:

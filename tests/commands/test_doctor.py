@@ -9,11 +9,9 @@ from typing import Any
 
 import onnx
 import pytest
-from click.testing import CliRunner
 
-from foveate import machine
-from foveate.cli import main
 from foveate.commands import doctor
+from tests.command import invoke
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +38,7 @@ def abilities(*arguments: Any) -> dict[str, tuple[bool, str]]:
 
 
 def test_text_and_json() -> None:
-    result = CliRunner().invoke(main, ["doctor"])
+    result = invoke("doctor")
     assert (result.exit_code, result.stderr) == (0, "")
     for word in (
         "this machine",
@@ -50,7 +48,7 @@ def test_text_and_json() -> None:
         "TensorRT engines",
     ):
         assert word in result.stdout
-    facts = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    facts = json.loads(invoke("doctor", "--json").stdout)
     assert facts["providers"]["CPUExecutionProvider"] == "runs"
     assert facts["telemetry"] is False
     assert facts["packages"]["export"]["torch"]
@@ -145,48 +143,6 @@ def test_telemetry_left_on_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     (warning,) = doctor.find_warnings(packages())
     assert "telemetry" in warning
     assert doctor.examine().telemetry
-
-
-def test_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    release, board = tmp_path / "nv_tegra_release", tmp_path / "model"
-    monkeypatch.setattr(machine, "TEGRA", release)
-    monkeypatch.setattr(machine, "BOARD", board)
-    assert machine.find_jetson() is None
-    board.write_bytes(b"Raspberry Pi 5\0")
-    assert machine.find_jetson() is None
-    board.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
-    assert machine.find_jetson() == "NVIDIA Jetson AGX Orin Developer Kit"
-    release.write_text("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n")
-    assert machine.find_jetson() == "NVIDIA Jetson AGX Orin Developer Kit, L4T 36.4.3"
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (
-            "NVIDIA H100 80GB HBM3, 81559 MiB, 580.95, 9.0\n",
-            [{"name": "NVIDIA H100 80GB HBM3", "memory": "81559 MiB", "driver": "580.95",
-              "compute_capability": "9.0"}],
-        ),
-        ("", []),
-        ("No devices were found\n", []),
-    ],
-)  # fmt: skip
-def test_gpus(monkeypatch: pytest.MonkeyPatch, answer: str, expected: list[Any]) -> None:
-    done = subprocess.CompletedProcess([], 0, answer, "")
-    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
-    assert machine.find_gpus() == expected
-
-
-@pytest.mark.parametrize("error", [OSError("x"), subprocess.TimeoutExpired("x", 1)])
-def test_nvidia_smi_that_hangs_or_fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(machine.subprocess, "run", fail)
-    assert machine.find_gpus() == []
 
 
 def test_a_machine_with_all_of_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from foveate.bundle.reader import Bundle
 from tests.command import command, invoke, refused
 
 
@@ -20,11 +19,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ImageDraw.Draw(image).ellipse((10, 10, 50, 50), fill=(200, 30, 30))
     image.save(path)
     return path
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Bundle) -> Path:
-    return tiny_bundle.root
 
 
 class TestRun:
@@ -53,9 +47,9 @@ class TestRun:
         assert facts["timing"]["total"] >= facts["timing"]["first_token"] > 0
 
     def test_text_is_the_same_streamed_and_in_json(self, bundle: Path, picture: Path) -> None:
-        asked = ["run", bundle, "What?", "--image", picture, "--max-new-tokens", "6"]
-        text = json.loads(invoke(*asked, "--json").stdout)["text"]
-        assert invoke(*asked).stdout == text + "\n"
+        words = ["run", bundle, "What?", "--image", picture, "--max-new-tokens", "6"]
+        text = json.loads(invoke(*words, "--json").stdout)["text"]
+        assert invoke(*words).stdout == text + "\n"
 
     def test_standard_input_and_all_tokens(self, bundle: Path, picture: Path) -> None:
         result = invoke("run", bundle, "What?", "--image", "-", "--keep", "1", "--json",
@@ -65,9 +59,9 @@ class TestRun:
 
     def test_sampling_is_repeatable(self, bundle: Path, picture: Path) -> None:
         options = ["--temperature", 2, "--top-p", 0.9, "--top-k", 50, "--max-new-tokens", 8]
-        asked = ["run", bundle, "What?", "--image", picture, *options, "--json", "--seed"]
+        words = ["run", bundle, "What?", "--image", picture, *options, "--json", "--seed"]
         first, again, other = (
-            json.loads(invoke(*asked, seed).stdout)["token_ids"] for seed in (7, 7, 8)
+            json.loads(invoke(*words, seed).stdout)["token_ids"] for seed in (7, 7, 8)
         )
         assert first == again != other
 
@@ -122,24 +116,24 @@ class TestRun:
 
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this onnxruntime has CUDA")
-        asked = ["run", bundle, "What?", "--image", picture, "--device", "cuda"]
-        refused(invoke(*asked), "CUDAExecutionProvider")
+        words = ["run", bundle, "What?", "--image", picture, "--device", "cuda"]
+        refused(invoke(*words), "CUDAExecutionProvider")
 
 
 class TestHeatmapOption:
     def test_written_and_replaced(self, bundle: Path, picture: Path, tmp_path: Path) -> None:
         out = tmp_path / "map.png"
-        asked = ["run", bundle, "What?", "--image", picture, "--image", picture,
+        words = ["run", bundle, "What?", "--image", picture, "--image", picture,
                  "--max-new-tokens", 2, "--heatmap", out]  # fmt: skip
-        assert invoke(*asked).exit_code == 0
+        assert invoke(*words).exit_code == 0
         with Image.open(out) as drawn:
             assert drawn.format == "PNG"
             assert drawn.width >= 3 * 448
             assert drawn.height >= 2 * 336
         before = out.read_bytes()
-        refused(invoke(*asked), "already there", "--force")
+        refused(invoke(*words), "already there", "--force")
         assert out.read_bytes() == before
-        assert invoke(*asked, "--force", "--keep", "2").exit_code == 0
+        assert invoke(*words, "--force", "--keep", "2").exit_code == 0
         assert out.read_bytes() != before
         assert os.listdir(tmp_path) == ["map.png"]
 
@@ -158,19 +152,19 @@ class TestHeatmapOption:
         self, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("foveate.runtime.heatmap.os.access", lambda *_: False)
-        asked = ["run", tmp_path, "?", "--image", picture]
-        refused(invoke(*asked, "--heatmap", tmp_path / "map.png"), "may not be written to")
+        words = ["run", tmp_path, "?", "--image", picture]
+        refused(invoke(*words, "--heatmap", tmp_path / "map.png"), "may not be written to")
 
     @pytest.mark.parametrize("keep", ["1", "1.0"])
     def test_nothing_to_draw(self, bundle: Path, picture: Path, tmp_path: Path, keep: str) -> None:
-        asked = ["run", bundle, "?", "--image", picture, "--keep", keep]
-        refused(invoke(*asked, "--heatmap", tmp_path / "map.png"), "nothing is ranked")
+        words = ["run", bundle, "?", "--image", picture, "--keep", keep]
+        refused(invoke(*words, "--heatmap", tmp_path / "map.png"), "nothing is ranked")
         assert os.listdir(tmp_path) == []
 
     def test_count_that_turns_out_to_be_all(
         self, bundle: Path, picture: Path, tmp_path: Path
     ) -> None:
-        asked = ["run", bundle, "?", "--image", picture, "--keep", "12", "--max-new-tokens", "2"]
-        result = invoke(*asked, "--heatmap", tmp_path / "map.png", "--json")
+        words = ["run", bundle, "?", "--image", picture, "--keep", "12", "--max-new-tokens", "2"]
+        result = invoke(*words, "--heatmap", tmp_path / "map.png", "--json")
         refused(result, "all tokens were kept")
         assert os.listdir(tmp_path) == []

@@ -1,13 +1,51 @@
-"""Holding two backends against each other, stage by stage."""
+"""foveate verify: files, graphs and the checkpoint, and two backends compared stage by stage."""
+
+import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from foveate.bundle.reader import Bundle
-from foveate.commands.stages import Arrays, differences, run_stages, small_request
+from foveate.commands.verify import Arrays, differences, run_stages, small_request
 from foveate.runtime.backends import open_backend
+from tests.command import invoke, refused
 
 ZERO = {"vision": 0.0, "merge": 0.0, "compressor": 0.0, "decoder": 0.0}
+
+
+class TestVerify:
+    def test_whole(self, bundle: Path) -> None:
+        result = invoke("verify", bundle)
+        assert result.exit_code == 0
+        assert "is whole" in result.stdout
+        assert re.search(r"^checksums … \d+\.\d s$", result.stderr, re.M)
+
+    def test_json(self, bundle: Path) -> None:
+        facts = json.loads(invoke("verify", bundle, "--json").stdout)
+        assert facts["root"] == str(bundle)
+        assert set(facts["graphs"]) == {"vision", "embeddings", "compressor", "decoder"}
+        assert facts["files"] == 10
+        assert facts["parity"] is None
+
+    def test_against_the_checkpoint(self, bundle: Path, tiny_checkpoint: Path) -> None:
+        result = invoke("verify", bundle, "--checkpoint", tiny_checkpoint, "--json")
+        parity = json.loads(result.stdout)["parity"]
+        assert set(parity) == {"vision", "embeddings", "compressor", "decoder"}
+        assert max(parity.values()) < 1e-5
+
+    def test_a_changed_byte(self, bundle: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(bundle, copy)
+        weights = bytearray((copy / "decoder.onnx.data").read_bytes())
+        weights[1000] ^= 1
+        (copy / "decoder.onnx.data").write_bytes(weights)
+        refused(invoke("verify", copy), "decoder.onnx.data", "checksum")
+
+    def test_no_checkpoint(self, bundle: Path, tmp_path: Path) -> None:
+        refused(invoke("verify", bundle, "--checkpoint", tmp_path / "none"), "no such folder")
 
 
 @pytest.fixture(scope="module")

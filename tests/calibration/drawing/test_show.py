@@ -28,9 +28,9 @@ from foveate.calibration.drawing.sheet import (
 )
 from foveate.calibration.drawing.show import Sample, gather_samples, look
 from foveate.calibration.evaluation.rankings import predicted, top
+from foveate.calibration.torch_model import TorchModel
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
-from foveate.calibration.torch_model import TorchModel
 from tests.command import invoke, refused
 from tests.conftest import NANO
 

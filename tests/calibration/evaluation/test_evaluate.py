@@ -37,9 +37,9 @@ from foveate.calibration.evaluation.result import (
     wilson,
 )
 from foveate.calibration.evaluation.table import describe_evaluation
+from foveate.calibration.torch_model import TorchModel
 from foveate.errors import CheckpointError, DataError, KeepError
 from foveate.modeling.f_theta import FTheta
-from foveate.calibration.torch_model import TorchModel
 from tests.command import ONE_THREAD, invoke, refused
 from tests.conftest import NANO
 

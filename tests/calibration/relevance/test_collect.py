@@ -19,8 +19,8 @@ from foveate.calibration.progress import Meter
 from foveate.calibration.relevance.collect import Collected, CollectOptions, collect
 from foveate.calibration.relevance.manifest import MANIFEST, OUTCOMES
 from foveate.calibration.relevance.store import Store
-from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
 from foveate.calibration.torch_model import TorchModel
+from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
 from tests.command import ONE_THREAD, command, invoke, refused
 from tests.conftest import NANO
 

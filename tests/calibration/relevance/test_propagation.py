@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2VLForConditionalGen
 
 from foveate.calibration import relevance as module
 from foveate.calibration.relevance.propagation import MODES, Mode, relevance
-from foveate.modeling.language_model import TRACED, Language
 from foveate.calibration.torch_model import TorchModel
+from foveate.modeling.language_model import TRACED, Language
 from tests.calibration.plain import attention_maps, plain_relevance
 from tests.conftest import NANO, Sample
 

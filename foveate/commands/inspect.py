@@ -1,34 +1,27 @@
-"""Bundles and answers as plain data for --json, and as text for people."""
+"""`foveate inspect`: what a bundle holds."""
 
-import dataclasses
 import re
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 
-from foveate.bundle.manifest import (
-    EngineVariant,
-    GraphSpec,
-    Manifest,
-    Operators,
-    TensorSpec,
-    outdated,
-)
-from foveate.bundle.quantization_report import cost_facts, describe_cost
+from foveate.bundle.manifest import EngineVariant, GraphSpec, Manifest, TensorSpec, outdated
 from foveate.bundle.reader import Bundle
-from foveate.runtime.answer import Answer, Timing
-from foveate.runtime.backends.trt.fit import NAMES
-from foveate.runtime.backends.trt.ranges import largest
-from foveate.runtime.backends.trt.tensor_specs import engine_spec
-from foveate.terminal import duration, plain, plural, size, table
+from foveate.commands.options import PATH, as_json, verb
+from foveate.terminal import plural, size, table, tell, tell_json
 
-OPERATORS: dict[Operators, str] = {
-    "standard": "those of ONNX, for any engine",
-    "onnxruntime": "fused ones of onnxruntime's own (com.microsoft), for onnxruntime alone",
-}
-STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
+
+@verb("foveate inspect qwen2-vl")
+@click.argument("bundle", type=PATH)
+@as_json
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds; checksums are left to verify."""
+    opened = Bundle.open(bundle, checksums=False)
+    tell_json(bundle_facts(opened)) if as_json else tell(describe_bundle(opened))
 
 
 def bundle_bytes(bundle: Bundle) -> int:
@@ -42,7 +35,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def describe_bundle(bundle: Bundle) -> str:
-    """All that `foveate inspect` shows."""
+    """What `foveate inspect` shows."""
     manifest = bundle.manifest
     model, limits = manifest.model, manifest.limits
     rope = f"theta {model.rope.theta:g}"
@@ -52,7 +45,7 @@ def describe_bundle(bundle: Bundle) -> str:
         ("family", manifest.family),
         ("precision", manifest.precision),
         ("weights", describe_weights(manifest)),
-        ("operators", OPERATORS[manifest.operators]),
+        ("operators", describe_operators(manifest)),
         ("size", f"{size(bundle_bytes(bundle))} in {plural(len(manifest.files), 'file')}"),
         (
             "model",
@@ -115,79 +108,11 @@ def describe_weights(manifest: Manifest) -> str:
     return "trained"
 
 
-def describe_parity(parity: dict[str, float]) -> str:
-    """How far each graph is from the checkpoint run by transformers."""
-    return table((role, f"{value:.1e}") for role, value in parity.items())
-
-
-def export_facts(bundle: Bundle) -> dict[str, Any]:
-    """What `foveate export --json` says."""
-    manifest = bundle.manifest
-    return {
-        "root": str(bundle.root),
-        "bytes": bundle_bytes(bundle),
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "weights": manifest.weights,
-        "operators": manifest.operators,
-        "compressor": manifest.compressor.kind,
-        "keep": manifest.compressor.keep,
-        "visual_tokens": manifest.limits.visual_tokens,
-        "parity": manifest.parity,
-        "quantization": cost_facts(bundle),
-    }
-
-
-def describe_export(bundle: Bundle) -> str:
-    """What `foveate export` says when it is done."""
-    manifest, cost = bundle.manifest, cost_facts(bundle)
-    return "\n".join(
-        [
-            f"{bundle.root}: {manifest.family} in {manifest.precision}, "
-            f"{size(bundle_bytes(bundle))} in {plural(len(manifest.files), 'file')}",
-            f"compressor: {describe_compressor(bundle)}",
-            *([f"weights: {describe_weights(manifest)}"] if manifest.weights == "random" else []),
-            "largest difference from transformers, over the largest value:",
-            describe_parity(manifest.parity) if manifest.parity else "  not compared",
-            *([describe_cost(cost)] if cost else []),
-        ]
-    )
-
-
-def answer_facts(answer: Answer) -> dict[str, Any]:
-    """An answer as plain data."""
-    visual = answer.visual
-    return {
-        "text": answer.text,
-        "token_ids": [int(token) for token in answer.token_ids],
-        "finish_reason": answer.finish_reason,
-        "prompt_tokens": answer.prompt_tokens,
-        "cache_bytes": answer.cache_bytes,
-        "visual": {
-            "total": visual.total,
-            "kept": visual.kept,
-            "indices": plain(visual.indices),
-            "relevance": plain(visual.relevance),
-            "grids": [list(grid) for grid in visual.grids],
-        },
-        "timing": dataclasses.asdict(answer.timing),
-    }
-
-
-def describe_answer(answer: Answer) -> str:
-    """What was kept and how long it took, in a line or two."""
-    visual, timing = answer.visual, answer.timing
-    ending = " (cut at the limit)" if answer.finish_reason == "length" else ""
-    return (
-        f"kept {visual.kept} of {visual.total} visual tokens; first token after "
-        f"{duration(timing.first_token)}, {plural(len(answer.token_ids), 'token')}{ending} in "
-        f"{duration(timing.total)}\n({describe_stages(timing)}; KV cache {size(answer.cache_bytes)})"
-    )
-
-
-def describe_stages(timing: Timing) -> str:
-    """Seconds by stage, in a line."""
-    return ", ".join(f"{stage} {duration(getattr(timing, stage))}" for stage in STAGES)
+def describe_operators(manifest: Manifest) -> str:
+    """Whose operators the graphs are made of."""
+    if manifest.operators == "standard":
+        return "those of the ONNX standard, for any engine"
+    return "contrib operators of onnxruntime (com.microsoft), for onnxruntime alone"
 
 
 def _graph_rows(graph: GraphSpec) -> Iterable[tuple[str, str, str]]:
@@ -207,6 +132,10 @@ def _graph_rows(graph: GraphSpec) -> Iterable[tuple[str, str, str]]:
 
 def _engine_rows(manifest: Manifest, engine: EngineVariant) -> Iterable[tuple[str, ...]]:
     """A row for an engine, and one for each of its profiles."""
+    from foveate.runtime.backends.trt.fit import NAMES
+    from foveate.runtime.backends.trt.ranges import largest
+    from foveate.runtime.backends.trt.tensor_specs import engine_spec
+
     yield (
         f"{engine.target} {engine.role}",
         f"{NAMES[engine.library]} {engine.version}, {engine.precision}, "

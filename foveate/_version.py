@@ -1,0 +1,3 @@
+"""Foveate's version."""
+
+__version__ = "0.1.0"
