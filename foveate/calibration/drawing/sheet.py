@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from foveate.calibration.drawing.text import BODY, Colour, Line, height, legible, typeface, write
+from foveate.calibration.drawing.text import (
+    BODY,
+    Colour,
+    Line,
+    legible,
+    text_height,
+    typeface,
+    write_lines,
+)
 from foveate.families.pixels import to_rgb
 from foveate.runtime.heatmap import (
     COLOURS,
@@ -240,11 +248,11 @@ def _header(entry: SheetEntry, width: int, *, ruled: bool) -> Image.Image:
         expected = " or ".join(f"“{answer}”" for answer in entry.expected)
         lines.append(Line(f"Expected: {expected}", MUTED, most=ANSWER_LINES))
     room = width - GAP
-    height = sum(height(line, room) for line in lines)
+    height = sum(text_height(line, room) for line in lines)
     block = Image.new("RGB", (width, height + 2 * AIR + GAP), PAPER)
     if ruled:
         ImageDraw.Draw(block).line((GAP // 2, 0, width - GAP // 2, 0), fill=RULE, width=2)
-    write(block, lines, GAP // 2, GAP, room)
+    write_lines(block, lines, GAP // 2, GAP, room)
     return block
 
 
@@ -252,8 +260,8 @@ def _row(cells: Sequence[Cell], width: int, name: str, colour: Colour) -> Image.
     """Cells side by side, after a label that stands upright at their left."""
     tall = max(cell.panel.height for cell in cells)
     text = max(
-        sum(height(line, PANEL) for line in cell.lines)
-        + (height(Line(""), PANEL) if cell.legend else 0)
+        sum(text_height(line, PANEL) for line in cell.lines)
+        + (text_height(Line(""), PANEL) if cell.legend else 0)
         for cell in cells
     )
     block = Image.new("RGB", (width, tall + AIR + text + GAP), PAPER)
@@ -268,7 +276,7 @@ def _row(cells: Sequence[Cell], width: int, name: str, colour: Colour) -> Image.
         right, bottom = left + cell.panel.width, cell.panel.height
         block.paste(cell.panel, (left, 0))
         pen.rectangle((left - 1, -1, right, bottom), outline=RULE)
-        under = write(block, cell.lines, left, tall + AIR, PANEL)
+        under = write_lines(block, cell.lines, left, tall + AIR, PANEL)
         if cell.legend:
             _draw_scale(block, left, under, *cell.legend)
     return block

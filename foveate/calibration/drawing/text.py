@@ -29,7 +29,7 @@ class Line:
     most: int = LINES
 
 
-def write(block: Image.Image, lines: Sequence[Line], left: int, top: int, room: int) -> int:
+def write_lines(block: Image.Image, lines: Sequence[Line], left: int, top: int, room: int) -> int:
     """Write lines, wrapped to `room` pixels; returns where the next one would begin."""
     pen = ImageDraw.Draw(block)
     for line in lines:
@@ -40,7 +40,7 @@ def write(block: Image.Image, lines: Sequence[Line], left: int, top: int, room: 
     return top
 
 
-def height(line: Line, room: int) -> int:
+def text_height(line: Line, room: int) -> int:
     """How many pixels a line takes once wrapped."""
     font = typeface(line.size, line.bold)
     return len(wrapped(line.text, font, room, line.most)) * (line.size * 3 // 2)
