@@ -7,14 +7,14 @@ from foveate.bench.result import FORMAT, MEASURES, OURS, VERSION, Bench, Case, R
 
 
 def bench_facts(bench: Bench) -> dict[str, Any]:
-    """All there is; times are in seconds, memory in bytes."""
+    """All that was measured; times are in seconds, memory in bytes."""
     return {
         "format": FORMAT,
         "version": VERSION,
         **bench.made,
         "machine": bench.machine,
         "memory": asdict(bench.memory),
-        "transformers": bench.peer,
+        "transformers": bench.transformers,
         "cases": [_case_facts(case) for case in bench.cases],
     }
 

@@ -1,4 +1,4 @@
-"""What a bench gave: seconds by stage and round, and what follows from them."""
+"""What a bench measured: seconds by stage and round, and what follows from them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         side: Foveate, or transformers with all or with the same tokens.
-        keep: As it was asked for.
+        keep: How many visual tokens to keep, a ratio or a count.
         visual: What was kept.
         prompt_tokens: What the language model took in of a request: text and kept visual tokens.
         cache_bytes: Of keys and values at the end of the answers, of all requests together.
@@ -82,13 +82,13 @@ def speedup(slow: Row, fast: Row, measure: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture or video, asked about in every way.
+    """One picture or video, measured in every way.
 
     Attributes:
-        scene: Its size as it was asked for.
+        scene: Its size as the user gave it.
         total: Its visual tokens.
         text_tokens: The other tokens of the prompt.
-        rows: Foveate's by batch and keep, then transformers', which is asked once at a time.
+        rows: Foveate's by batch and keep, then transformers', one request at a time.
     """
 
     scene: str
@@ -152,11 +152,11 @@ class Bench:
         machine: What it ran on.
         memory: Of Foveate alone, before transformers was loaded.
         cases: One a picture or video.
-        peer: Transformers' version, device and memory; None where it was not asked for.
+        transformers: Its version, device and memory; None where it was not measured.
     """
 
     made: dict[str, Any]
     machine: dict[str, Any]
     memory: Memory
     cases: list[Case]
-    peer: dict[str, Any] | None
+    transformers: dict[str, Any] | None

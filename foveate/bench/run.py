@@ -1,7 +1,7 @@
-"""What `foveate bench` does: ask, round by round, in every way, and note how long each took."""
+"""What `foveate bench` does: answer, round by round, in every way, and note how long each took."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,16 @@ from PIL.Image import Image
 from foveate.bench.result import ALL, OURS, SAME, STAGES, Bench, Case, Memory, Row, Sample
 from foveate.bench.scenes import Scene
 from foveate.errors import LimitError
-from foveate.families.base import Family, Prompt, Vision, preprocess_frames
+from foveate.families.base import Family, Prompt, VisualInput, user_turn
 from foveate.machine import Peak, machine_facts, memory_reader, resident_peak
 from foveate.runtime.answer import Answer, Visual
 from foveate.runtime.backends.ort.session import PROVIDERS, resolve_device
-from foveate.runtime.pipeline import Pipeline, read_family, read_tokenizer
+from foveate.runtime.load import read_family, read_tokenizer
+from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.request import Request
 
 if TYPE_CHECKING:
-    from foveate.bench.peer import Peer, Reply
+    from foveate.bench.transformers_run import TransformersAnswer, TransformersModel
 
 PROMPT = "Describe what can be seen here, and where."
 PICTURE = Scene(1008, 1008)
@@ -33,7 +34,7 @@ class BenchOptions:
 
     Attributes:
         keeps: How many visual tokens to keep, way by way.
-        scenes: What is asked about.
+        scenes: The pictures and videos.
         new_tokens: Tokens of every answer; stop tokens do not end it.
         repeats: Rounds that count.
         warmup: Rounds before them that do not.
@@ -42,7 +43,7 @@ class BenchOptions:
         prompt: The question.
         against: A checkpoint to run in transformers beside, one request at a time; None to leave
             that out.
-        batches: How many requests to ask at once, way by way, in rising order.
+        batches: How many requests to answer at once, way by way, in rising order.
     """
 
     keeps: tuple[float | int, ...] = (1.0, 0.5, 0.25, 0.1)
@@ -67,12 +68,12 @@ class BenchOptions:
             if getattr(self, name) < 1:
                 raise LimitError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.against is not None and 1 not in self.batches:
-            raise LimitError("transformers is asked one request at a time; add 1 to --batch")
+            raise LimitError("transformers answers one request at a time; add 1 to --batch")
 
 
 @dataclass(slots=True)
 class Work:
-    """One scene on its way: what is asked, and the rows so far."""
+    """One scene under measurement: its pixels, its prompt, and the rows so far."""
 
     scene: Scene
     pictures: list[Image]
@@ -81,7 +82,7 @@ class Work:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What a request has of the scene: pixels in memory."""
+        """The part of a request that is the scene: pixels in memory."""
         return {"video" if self.scene.frames else "images": self.pictures}
 
 
@@ -115,53 +116,46 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
                 # Round by round: the largest scene's memory must be there before others warm up in it.
                 for _ in range(options.warmup):
                     for work in works:
-                        _ask(pipe, work, options, batch)
+                        _run_foveate(pipe, work, options, batch)
             peaks[batch] = peak.most if device == "cuda" else resident_peak()
         most = max((seen for seen in peaks.values() if seen is not None), default=None)
         memory = Memory("device" if device == "cuda" else "process", before, loaded, most, peaks)
-        peer = None
+        other = None
         if options.against is not None:
             progress("loading transformers")
-            peer = _load_peer(options.against, pipe, device)
+            other = _load_transformers(options.against, pipe, device)
             progress("warm-up of transformers")
             for work in works:
                 for _ in range(options.warmup):
-                    _ask_peer(peer, family, work, options)
+                    _run_transformers(other, family, work, options)
         for work in works:
             for row in work.rows.values():
                 row.samples.clear()
             for number in range(options.repeats):
                 progress(f"{work.scene.label}, round {number + 1} of {options.repeats}")
                 for batch in options.batches:
-                    _ask(pipe, work, options, batch)
-                if peer is not None:
-                    _ask_peer(peer, family, work, options)
+                    _run_foveate(pipe, work, options, batch)
+                if other is not None:
+                    _run_transformers(other, family, work, options)
         return Bench(
             made=_made(bundle, pipe, options),
             machine=machine_facts(device),
             memory=memory,
             cases=[_finish(work) for work in works],
-            peer=None if peer is None else peer.facts(),
+            transformers=None if other is None else other.facts(),
         )
 
 
 def _prepare(family: Family, scene: Scene, prompt: str) -> Work:
     """Make the noise, and lay the prompt out around it."""
     pictures = scene.pictures()
-    return Work(scene, pictures, family.layout(prompt, look(family, scene, pictures)))
+    media = scene.media(pictures)
+    layout = family.layout(user_turn(prompt, media), family.prepare(media))
+    return Work(scene, pictures, layout)
 
 
-def look(family: Family, scene: Scene, pictures: list[Image]) -> Vision:
-    """Foveate's preprocessing of a scene.
-
-    Raises:
-        ImageError: A video, and a family that takes pictures alone.
-    """
-    return preprocess_frames(family, pictures) if scene.frames else family.preprocess(pictures)
-
-
-def _ask(pipe: Pipeline, work: Work, options: BenchOptions, batch: int) -> None:
-    """One round of Foveate's: each keep once, in as many requests at once."""
+def _run_foveate(pipe: Pipeline, work: Work, options: BenchOptions, batch: int) -> None:
+    """Run one round of Foveate's: each keep once, in as many requests at once."""
     for keep in options.keeps:
         how: dict[str, Any] = {
             **work.request,
@@ -194,38 +188,47 @@ def _sample(answers: list[Answer]) -> Sample:
     return sample
 
 
-def _load_peer(against: str, pipe: Pipeline, device: str) -> "Peer":
-    """Transformers, which nothing else here needs."""
-    from foveate.bench.peer import Peer
+def _load_transformers(against: str, pipe: Pipeline, device: str) -> "TransformersModel":
+    """Load the checkpoint in transformers, which nothing else here needs."""
+    from foveate.bench.transformers_run import TransformersModel
 
-    return Peer.load(against, pipe.bundle.manifest, device)
+    return TransformersModel.load(against, pipe.bundle.manifest, device)
 
 
-def _ask_peer(peer: "Peer", family: Family, work: Work, options: BenchOptions) -> None:
-    """One round of transformers': all visual tokens, then those that Foveate kept."""
-    given = peer.give(work.prompt)
-    own = None
-    if work.scene.frames:
-        own = peer.through(lambda frames: look(family, work.scene, frames))
-    whole, visual = peer.whole(work.pictures, given, options.new_tokens, own)
-    total = len(work.prompt.visual_index)
+def _run_transformers(
+    model: "TransformersModel", family: Family, work: Work, options: BenchOptions
+) -> None:
+    """Run one round of transformers': all visual tokens, then those that Foveate kept."""
+    prompt = model.give(work.prompt)
+
+    def prepare(frames: list[Image]) -> VisualInput:
+        """Foveate's preprocessing of a video."""
+        return family.prepare(work.scene.media(frames))
+
+    own = model.through(prepare) if work.scene.frames else None
+    whole, embeds = model.whole(work.pictures, prompt, options.new_tokens, own)
     ours = [row for row in work.rows.values() if row.side == OURS and row.batch == 1]
-    everything = Visual(total, total, np.arange(total), None, ours[0].visual.grids)
-    _note(work, ALL, 1.0, everything, whole)
+    visual = ours[0].visual
+    total = visual.total
+    everything = replace(visual, kept=total, indices=np.arange(total), relevance=None)
+    _add(work, ALL, 1.0, everything, whole)
     for row in ours:
         if row.visual.kept < total:
-            reply = peer.pruned(visual, row.visual.indices, given, whole, options.new_tokens)
-            _note(work, SAME, row.keep, row.visual, reply)
+            kept = row.visual.indices
+            answer = model.pruned(embeds, kept, prompt, whole, options.new_tokens)
+            _add(work, SAME, row.keep, row.visual, answer)
 
 
-def _note(work: Work, side: str, keep: float | int, visual: Visual, reply: "Reply") -> None:
-    """Add one pass of transformers' to its row."""
+def _add(
+    work: Work, side: str, keep: float | int, visual: Visual, answer: "TransformersAnswer"
+) -> None:
+    """Add one answer of transformers' to its row."""
     row = work.rows.get((side, keep, 1))
     if row is None:
         tokens = len(work.prompt.token_ids) - visual.total + visual.kept
-        row = Row(side, keep, visual, tokens, reply.cache_bytes, reply.first)
+        row = Row(side, keep, visual, tokens, answer.cache_bytes, answer.first)
         work.rows[side, keep, 1] = row
-    row.samples.append(reply.sample)
+    row.samples.append(answer.sample)
 
 
 def _made(path: Path, pipe: Pipeline, options: BenchOptions) -> dict[str, Any]:

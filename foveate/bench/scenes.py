@@ -1,7 +1,7 @@
-"""What is asked about: pictures and videos of noise, since zeros would be faster than any picture."""
+"""Scenes to measure with: pictures and videos of noise, since zeros would be faster than any picture."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError, KeepError, LimitError
+from foveate.families.base import Medium, Video
 from foveate.runtime.keep import parse_keep
 
 SEED = 0
@@ -18,7 +19,7 @@ FRAME_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The size of what is asked about.
+    """The size of a picture or video.
 
     Attributes:
         width: In pixels.
@@ -32,7 +33,7 @@ class Scene:
 
     @property
     def label(self) -> str:
-        """As it was asked for: 1260x1008, or 32x728x392 for a video."""
+        """As the user gives it: 1260x1008, or 32x728x392 for a video."""
         sides = f"{self.width}x{self.height}"
         return f"{self.frames}x{sides}" if self.frames else sides
 
@@ -42,8 +43,12 @@ class Scene:
         return np.random.default_rng(SEED).integers(0, 256, shape, dtype=np.uint8)
 
     def pictures(self) -> list[Image.Image]:
-        """The picture, or the video's frames."""
+        """The picture, or the video's frames, RGB."""
         return [Image.fromarray(frame) for frame in self.levels()]
+
+    def media(self, pictures: Sequence[Image.Image]) -> list[Medium]:
+        """The picture, or the frames as one video, as families take them."""
+        return [Video(tuple(pictures))] if self.frames else list(pictures)
 
 
 def parse_picture(text: str) -> Scene:

@@ -1,4 +1,4 @@
-"""A bench for people."""
+"""A bench for people: tables of its times, ratios and memory."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -46,11 +46,10 @@ def _describe_made(bench: Bench) -> Iterable[str]:
         yield "its weights are random: times are a model's, answers are not"
     yield _describe_machine(machine)
     yield ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    if bench.peer is not None:
-        peer = bench.peer
+    if (other := bench.transformers) is not None:
         yield (
-            f"against transformers {peer['transformers']}, torch {peer['torch']}, {peer['dtype']}, "
-            f"attention {peer['attention']}, on {peer['device']}"
+            f"against transformers {other['transformers']}, torch {other['torch']}, "
+            f"{other['dtype']}, attention {other['attention']}, on {other['device']}"
         )
 
 
@@ -88,7 +87,7 @@ def _describe_case(case: Case, rounds: str) -> str:
 
 
 def _way(batch: object, kept: object, batched: bool) -> list[str]:
-    """What is asked at once, where that may be several, and what is kept."""
+    """Requests at once, where that may be several, and tokens kept."""
     return [str(batch), str(kept)] if batched else [str(kept)]
 
 
@@ -134,8 +133,9 @@ def _describe_memory(bench: Bench) -> str:
         lines += [
             (f"at most, up to batch {n}", _bytes(most)) for n, most in memory.by_batch.items()
         ]
-    if bench.peer is not None and bench.peer["peak_bytes"] is not None:
-        lines.append(("transformers alone, at most", size(bench.peer["peak_bytes"])))
+    other = bench.transformers
+    if other is not None and other["peak_bytes"] is not None:
+        lines.append(("transformers alone, at most", size(other["peak_bytes"])))
     return f"memory in use {whose}\n{table(lines)}"
 
 

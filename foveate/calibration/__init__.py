@@ -1,1 +1,1 @@
-"""Everything about the compressor's network that needs torch: its shape, and (to come) its training."""
+"""Training the compressor of a checkpoint: relevance maps, f_θ's training, its evaluation, and drawings."""

@@ -6,7 +6,7 @@ white space collapsed; punctuation off both ends of each word ("yes," is "yes"; 
 before "and" or "or", or with a comma is a name and stays: "E and A". Unlike there, number words
 are not made digits, and contractions are left as they are: list all spellings that are right.
 
-The rule `contains` looks for whole words, which white space divides: Chinese or Thai needs `exact`.
+The rule `contains` finds whole words, which white space divides: Chinese or Thai needs `exact`.
 """
 
 import re
@@ -23,7 +23,7 @@ JOINING = ("and", "or")
 
 
 def normalise(text: str) -> str:
-    """Text as answers are compared; see above. Text of nothing but punctuation keeps it."""
+    """Write text as answers are compared; see above. Text of nothing but punctuation keeps it."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     words = folded.split()
     kept = [
@@ -34,19 +34,19 @@ def normalise(text: str) -> str:
     return " ".join(filter(None, kept)) or " ".join(words)
 
 
-def is_right(said: str, answers: Sequence[str], rule: Rule) -> bool:
-    """Whether what was said is one of the right answers, or has one in it.
+def is_right(answer: str, answers: Sequence[str], rule: Rule) -> bool:
+    """Judge an answer: whether it is one of the right ones, or has one in it.
 
     Args:
-        said: The answer to judge; an empty one is never right.
+        answer: What to judge; empty text is never right.
         answers: The right answers; any of them will do.
         rule: "exact", or "contains": all words of a right answer, side by side.
     """
-    heard = normalise(said)
-    right = [answer for answer in map(normalise, answers) if answer]
+    given = normalise(answer)
+    right = [one for one in map(normalise, answers) if one]
     if rule == "exact":
-        return heard in right
-    return any(f" {answer} " in f" {heard} " for answer in right)
+        return given in right
+    return any(f" {one} " in f" {given} " for one in right)
 
 
 def _bare(word: str) -> str:

@@ -19,8 +19,8 @@ class Record:
 
     Attributes:
         id: Its name, unlike any other's in the data set.
-        pictures: Where its pictures are; nobody has looked whether they are there.
-        question: What is asked.
+        pictures: Where its pictures should be; reading a data set does not open them.
+        question: Its text.
         answers: The right answers, any of which will do; empty only where the caller allows it.
         names: The pictures as the data set names them.
         tags: Its `task` and `scope`, where it has them.

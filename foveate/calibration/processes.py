@@ -8,7 +8,7 @@ from typing import TypeVar
 from foveate.errors import BackendError, MissingDependencyError
 
 try:
-    import torch
+    import torch  # noqa: F401
     import transformers
     from accelerate import PartialState  # type: ignore[import-untyped]
     from accelerate.utils import gather_object, parse_flag_from_env  # type: ignore[import-untyped]
@@ -17,6 +17,8 @@ except ImportError as error:
         f"calibration needs {error.name}, which is not installed: pip install 'foveate[calibrate]'"
     ) from error
 
+from foveate.calibration.device import pick_device
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
@@ -24,7 +26,7 @@ ITEM = TypeVar("ITEM")
 
 
 def join_processes(device: str) -> PartialState:
-    """The processes of this run, on the device asked for.
+    """Find the processes of this run, each on a device of its own.
 
     Args:
         device: "auto", "cpu" or "cuda"; each process gets its own of that kind.
@@ -32,13 +34,8 @@ def join_processes(device: str) -> PartialState:
     Raises:
         BackendError: It cannot be had, or the processes do not find each other.
     """
-    there = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    if device == "cuda" and not there:
-        raise BackendError(
-            "device 'cuda': torch finds no CUDA GPU that it may use; take --device cpu, or install "
-            "torch for this machine's CUDA"
-        )
-    state = PartialState(cpu=device == "cpu" or not there, timeout=datetime.timedelta(days=30))
+    found = pick_device(device, cuda=not parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=found.type == "cpu", timeout=datetime.timedelta(days=30))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != world:
         raise BackendError(

@@ -1,4 +1,6 @@
-"""Overlap: how many of the tokens that one ranking keeps another keeps too."""
+"""Rankings of visual tokens: the top k of scores, and how far two rankings agree on it."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,26 +8,54 @@ from numpy.typing import NDArray
 from foveate.runtime.keep import kept_count
 
 RATIOS = (0.5, 0.25, 0.1)
+"""The shares of tokens kept for which overlaps are given."""
 
 
-def overlap(scores: NDArray[np.floating], truth: NDArray[np.floating]) -> NDArray[np.float64]:
-    """|top-k(scores) ∩ top-k(truth)| / k for each of `RATIOS`; of equal values the first count.
+def top(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Find the `count` highest scores; of equal ones the first.
+
+    Args:
+        scores: [N_v], not NaN.
+        count: At most N_v.
+
+    Returns:
+        int64 [count], their ordinals, ascending.
+    """
+    return np.flatnonzero(_ranks(scores) < count).astype(np.int64)
+
+
+def overlap(
+    scores: NDArray[np.floating], truth: NDArray[np.floating], counts: Sequence[int]
+) -> NDArray[np.float64]:
+    """|top-k(scores) ∩ top-k(truth)| / k for each k of `counts`.
 
     Args:
         scores: [N_v].
         truth: [N_v].
+        counts: Each from 1 to N_v.
 
     Returns:
-        float64 [3].
+        float64 [len(counts)].
     """
     ranks = np.maximum(_ranks(scores), _ranks(truth))
-    counts = [kept_count(ratio, len(scores)) for ratio in RATIOS]
     return np.array([(ranks < count).sum() / count for count in counts])
+
+
+def overlap_at_ratios(
+    scores: NDArray[np.floating], truth: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """The `overlap` of two rankings [N_v] for each of `RATIOS`: float64 [3]."""
+    return overlap(scores, truth, _counts(len(scores)))
 
 
 def chance(total: int) -> NDArray[np.float64]:
     """The overlap to expect of a random ranking of `total` tokens, for each of `RATIOS`: float64 [3]."""
-    return np.array([kept_count(ratio, total) / total for ratio in RATIOS])
+    return np.array(_counts(total)) / total
+
+
+def _counts(total: int) -> list[int]:
+    """How many of `total` tokens each of `RATIOS` keeps."""
+    return [kept_count(ratio, total) for ratio in RATIOS]
 
 
 def _ranks(scores: NDArray[np.floating]) -> NDArray[np.int64]:

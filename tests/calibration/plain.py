@@ -6,6 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Float32 sums of a few hundred terms over six layers, against float64: 1e-6 is usual.
+TOLERANCE = 1e-5
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    """Within the tolerance of the largest magnitude."""
+    wanted = wanted.double()
+    return bool((found.double() - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
+
 
 def plain_relevance(
     model: Any, head: Any, embeds: Tensor, positions: Tensor, tokens: Sequence[int], mode: str

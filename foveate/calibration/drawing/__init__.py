@@ -1,1 +1,1 @@
-"""Pictures of where a model looks."""
+"""Sheets as the paper's figures: what was relevant to a question, and answers from that alone."""

@@ -1,59 +1,62 @@
-"""Sheets as the paper's figures 2 and 4–10: where a model looks, and what it says of the rest.
+"""Sheets as the paper's figures 2 and 4–10: maps of relevance, and answers from what is kept.
 
 Relevance by Eq. 1 is signed: a token can speak against the answer. Tokens are ranked by the signed
 value, so those go first. Maps show zero dark, what is above it in warm colours and what is below it in
 cold ones, both on one scale; scores that are never below zero have the warm colours alone.
 """
 
-import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
+from foveate.calibration.drawing.text import (
+    BODY,
+    Colour,
+    Line,
+    legible,
+    text_height,
+    typeface,
+    write_lines,
+)
 from foveate.families.pixels import to_rgb
 from foveate.runtime.heatmap import (
     COLOURS,
-    INK,
     OUTLINE,
     PAPER,
     Paint,
+    Shown,
     colours,
     enlarged,
     spread,
     token_map,
     under_relevance,
 )
+from foveate.terminal import plural
 
 PANEL, HIGH, LEAST = 384, 448, 48
 GAP, GUTTER, AIR = 24, 42, 10
-BODY, HEAD = 16, 22
+HEAD = 22
 SIGNED_MIDDLE = 0.1
-QUESTION_LINES, ANSWER_LINES, CELL_LINES = 10, 6, 4
+QUESTION_LINES, ANSWER_LINES = 10, 6
 MUTED, RULE, SAME, OTHER = (112, 112, 120), (214, 214, 220), (22, 120, 60), (196, 40, 28)
 GUTTER_COLOURS = ((92, 30, 122), (40, 92, 140))
-PLAIN = {"θ": "theta", "⁰": "0", "×": "x"}
 
 # From the colour of zero to a blue less light than the warm end, so that the eye goes to that first.
 COLD = np.array([(22, 18, 70), (20, 48, 112), (30, 92, 156), (72, 144, 192)], dtype=np.float64)
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Colour = tuple[int, int, int]
-
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What was left of a question's visual tokens, and what the model then said.
+class KeptAnswer:
+    """Some of a question's visual tokens, and the answer from these alone.
 
     Attributes:
-        keep: As it was asked for: a ratio, or a count.
+        keep: How many, a ratio or a count.
         indices: int64 [K], ordinals of the kept tokens, ascending.
-        answer: The answer from these tokens alone.
+        answer: The model's answer from these tokens.
         same: Whether it is, token for token, the answer from all.
         overlap: Share of these tokens that R_v keeps too; None for R_v itself.
     """
@@ -66,8 +69,8 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """One way to rank a question's visual tokens.
+class RankedTokens:
+    """One ranking of a question's visual tokens.
 
     Attributes:
         name: What the paper calls it, such as R_v.
@@ -79,46 +82,35 @@ class View:
     name: str
     meaning: str
     scores: NDArray[np.float32]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptAnswer, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A question, and how a model looks at its pictures.
+class SheetEntry:
+    """A question with its pictures, its answers and the rankings of its visual tokens.
 
     Attributes:
         question: Its text.
         pictures: Its pictures, in order.
         names: What to call each of them.
-        grids: For each picture (frames, rows, columns) of its tokens.
+        visual: Which part of which picture each visual token shows.
         answer: The model's answer from all tokens.
         expected: Right answers, where known.
-        views: The rankings, all with the same keeps.
+        rankings: All with the same keeps.
     """
 
     question: str
     pictures: tuple[Image.Image, ...]
     names: tuple[str, ...]
-    grids: tuple[tuple[int, int, int], ...]
+    visual: Shown
     answer: str
     expected: tuple[str, ...]
-    views: tuple[View, ...]
+    rankings: tuple[RankedTokens, ...]
 
     @property
     def tokens(self) -> int:
         """Number of visual tokens of all pictures together."""
-        return sum(math.prod(grid) for grid in self.grids)
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A piece of text that may wrap."""
-
-    text: str
-    colour: Colour = INK
-    bold: bool = False
-    size: int = BODY
-    most: int = CELL_LINES
+        return len(self.visual.picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +122,29 @@ class Cell:
     legend: tuple[Paint, float, tuple[str, ...]] | None = None
 
 
-def draw_sheet(looks: Sequence[Look]) -> Image.Image:
-    """Draw questions one under the other: for each picture one row a view.
+def draw_sheet(entries: Sequence[SheetEntry]) -> Image.Image:
+    """Draw questions one under the other: for each picture one row a ranking.
 
-    A row's columns: the picture, the view's map, and for each keep the picture with its dropped
+    A row's columns: the picture, the ranking's map, and for each keep the picture with its dropped
     tokens white.
 
     Args:
-        looks: At least one, all with as many keeps.
+        entries: At least one, all with as many keeps.
 
     Returns:
         RGB.
     """
-    columns = 2 + len(looks[0].views[0].kept)
+    columns = 2 + len(entries[0].rankings[0].kept)
     width = GUTTER + columns * (PANEL + GAP)
     blocks: list[Image.Image] = []
-    for number, look in enumerate(looks):
-        blocks.append(_header(look, width, ruled=number > 0))
-        for index in range(len(look.pictures)):
-            picture = to_rgb(look.pictures[index], index + 1)
+    for number, entry in enumerate(entries):
+        blocks.append(_header(entry, width, ruled=number > 0))
+        for index in range(len(entry.pictures)):
+            picture = to_rgb(entry.pictures[index], index + 1)
             panel = picture.resize(panel_size(picture.size), Image.Resampling.LANCZOS)
-            for place, view in enumerate(look.views):
-                cells = _cells(look, view, index, panel)
-                blocks.append(_row(cells, width, view.name, GUTTER_COLOURS[place % 2]))
+            for place, ranking in enumerate(entry.rankings):
+                cells = _cells(entry, ranking, index, panel)
+                blocks.append(_row(cells, width, ranking.name, GUTTER_COLOURS[place % 2]))
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks) + AIR), PAPER)
     top = 0
     for block in blocks:
@@ -168,11 +160,14 @@ def panel_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def masked(panel: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
-    """A picture with its dropped patches white, and an outline on the kept side of where they begin.
+    """Draw a picture with its dropped parts white, and an outline on the kept side of where they begin.
 
     Args:
         panel: The picture in RGB.
-        kept: [rows, columns], which patches stay.
+        kept: bool [rows, columns], which cells of it stay.
+
+    Returns:
+        RGB, of the panel's size.
     """
     mask = Image.fromarray((enlarged(kept, panel.size) * 255).astype(np.uint8))
     result = Image.new("RGB", panel.size, PAPER)
@@ -182,7 +177,7 @@ def masked(panel: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
 
 
 def signed_spread(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Scores [N_v] from -1 to 1: their sign stays, and both sides are on the scale of `spread`."""
+    """Scale scores [N_v] to float64 from -1 to 1: signs stay, and both sides are on the scale of `spread`."""
     values = np.nan_to_num(scores.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     sizes: NDArray[np.float64] = (
         np.sign(values) * spread(np.append(np.abs(values), 0.0), SIGNED_MIDDLE)[:-1]
@@ -197,29 +192,28 @@ def signed_colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.stack([np.interp(values, stops, channel) for channel in ramp.T], axis=-1)
 
 
-def _cells(look: Look, view: View, index: int, panel: Image.Image) -> list[Cell]:
-    """The cells of one picture under one view."""
-    picture, (frames, rows, columns) = look.pictures[index], look.grids[index]
-    facts = f"{picture.width} × {picture.height} pixels, {rows} × {columns} tokens"
-    facts += f", {frames} frames" if frames > 1 else ""
+def _cells(entry: SheetEntry, ranking: RankedTokens, index: int, panel: Image.Image) -> list[Cell]:
+    """The cells of one picture under one ranking."""
+    picture, here = entry.pictures[index], entry.visual.picture == index
+    facts = f"{picture.width} × {picture.height} pixels, {plural(int(here.sum()), 'token')}"
     facts += ", drawn out of shape" if _stretched(picture.size) else ""
-    signed = bool((view.scores < 0).any())
+    signed = bool((ranking.scores < 0).any())
     paint = signed_colours if signed else colours
-    scaled = (signed_spread if signed else spread)(view.scores)
+    scaled = (signed_spread if signed else spread)(ranking.scores)
     ends = ("against", "0", "for the answer") if signed else ("low", "high")
     cells = [
-        Cell(panel, (Line(look.names[index], most=2), Line(facts, MUTED))),
+        Cell(panel, (Line(entry.names[index], most=2), Line(facts, MUTED))),
         Cell(
-            under_relevance(panel, _plateaus(token_map(scaled, look.grids, index)), paint),
-            (Line(f"{view.name}: {view.meaning}"),),
+            under_relevance(panel, _plateaus(token_map(scaled, entry.visual, index)), paint),
+            (Line(f"{ranking.name}: {ranking.meaning}"),),
             (paint, -1.0 if signed else 0.0, ends),
         ),
     ]
-    for kept in view.kept:
-        chosen = np.zeros(look.tokens, dtype=np.bool_)
+    for kept in ranking.kept:
+        chosen = np.zeros(entry.tokens, dtype=np.bool_)
         chosen[kept.indices] = True
-        cells_kept = token_map(chosen, look.grids, index)
-        cells.append(Cell(masked(panel, cells_kept), _result(look, kept, int(cells_kept.sum()))))
+        left = masked(panel, token_map(chosen, entry.visual, index))
+        cells.append(Cell(left, _result(entry, kept, int(chosen[here].sum()))))
     return cells
 
 
@@ -231,35 +225,34 @@ def _plateaus(cells: NDArray[np.float64]) -> NDArray[np.float64]:
     return cells.repeat(3, axis=0).repeat(3, axis=1)
 
 
-def _result(look: Look, kept: Kept, here: int) -> tuple[Line, ...]:
-    """What to say of one keep, of which `here` tokens are in the picture above."""
-    count = len(kept.indices)
-    asked = f"top {100 * kept.keep:g} %" if isinstance(kept.keep, float) else "top"
-    among = f", {here} here" if len(look.pictures) > 1 else ""
+def _result(entry: SheetEntry, kept: KeptAnswer, here: int) -> tuple[Line, ...]:
+    """The text under one keep, of which `here` tokens are in the picture above."""
+    share = f"top {100 * kept.keep:g} %" if isinstance(kept.keep, float) else "top"
+    among = f", {here} here" if len(entry.pictures) > 1 else ""
     shared = "" if kept.overlap is None else f"{100 * kept.overlap:.0f} % of them kept by R_v too"
     word, colour = ("same answer", SAME) if kept.same else ("another answer", OTHER)
     return (
-        Line(f"{asked}: {count} of {look.tokens} tokens{among}", bold=True),
+        Line(f"{share}: {len(kept.indices)} of {entry.tokens} tokens{among}", bold=True),
         Line(f"{word}: “{kept.answer}”", colour),
         *([Line(shared, MUTED)] if shared else []),
     )
 
 
-def _header(look: Look, width: int, *, ruled: bool) -> Image.Image:
+def _header(entry: SheetEntry, width: int, *, ruled: bool) -> Image.Image:
     """A question and its answer from all tokens."""
     lines = [
-        Line(look.question, bold=True, size=HEAD, most=QUESTION_LINES),
-        Line(f"With all {look.tokens} tokens: “{look.answer}”", most=ANSWER_LINES),
+        Line(entry.question, bold=True, size=HEAD, most=QUESTION_LINES),
+        Line(f"With all {entry.tokens} tokens: “{entry.answer}”", most=ANSWER_LINES),
     ]
-    if look.expected:
-        told = " or ".join(f"“{answer}”" for answer in look.expected)
-        lines.append(Line(f"Expected: {told}", MUTED, most=ANSWER_LINES))
+    if entry.expected:
+        expected = " or ".join(f"“{answer}”" for answer in entry.expected)
+        lines.append(Line(f"Expected: {expected}", MUTED, most=ANSWER_LINES))
     room = width - GAP
-    height = sum(_height(line, room) for line in lines)
+    height = sum(text_height(line, room) for line in lines)
     block = Image.new("RGB", (width, height + 2 * AIR + GAP), PAPER)
     if ruled:
         ImageDraw.Draw(block).line((GAP // 2, 0, width - GAP // 2, 0), fill=RULE, width=2)
-    _write(block, lines, GAP // 2, GAP, room)
+    write_lines(block, lines, GAP // 2, GAP, room)
     return block
 
 
@@ -267,8 +260,8 @@ def _row(cells: Sequence[Cell], width: int, name: str, colour: Colour) -> Image.
     """Cells side by side, after a label that stands upright at their left."""
     tall = max(cell.panel.height for cell in cells)
     text = max(
-        sum(_height(line, PANEL) for line in cell.lines)
-        + (_height(Line(""), PANEL) if cell.legend else 0)
+        sum(text_height(line, PANEL) for line in cell.lines)
+        + (text_height(Line(""), PANEL) if cell.legend else 0)
         for cell in cells
     )
     block = Image.new("RGB", (width, tall + AIR + text + GAP), PAPER)
@@ -283,7 +276,7 @@ def _row(cells: Sequence[Cell], width: int, name: str, colour: Colour) -> Image.
         right, bottom = left + cell.panel.width, cell.panel.height
         block.paste(cell.panel, (left, 0))
         pen.rectangle((left - 1, -1, right, bottom), outline=RULE)
-        under = _write(block, cell.lines, left, tall + AIR, PANEL)
+        under = write_lines(block, cell.lines, left, tall + AIR, PANEL)
         if cell.legend:
             _draw_scale(block, left, under, *cell.legend)
     return block
@@ -304,83 +297,7 @@ def _draw_scale(
     pen.text((left + bar.shape[1] + 6, top), ends[-1], MUTED, font=font)
 
 
-def _write(block: Image.Image, lines: Sequence[Line], left: int, top: int, room: int) -> int:
-    """Write lines, wrapped to `room` pixels; returns where the next one would begin."""
-    pen = ImageDraw.Draw(block)
-    for line in lines:
-        font = typeface(line.size, line.bold)
-        for piece in wrapped(line.text, font, room, line.most):
-            pen.text((left, top), piece, line.colour, font=font)
-            top += line.size * 3 // 2
-    return top
-
-
-def _height(line: Line, room: int) -> int:
-    """How many pixels a line takes once wrapped."""
-    font = typeface(line.size, line.bold)
-    return len(wrapped(line.text, font, room, line.most)) * (line.size * 3 // 2)
-
-
 def _stretched(size: tuple[int, int]) -> bool:
     """Whether a picture is too long to be drawn in its own shape."""
     width, height = panel_size(size)
     return LEAST in (width, height) and abs(math.log(width * size[1] / height / size[0])) > 0.05
-
-
-def wrapped(text: str, font: Font, room: float, most: int) -> list[str]:
-    """Text as at most `most` lines of at most `room` pixels; what is cut ends in …."""
-    lines: list[str] = []
-    for paragraph in text.strip().splitlines() or [""]:
-        line = ""
-        for word in legible(paragraph, font).split():
-            joined = f"{line} {word}" if line else word
-            if font.getlength(joined) > room and line:
-                lines.append(line)
-                joined = word
-            while font.getlength(joined) > room and len(joined) > 1:
-                fits = next(
-                    n for n in range(len(joined) - 1, 0, -1)
-                    if n == 1 or font.getlength(joined[:n]) <= room
-                )  # fmt: skip
-                lines.append(joined[:fits])
-                joined = joined[fits:]
-            line = joined
-        lines.append(line)
-    if len(lines) <= most:
-        return lines
-    last = lines[most - 1]
-    while last and font.getlength(f"{last}…") > room:
-        last = last[:-1]
-    return [*lines[: most - 1], f"{last}…"]
-
-
-def legible(text: str, font: Font) -> str:
-    """Text in the font's own letters; what it lacks is written as its code, such as \\u4e2d."""
-    return "".join(sign if _has(sign, font) else _spelled(sign) for sign in text)
-
-
-def _spelled(sign: str) -> str:
-    """A sign in ASCII."""
-    if sign.isspace():
-        return " "
-    return PLAIN.get(sign) or sign.encode("unicode_escape").decode("ascii")
-
-
-@functools.cache
-def _has(sign: str, font: Font) -> bool:
-    """Whether a font has a sign, and not the box that stands for all it lacks."""
-    if sign == " ":
-        return True
-    return sign.isprintable() and bytes(font.getmask(sign)) != bytes(font.getmask("\uffff"))
-
-
-@functools.cache
-def typeface(size: int, bold: bool = False) -> Font:
-    """DejaVu Sans where matplotlib brings it; else Pillow's own, which has little beyond ASCII."""
-    found = importlib.util.find_spec("matplotlib")
-    if found is not None and found.origin is not None:
-        fonts = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
-        file = fonts / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-        if file.is_file():
-            return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)

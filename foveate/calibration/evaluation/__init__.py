@@ -1,1 +1,1 @@
-"""What answers are worth when only some visual tokens are kept."""
+"""Evaluation: what share of answers stays right on some of the visual tokens, by how they are ranked."""

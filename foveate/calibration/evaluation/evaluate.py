@@ -1,7 +1,6 @@
 """What share of answers stays right when only some visual tokens are kept, by how they are ranked."""
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -11,11 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from foveate.atomic_write import EXISTS, replace_file, writing
+from foveate.atomic_write import replace_file
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.dataset import Record, read_records
-from foveate.calibration.evaluation.inquiry import Inquiry
+from foveate.calibration.evaluation.answer_cache import AnswerCache
 from foveate.calibration.evaluation.rankings import Ranking, find_rankings
 from foveate.calibration.evaluation.result import (
     Evaluation,
@@ -24,11 +23,12 @@ from foveate.calibration.evaluation.result import (
     evaluation_facts,
     group,
 )
+from foveate.calibration.outputs import check_output
 from foveate.calibration.processes import gather, join_processes
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_digest, tool_versions
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
-from foveate.errors import DataError, ImageError, OutputError, OutputExistsError, PromptError
+from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.terminal import plural
@@ -67,20 +67,20 @@ class EvaluateOptions:
 def evaluate(
     source: str, data: Sequence[Path], options: EvaluateOptions, meter: Meter | None = None
 ) -> Evaluation | None:
-    """Ask every question of some data sets with all visual tokens, and with those that rankings keep.
+    """Answer every question of some data sets with all visual tokens, and with those that rankings keep.
 
     Args:
         source: The checkpoint: a folder or a hub id.
         data: The records, as JSON Lines files.
         options: How.
-        meter: Told how far the run is, in `OUTCOMES`; without one nothing is said.
+        meter: Told how far the run is, in `OUTCOMES`; without one nothing is shown.
 
     Returns:
         What came of it; None in all processes of a run but the main one.
 
     Raises:
         CheckpointError: No checkpoint that can be loaded, or neither a ranking nor an f_θ.
-        DataError: No data set, or one of which no record can be asked.
+        DataError: No data set, or one without a record that the model can take.
         KeepError: A keep that cannot be.
         OutputExistsError: The output is there, and `force` was not given.
         OutputError: The output could not be written.
@@ -92,7 +92,8 @@ def evaluate(
     made: dict[str, Any] = {}
     if state.is_main_process:
         with meter.stage("checking"):
-            _check_out(options)
+            if options.out:
+                check_output(options.out, options.force)
             made = _made(source, data, options)
     state.wait_for_everyone()
     rankings, keeps = find_rankings(options.rank), parse_keeps(options.keep)
@@ -129,7 +130,7 @@ def evaluate(
     if not groups:
         first = judged_all[0]
         raise DataError(
-            f"none of {plural(len(judged_all), 'record')} could be asked; the first is {first.id}: "
+            f"none of {plural(len(judged_all), 'record')} could be answered; the first is {first.id}: "
             f"{first.unreadable}"
         )
     return evaluation
@@ -143,26 +144,25 @@ def judge(
     options: EvaluateOptions,
     data: str = "",
 ) -> Judged:
-    """Ask one record's question, with all visual tokens and with those that each ranking keeps."""
+    """Judge one record's answers: with all visual tokens, and with those that each ranking keeps."""
 
-    def is_good(said: str | None) -> bool:
-        return said is not None and is_right(said, record.answers, options.rule)
+    def right(answer: str | None) -> bool:
+        return answer is not None and is_right(answer, record.answers, options.rule)
 
     judged = Judged(data, record.id, dict(record.tags))
     try:
-        inquiry = Inquiry.of(model, record, options.max_new_tokens)
+        answers = AnswerCache.of(model, record, options.max_new_tokens)
     except (ImageError, PromptError, OSError) as error:
         return replace(judged, unreadable=str(error))
     trials = []
     for ranking, keep in product(rankings, keeps):
-        count = capped_count(keep, inquiry.total)
-        said, used = inquiry.answer(ranking, count)
-        trials.append(Trial(ranking.name, keep, said, is_good(said), used / inquiry.total))
+        answer, used = answers.answer(ranking, capped_count(keep, answers.total))
+        trials.append(Trial(ranking.name, keep, answer, right(answer), used / answers.total))
     return replace(
         judged,
-        tokens=inquiry.total,
-        answer=inquiry.full,
-        right=is_good(inquiry.full),
+        tokens=answers.total,
+        answer=answers.full,
+        right=right(answers.full),
         trials=tuple(trials),
     )
 
@@ -217,21 +217,6 @@ def _made(source: str, data: Sequence[Path], options: EvaluateOptions) -> dict[s
         "keeps": keeps,
         "tools": tool_versions(),
     }
-
-
-def _check_out(options: EvaluateOptions) -> None:
-    """Say early what could not be written at the end."""
-    if (out := options.out) is None:
-        return
-    with writing(out):
-        os.stat(out.parent / ".")
-        if not os.access(out.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{out.parent} may not be written to; give another folder")
-        if os.path.lexists(out):
-            if not out.is_file() or out.is_symlink():
-                raise OutputExistsError(f"{out} is not a plain file. Give another path.")
-            if not options.force:
-                raise OutputExistsError(f"{out} {EXISTS}")
 
 
 def _outcome(judged: Judged) -> str:

@@ -17,8 +17,8 @@ class Trial:
 
     Attributes:
         ranking: How they were chosen.
-        keep: How many, as it was asked for.
-        answer: What was said; None where nothing could be ranked.
+        keep: How many, a ratio or a count.
+        answer: The model's; None where nothing could be ranked.
         right: Whether it was right.
         used: The share of all visual tokens that was used.
     """
@@ -39,10 +39,10 @@ class Judged:
         id: The record's.
         tags: Its task and scope, where it has them.
         tokens: Visual tokens of its pictures.
-        answer: What was said with all of them.
+        answer: The model's with all of them.
         right: Whether that was right.
         trials: For each ranking and keep, in their order.
-        unreadable: Why it could not be asked; it then counts nowhere else.
+        unreadable: Why the model could not take it; it then counts nowhere else.
     """
 
     data: str
@@ -85,7 +85,7 @@ class Row:
 
     Attributes:
         ranking: How tokens were chosen.
-        keep: How many, as it was asked for.
+        keep: How many, a ratio or a count.
         score: The answers.
         used: The share of the visual tokens that was used, averaged over the records.
         unranked: Records without an answer, because nothing could be ranked; they count as wrong.
@@ -139,7 +139,7 @@ class Evaluation:
 
     @property
     def unreadable(self) -> list[Judged]:
-        """Records that could not be asked."""
+        """Records that the model could not take."""
         return [one for one in self.judged if one.unreadable]
 
     @property
@@ -157,7 +157,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def group(judged: Iterable[Judged]) -> list[Group]:
-    """Count the records that could be asked: all, those of each file if several, scope and task."""
+    """Count the records that were answered: all, those of each file if several, scope and task."""
     members: dict[tuple[str, str], list[Judged]] = {}
     for one in judged:
         if not one.unreadable:

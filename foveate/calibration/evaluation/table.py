@@ -61,7 +61,7 @@ def _describe_groups(groups: Sequence[Group], keep: float | int) -> str:
 
 
 def _describe_used(everything: Group) -> str:
-    """What share of the tokens was really used, for each ranking where it is not what was asked."""
+    """What share of the tokens was really used, for each ranking where it is not the keep."""
     names: dict[tuple[str, ...], list[str]] = {}
     for ranking, rows in _by_ranking(everything).items():
         if any(abs(row.used - row.keep) > ROUNDING for row in rows):

@@ -1,4 +1,4 @@
-"""Relevance maps of a data set: each question asked, its answer judged, and what mattered for it kept."""
+"""Relevance maps of a data set: each question answered, the answer judged, and what mattered for it kept."""
 
 import contextlib
 import os
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from foveate.atomic_write import replace_file, writing
 from foveate.bundle.reader import file_digest
@@ -101,7 +103,7 @@ def collect(
         data: The records, as JSON Lines.
         out: The store's folder; its parent must exist.
         options: How; all but the device, the limit and the flushing must be an earlier run's.
-        meter: Told how far the run is; without one nothing is said.
+        meter: Told how far the run is; without one nothing is shown.
 
     Returns:
         What was done; None in all processes of a run but the main one.
@@ -134,7 +136,7 @@ def collect(
             meter.start(len(mine), state.num_processes)
             began = time.perf_counter()
             with Writer(out, store.manifest, state.process_index, options.flush_seconds) as writer:
-                _study_all(model, mine, options, writer, meter)
+                _collect_all(model, mine, options, writer, meter)
         state.wait_for_everyone()
         if not state.is_main_process:
             return None
@@ -144,17 +146,17 @@ def collect(
         return Collected(out, outcomes, len(todo), seconds, state.num_processes)
 
 
-def _study_all(
+def _collect_all(
     model: TorchModel,
     records: Iterable[Record],
     options: CollectOptions,
     writer: Writer,
     meter: Meter,
 ) -> None:
-    """Study records one by one; an interrupt loses none that was studied."""
+    """Map records one by one; an interrupt loses none that is done."""
     try:
         for record in records:
-            sample, outcome, reason = study(model, record, options)
+            sample, outcome, reason = map_relevance(model, record, options)
             writer.add(sample, outcome, reason)
             meter.step(outcome)
     except KeyboardInterrupt:
@@ -166,41 +168,44 @@ def _study_all(
         raise
 
 
-def study(
+def map_relevance(
     model: TorchModel, record: Record, options: CollectOptions
 ) -> tuple[Sample, Outcome, str]:
-    """Ask one question, judge the answer, and see what mattered for it.
+    """Answer one question, judge the answer, and compute what mattered for it (Eq. 1).
 
     Returns:
-        The sample, with arrays where it is kept; what came of it; and why, where that needs saying.
+        The sample, with arrays where it is kept; what came of it; and the reason, where there is one.
     """
     sample = Sample(record.id, record.question, record.answers, pictures=record.names)
     try:
         question = model.prepare(record.question, open_pictures(record.pictures))
     except (ImageError, PromptError, OSError) as error:
         return sample, "unreadable", str(error)
-    said = model.answer(question, most=options.max_new_tokens)
-    text = model.text(said)
-    sample = replace(sample, said=text, tokens=len(said), grids=question.visual.grids)
+    tokens = model.answer(question, most=options.max_new_tokens)
+    text = model.text(tokens)
+    sample = replace(sample, answer=text, tokens=len(tokens))
     if not text.strip():
         return sample, "wrong", "empty answer"
     right = is_right(text, record.answers, options.rule)
     if not right and not options.keep_wrong:
         return sample, "wrong", "wrong answer"
-    relevance = model.relevance(question, said, options.mode).float()
+    relevance = model.relevance(question, tokens, options.mode).float()
     attention = model.attention(question).mean(1)
     if not (relevance.isfinite().all() and attention.isfinite().all()):
-        return (
-            sample,
-            "unreadable",
-            f"relevance is not finite in {options.dtype}; try another dtype",
-        )
-    sample = replace(sample, relevance=relevance.cpu().numpy(), attention=attention.cpu().numpy())
-    return sample, "kept", "" if right else "wrong answer"
+        reason = f"relevance is not finite in {options.dtype}; try another dtype"
+        return sample, "unreadable", reason
+    kept = replace(
+        sample,
+        picture=question.visual.picture.astype(np.int32),
+        boxes=question.visual.boxes,
+        relevance=relevance.cpu().numpy(),
+        attention=attention.cpu().numpy(),
+    )
+    return kept, "kept", "" if right else "wrong answer"
 
 
 def collected_facts(collected: Collected) -> dict[str, Any]:
-    """What `foveate calibrate relevance --json` says."""
+    """What was done, for JSON."""
     return {
         "out": str(collected.out),
         "records": sum(collected.outcomes.values()),
@@ -213,7 +218,7 @@ def collected_facts(collected: Collected) -> dict[str, Any]:
 
 
 def describe_collected(collected: Collected) -> str:
-    """What `foveate calibrate relevance` shows."""
+    """What was done, for people."""
     records = sum(collected.outcomes.values())
     rows = [(str(collected.outcomes[outcome]), outcome) for outcome in OUTCOMES]
     pace = (
@@ -274,7 +279,7 @@ def _claimed(folder: Path, manifest: Manifest, force: bool) -> Iterator[None]:
 
 
 def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
-    """Look at what a folder holds, clean up after a killed run, and write the manifest."""
+    """Check what a folder holds, clean up after a killed run, and write the manifest."""
     if not (folder / MANIFEST).exists():
         strangers = [name for name in os.listdir(folder) if not LEFTOVER.fullmatch(name)]
         if strangers:

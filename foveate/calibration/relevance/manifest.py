@@ -10,7 +10,7 @@ import msgspec
 from foveate.errors import DataError
 
 FORMAT: Literal["foveate-relevance"] = "foveate-relevance"
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 
 Outcome = Literal["kept", "wrong", "unreadable"]
@@ -32,7 +32,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How a store was made; `counts` and `shards` are there once it is finished."""
 
     format: Literal["foveate-relevance"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     checkpoint: str
     checkpoint_sha256: Digest
     family: str
@@ -73,7 +73,8 @@ def read_manifest(folder: Path) -> Manifest:
     if version != VERSION:
         raise DataError(
             f"{path}: version {version!r} of the format, and this Foveate reads {VERSION}; "
-            "collect the relevance maps again, or use the Foveate that made them"
+            "make the relevance maps again with `foveate calibrate relevance` (--force replaces "
+            "these), or use the Foveate that made them"
         )
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)

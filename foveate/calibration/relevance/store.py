@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -43,8 +42,11 @@ except ImportError as error:
 BATCH_ROWS = 8
 SHARD_ROWS = 256
 FLUSH_SECONDS = 20.0
-OPENSHARDS = 64
+OPEN_SHARDS = 64
 OPEN_BATCHES = 16
+
+ARRAYS = ("picture", "boxes", "relevance", "attention")
+"""The columns of numbers, which are empty but for records that were kept."""
 
 LEFTOVER = re.compile(r"\.(part-\d+-\d+\.arrow|manifest\.json)\.partial-[0-9a-f]{8}", re.ASCII)
 _AGAIN = (
@@ -60,10 +62,11 @@ _SCHEMA = pa.schema(
             ("reason", pa.string()),
             ("question", pa.string()),
             ("answers", pa.list_(pa.string())),
-            ("said", pa.string()),
+            ("answer", pa.string()),
             ("tokens", pa.int32()),
             ("pictures", pa.list_(pa.string())),
-            ("grids", pa.list_(pa.list_(pa.int32(), 3))),
+            ("picture", pa.list_(pa.int32())),
+            ("boxes", pa.list_(pa.float32())),
             ("relevance", pa.list_(pa.float32())),
             ("attention", pa.list_(pa.float32())),
         )
@@ -77,12 +80,14 @@ class Sample:
 
     Attributes:
         id: The record's.
-        question: What was asked.
+        question: Its text.
         answers: The right answers.
-        said: What the model said.
-        tokens: Generated tokens that R_v is averaged over.
+        answer: The model's own.
+        tokens: Tokens of that answer, over which R_v is averaged.
         pictures: As the data set names them.
-        grids: Of each picture: frames, rows, columns of visual tokens.
+        picture: int32 [N_v], the picture or video frame that each visual token shows.
+        boxes: float32 [N_v, 4], the part that it shows: left, top, right, bottom from 0 to 1. Boxes
+            may overlap.
         relevance: float32 [N_v], R_v.
         attention: float32 [heads, N_v], A⁰ averaged over the instruction's tokens; its mean over
             heads is A_v⁰.
@@ -91,10 +96,11 @@ class Sample:
     id: str
     question: str
     answers: tuple[str, ...]
-    said: str = ""
+    answer: str = ""
     tokens: int = 0
     pictures: tuple[str, ...] = ()
-    grids: tuple[tuple[int, int, int], ...] = ()
+    picture: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    boxes: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 4), np.float32))
     relevance: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     attention: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
@@ -110,12 +116,12 @@ class Store:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shards: list[Path]) -> None:
-        """Look through the shards; use `Store.open`."""
+        """Read what came of each record; use `Store.open`."""
         self.folder = folder
         self.manifest = manifest
         self.facts: dict[str, Any] = msgspec.to_builtins(manifest)
         self._shards = shards
-        self._reader = functools.lru_cache(OPENSHARDS)(self._open_shard)
+        self._reader = functools.lru_cache(OPEN_SHARDS)(self._open_shard)
         self._batch = functools.lru_cache(OPEN_BATCHES)(self._read_batch)
         self._outcomes: Counter[str] = Counter()
         self.ids: set[str] = set()
@@ -170,23 +176,24 @@ class Store:
         shard, batch, row = self._places[index]
         columns = self._batch(shard, batch)
         cells = {name: columns.column(name)[row] for name in _SCHEMA.names}
-        relevance = cells["relevance"].values.to_numpy().copy()
-        attention = cells["attention"].values.to_numpy()
-        grids = tuple(tuple(grid) for grid in cells["grids"].as_py())
-        visual = sum(frames * rows * across for frames, rows, across in grids)
-        if not 0 < visual == len(relevance) or not len(attention) or len(attention) % visual:
+        arrays = {name: cells[name].values.to_numpy().copy() for name in ARRAYS}
+        visual = len(arrays["relevance"])
+        heads = len(arrays["attention"]) // visual if visual else 0
+        lengths = {"picture": visual, "boxes": 4 * visual, "attention": heads * visual}
+        if not heads or any(len(arrays[name]) != length for name, length in lengths.items()):
             path = self._shards[shard]
-            raise DataError(f"{path} is damaged: its arrays do not fit its grids. {_fix(path)}")
+            raise DataError(f"{path} is damaged: its arrays do not fit each other. {_fix(path)}")
         return Sample(
             id=cells["id"].as_py(),
             question=cells["question"].as_py(),
             answers=tuple(cells["answers"].as_py()),
-            said=cells["said"].as_py(),
+            answer=cells["answer"].as_py(),
             tokens=cells["tokens"].as_py(),
             pictures=tuple(cells["pictures"].as_py()),
-            grids=grids,
-            relevance=relevance,
-            attention=attention.reshape(-1, visual).copy(),
+            picture=arrays["picture"],
+            boxes=arrays["boxes"].reshape(visual, 4),
+            relevance=arrays["relevance"],
+            attention=arrays["attention"].reshape(heads, visual),
         )
 
     def _scan(self, number: int) -> Iterator[tuple[str, int, int, int]]:
@@ -229,7 +236,7 @@ class Writer(AbstractContextManager["Writer"]):
         self._key = manifest.key()
         self._number = max(numbers, default=-1) + 1
         self._seconds, self._flushed = seconds, time.monotonic()
-        self._rows: list[tuple[Any, ...]] = []
+        self._rows: list[tuple[Sample, Outcome, str]] = []
 
     def add(self, sample: Sample, outcome: Outcome, reason: str = "") -> None:
         """Add a record; its arrays only where it was kept.
@@ -237,12 +244,7 @@ class Writer(AbstractContextManager["Writer"]):
         Raises:
             OutputError: The disk did not take the shard that this filled.
         """
-        self._rows.append(
-            (
-                sample.id, outcome, reason, sample.question, sample.answers, sample.said,
-                sample.tokens, sample.pictures, sample.grids, sample.relevance, sample.attention,
-            )
-        )  # fmt: skip
+        self._rows.append((sample, outcome, reason))
         if len(self._rows) >= SHARD_ROWS or time.monotonic() - self._flushed >= self._seconds:
             self.flush()
 
@@ -260,31 +262,32 @@ class Writer(AbstractContextManager["Writer"]):
         self._number += 1
         self._flushed = time.monotonic()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Flush, unless the disk takes no more."""
         if not isinstance(error, OutputError):
             self.flush()
 
     def _write(self, file: Any) -> None:
         """Write the rows as an Arrow file."""
-        heads = max(len(row[-1]) for row in self._rows)
+        heads = max(len(sample.attention) for sample, _, _ in self._rows)
         about = {"format": FORMAT, "version": str(VERSION), "key": self._key, "heads": str(heads)}
         schema = _SCHEMA.with_metadata(about)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_file(file, schema, options=options) as shard:
             for begin in range(0, len(self._rows), BATCH_ROWS):
-                columns = list(zip(*self._rows[begin : begin + BATCH_ROWS], strict=True))
-                columns[-1] = tuple(attention.ravel() for attention in columns[-1])
-                arrays = [
-                    pa.array(cells, type=kind)
-                    for cells, kind in zip(columns, schema.types, strict=True)
+                rows = [_cells(*row) for row in self._rows[begin : begin + BATCH_ROWS]]
+                columns = [
+                    pa.array([row[column.name] for row in rows], type=column.type)
+                    for column in schema
                 ]
-                shard.write_batch(pa.record_batch(arrays, schema=schema))
+                shard.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _cells(sample: Sample, outcome: Outcome, reason: str) -> dict[str, Any]:
+    """A record's cells by column; arrays flat."""
+    cells = {name: getattr(sample, name) for name in sample.__slots__}
+    flat = {name: cells[name].ravel() for name in ARRAYS}
+    return {**cells, **flat, "outcome": outcome, "reason": reason}
 
 
 def finish(folder: Path) -> Store:

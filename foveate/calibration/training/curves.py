@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 from foveate.atomic_write import EXISTS, replace_file, writing
 from foveate.calibration.ranking import RATIOS
@@ -60,12 +59,7 @@ class Events(AbstractContextManager["Events"]):
             for writer in self._writers.values():
                 writer.flush()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the files."""
         with contextlib.suppress(OSError):
             for writer in self._writers.values():

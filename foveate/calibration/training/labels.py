@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.calibration.ranking import top
+
 
 def label(relevance: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """R_v*: relevance with its bottom half masked, divided by its sum.
@@ -18,9 +20,9 @@ def label(relevance: NDArray[np.float32]) -> NDArray[np.float32] | None:
         none to make: a value that is not finite, or no value above 0.
     """
     exact = relevance.astype(np.float64)
-    top = np.argsort(-exact, kind="stable")[: (len(exact) + 1) // 2]
+    upper = top(exact, (len(exact) + 1) // 2)
     kept = np.zeros_like(exact)
-    kept[top] = exact[top].clip(min=0)
+    kept[upper] = exact[upper].clip(min=0)
     total = kept.sum()
     if not np.isfinite(exact).all() or not total > 0:
         return None

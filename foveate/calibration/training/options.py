@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from foveate.errors import BackendError, DataError
+from foveate.errors import DataError
 from foveate.modeling.f_theta import Inputs, Scaling
 
 DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling")
@@ -55,14 +53,3 @@ class TrainingOptions:
             raise DataError("epochs and batch must be at least 1, and the seed at least 0")
         if not 0 < self.validation < 1:
             raise DataError(f"validation is {self.validation}; give a share of pictures in (0, 1)")
-
-    def torch_device(self) -> torch.device:
-        """The device asked for.
-
-        Raises:
-            BackendError: It cannot be had.
-        """
-        found = torch.cuda.is_available()
-        if self.device == "cuda" and not found:
-            raise BackendError("torch finds no CUDA GPU; train with --device cpu")
-        return torch.device("cuda" if found and self.device != "cpu" else "cpu")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from foveate.calibration.ranking import overlap
+from foveate.calibration.ranking import overlap_at_ratios
 from foveate.calibration.training.examples import Example, Pack, packs
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.result import Epoch
@@ -22,7 +22,7 @@ from foveate.modeling.f_theta import FTheta
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Status:
     """How far training is.
 
     Attributes:
@@ -44,7 +44,7 @@ class Standing:
     last: Epoch | None
 
 
-Progress = Callable[[Standing], None]
+Progress = Callable[[Status], None]
 """Called after every step."""
 
 
@@ -121,7 +121,7 @@ class Run:
             total += loss.item()
             predicted += [row[inside] for row, inside in zip(logs.cpu(), pack.inside, strict=True)]
         overlaps = mean(
-            overlap(row.numpy(), example.relevance)
+            overlap_at_ratios(row.numpy(), example.relevance)
             for row, example in zip(predicted, self.validation, strict=True)
         )
         return total / len(self.validation), overlaps
@@ -148,7 +148,7 @@ class Clock:
         done = (number - 1) * self._total + seen
         rate = (done - self._before) / max(time.perf_counter() - self._began, 1e-9)
         left = (self._epochs * self._total - done) / rate
-        self._progress(Standing(number, self._epochs, seen, self._total, rate, left, last))
+        self._progress(Status(number, self._epochs, seen, self._total, rate, left, last))
 
 
 def mean(rows: Iterable[NDArray[np.float64]]) -> tuple[float, ...]:

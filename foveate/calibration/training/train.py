@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foveate.atomic_write import EXISTS, writing
-from foveate.calibration.ranking import chance, overlap
+from foveate.atomic_write import writing
+from foveate.calibration.device import pick_device
+from foveate.calibration.outputs import check_output
+from foveate.calibration.ranking import chance, overlap_at_ratios
 from foveate.calibration.training.curves import Events, check_events, write_curves
 from foveate.calibration.training.examples import prepare, split
 from foveate.calibration.training.options import TrainingOptions
@@ -24,7 +26,7 @@ def train_store(
     folder: Path,
     out: Path,
     options: TrainingOptions,
-    progress: Progress = lambda standing: None,
+    progress: Progress = lambda status: None,
 ) -> TrainingResult:
     """Train on the relevance maps in `folder`; see `train`.
 
@@ -42,7 +44,7 @@ def train(
     samples: "Iterable[Sample]",
     out: Path,
     options: TrainingOptions,
-    progress: Progress = lambda standing: None,
+    progress: Progress = lambda status: None,
     *,
     source: str = "samples",
 ) -> TrainingResult:
@@ -65,11 +67,14 @@ def train(
         OutputError: An output could not be written.
     """
     options.check()
-    device = options.torch_device()
+    device = pick_device(options.device)
     plot = options.plot or out.with_suffix(".png")
     log_dir = options.log_dir or out.with_suffix(".tensorboard")
     aside = out.with_name(f"{out.name}.state")
-    check_outputs((out, plot), options.force)
+    if out.absolute() == plot.absolute():
+        raise OutputError(f"{out}: f_θ and its curves need two files; give another --plot")
+    for path in (out, plot):
+        check_output(path, options.force)
 
     data = prepare(samples, options.inputs, options.scaling)
     training, validation = split(data.all, options.validation, options.seed)
@@ -81,7 +86,9 @@ def train(
             check_events(log_dir)
         state = TrainingState(key)
         state.write(aside)
-    attention = mean(overlap(example.attention, example.relevance) for example in validation)
+    attention = mean(
+        overlap_at_ratios(example.attention, example.relevance) for example in validation
+    )
     random = mean(chance(len(example.label)) for example in validation)
 
     with Events(log_dir, attention, random, state.history) as events:
@@ -109,28 +116,6 @@ def train(
     with writing(aside):
         aside.unlink()
     return result
-
-
-def check_outputs(paths: tuple[Path, Path], force: bool) -> None:
-    """Say early what could not be written at the end.
-
-    Raises:
-        OutputExistsError: One is there, and `force` was not given.
-        OutputError: Both are the same file, or a folder is not there.
-    """
-    if paths[0].absolute() == paths[1].absolute():
-        raise OutputError(f"{paths[0]}: f_θ and its curves need two files; give another --plot")
-    for path in paths:
-        with writing(path):
-            if not path.parent.is_dir():
-                raise OutputError(
-                    f"{path.parent} is no folder. Make it first, or give another path."
-                )
-            if path.is_symlink() or path.exists():
-                if not force:
-                    raise OutputExistsError(f"{path} {EXISTS}")
-                if not path.is_file():
-                    raise OutputExistsError(f"{path} is not a plain file. Give another path.")
 
 
 def resumed(path: Path, key: str, force: bool) -> TrainingState | None:

@@ -15,19 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.calibration.progress import Meter
 from foveate.calibration.relevance.collect import Collected, CollectOptions, collect
-from foveate.calibration.relevance.manifest import MANIFEST, OUTCOMES
+from foveate.calibration.relevance.manifest import MANIFEST
 from foveate.calibration.relevance.store import Store
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
+from tests.calibration.conftest import DATA
+from tests.calibration.processes import run_two_processes
 from tests.command import ONE_THREAD, command, invoke, refused
 from tests.conftest import NANO
 
-DATA = NANO / "samples" / "data.jsonl"
 COUNT = 10
 SMALL = CollectOptions(device="cpu", limit=COUNT)
-pytestmark = pytest.mark.usefixtures("one_thread")
 KILLED = """
 import sys
 from pathlib import Path
@@ -76,20 +75,20 @@ def wait_for_shards(process: "subprocess.Popen[bytes]", out: Path, count: int) -
 
 
 class TestMaps:
-    def test_they_are_what_the_subject_computes(self, whole: Path) -> None:
+    def test_they_are_what_the_model_computes(self, model: TorchModel, whole: Path) -> None:
         store = Store.open(whole)
         assert (len(store), store.outcomes()["kept"]) == (COUNT, COUNT)
-        model = TorchModel.load(NANO)
         records = {record["id"]: record for record in map(json.loads, DATA.open())}
         for sample in (store[0], store[7]):
             record = records[sample.id]
             assert sample.pictures == (record["image"],)
             assert (sample.question, sample.answers) == (record["question"], (record["answer"],))
             question = model.prepare(sample.question, [Image.open(DATA.parent / record["image"])])
-            said = model.answer(question)
-            assert (sample.said, sample.tokens) == (model.text(said), len(said))
-            assert sample.grids == question.visual.grids
-            relevance = model.relevance(question, said).numpy()
+            answer = model.answer(question)
+            assert (sample.answer, sample.tokens) == (model.text(answer), len(answer))
+            assert sample.picture.tolist() == question.visual.picture.tolist()
+            np.testing.assert_array_equal(sample.boxes, question.visual.boxes)
+            relevance = model.relevance(question, answer).numpy()
             np.testing.assert_allclose(sample.relevance, relevance, rtol=1e-4, atol=1e-7)
             attention = model.attention(question).mean(1).numpy()
             np.testing.assert_allclose(sample.attention, attention, rtol=1e-4, atol=1e-9)
@@ -177,8 +176,8 @@ class TestOutcomes:
 class TestResume:
     def test_after_a_kill(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "maps"
-        asked = [sys.executable, "-c", KILLED, str(NANO), str(DATA), str(out), str(COUNT)]
-        with subprocess.Popen(asked, env=ONE_THREAD) as process:
+        arguments = [sys.executable, "-c", KILLED, str(NANO), str(DATA), str(out), str(COUNT)]
+        with subprocess.Popen(arguments, env=ONE_THREAD) as process:
             wait_for_shards(process, out, 3)
             process.kill()
         (out / ".part-0-9.arrow.partial-0123abcd").write_bytes(b"half a shard")
@@ -191,22 +190,22 @@ class TestResume:
 
     def test_after_an_interrupt(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "maps"
-        asked = command("calibrate", "relevance", NANO, DATA, out, "--device", "cpu")
-        with subprocess.Popen(asked, env=ONE_THREAD, stderr=subprocess.PIPE) as process:
+        arguments = command("calibrate", "relevance", NANO, DATA, out, "--device", "cpu")
+        with subprocess.Popen(arguments, env=ONE_THREAD, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
             seen = b""
             while b"loading" not in seen or b" s\n" not in seen.split(b"loading")[1]:
                 seen += os.read(process.stderr.fileno(), 4096)
             time.sleep(0.5)
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=60)[1].decode()
+            told = process.communicate(timeout=60)[1].decode()
         assert process.returncode == 130
-        assert "the same command goes on from there" in said
-        assert "foveate: error: interrupted" in said.splitlines()[-1]
-        assert "Traceback" not in said
+        assert "the same command goes on from there" in told
+        assert "foveate: error: interrupted" in told.splitlines()[-1]
+        assert "Traceback" not in told
         done = Store.open(out)
         assert 0 < len(done) < 136
-        assert f"{out} holds {len(done)} record" in said
+        assert f"{out} holds {len(done)} record" in told
 
     def test_nothing_left_to_do(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TorchModel, "load", None)
@@ -283,16 +282,19 @@ class TestResume:
 
 class TestProcesses:
     def test_two_share_the_work_and_one_goes_on(self, whole: Path, tmp_path: Path) -> None:
-        """About 10 s: two processes load torch."""
         out = tmp_path / "maps"
-        asked = [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-            "--main_process_port", "0", "-m", "foveate", "calibrate", "relevance",
-            str(NANO), str(DATA), str(out), "--limit", str(COUNT - 1), "--device", "cpu", "--json",
-        ]  # fmt: skip
-        done = subprocess.run(asked, env=ONE_THREAD, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
+        done = run_two_processes(
+            "calibrate",
+            "relevance",
+            NANO,
+            DATA,
+            out,
+            "--limit",
+            COUNT - 1,
+            "--device",
+            "cpu",
+            "--json",
+        )
         facts = json.loads(done.stdout)
         assert (facts["records"], facts["new"], facts["processes"]) == (COUNT - 1, COUNT - 1, 2)
         assert done.stderr.count("loading ") == 1
@@ -316,26 +318,28 @@ class TestProcesses:
 
 class TestVerb:
     def test_text_json_and_progress(self, tmp_path: Path) -> None:
-        asked = ["calibrate", "relevance", NANO, DATA, tmp_path / "maps", "--mode", "mean"]
-        result = invoke(*asked, "--limit", 2)
+        arguments = ["calibrate", "relevance", NANO, DATA, tmp_path / "maps", "--mode", "mean"]
+        result = invoke(*arguments, "--limit", 2)
         assert result.exit_code == 0, result.stderr
         assert f"{tmp_path / 'maps'}: 2 records, 2 of them new" in result.stdout
         assert "2  kept" in result.stdout
         assert "2/2, " in result.stderr.splitlines()[-1]
         assert "2 kept, 0 wrong, 0 unreadable" in result.stderr.splitlines()[-1]
-        facts = json.loads(invoke(*asked, "--limit", 3, "--json").stdout)
+        facts = json.loads(invoke(*arguments, "--limit", 3, "--json").stdout)
         assert facts.pop("seconds") > 0
         assert facts.pop("samples_per_second") > 0
         assert facts == {"out": str(tmp_path / "maps"), "records": 3, "kept": 3, "wrong": 0,
                          "unreadable": 0, "new": 1, "processes": 1}  # fmt: skip
 
     def test_refusals(self, tmp_path: Path) -> None:
-        asked = ["calibrate", "relevance"]
+        arguments = ["calibrate", "relevance"]
         out = tmp_path / "maps"
         (tmp_path / "data.jsonl").write_text('{"id": "1"}')
-        refused(invoke(*asked, NANO, tmp_path / "none.jsonl", out), "none.jsonl", "no such file")
-        refused(invoke(*asked, NANO, tmp_path / "data.jsonl", out), "data.jsonl, line 1")
-        refused(invoke(*asked, tmp_path / "none", DATA, out), "no such folder")
+        refused(
+            invoke(*arguments, NANO, tmp_path / "none.jsonl", out), "none.jsonl", "no such file"
+        )
+        refused(invoke(*arguments, NANO, tmp_path / "data.jsonl", out), "data.jsonl, line 1")
+        refused(invoke(*arguments, tmp_path / "none", DATA, out), "no such folder")
         assert not out.exists()
         with pytest.raises(CheckpointError):
             collect(str(tmp_path), DATA, out, SMALL)
@@ -343,18 +347,8 @@ class TestVerb:
     def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
         for name in ("torch", "pyarrow"):
             code = f"import sys; sys.modules[{name!r}] = None; from foveate.cli import main; main(sys.argv[1:])"
-            asked = [sys.executable, "-c", code, "calibrate", "relevance", "c", "d", "o"]
-            done = subprocess.run(asked, capture_output=True, text=True)
+            arguments = [sys.executable, "-c", code, "calibrate", "relevance", "c", "d", "o"]
+            done = subprocess.run(arguments, capture_output=True, text=True)
             assert done.returncode == 2
             assert name in done.stderr
             assert "pip install 'foveate[calibrate]'" in done.stderr
-
-
-def test_meter_counts_down() -> None:
-    meter = Meter(OUTCOMES, quiet=True)
-    meter.start(10, 2)
-    for outcome in ("kept", "kept", "wrong"):
-        meter.step(outcome)
-    assert meter.line(meter._began + 6) == (
-        "3/10, 0.5 samples/s, 0:00:14 left, 2 kept, 1 wrong, 0 unreadable (of each of 2 processes)"
-    )

@@ -1,26 +1,16 @@
-"""R_v and A⁰ against Eq. 1 written out, and what they must not cost."""
+"""R_v against Eq. 1 written out."""
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2VLForConditionalGeneration
 
-from foveate.calibration import relevance as module
+from foveate.calibration.relevance import propagation as module
 from foveate.calibration.relevance.propagation import MODES, Mode, relevance
 from foveate.calibration.torch_model import TorchModel
 from foveate.modeling.language_model import TRACED, Language
-from tests.calibration.plain import attention_maps, plain_relevance
-from tests.conftest import NANO, Sample
-
-# Float32 sums of a few hundred terms over six layers, against float64: 1e-6 is usual.
-TOLERANCE = 1e-5
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Within the tolerance of the largest magnitude."""
-    wanted = wanted.double()
-    return bool((found.double() - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
+from tests.calibration.plain import close, plain_relevance
+from tests.conftest import Sample
 
 
 def parts(model: LlamaForCausalLM) -> Language:
@@ -73,77 +63,23 @@ def test_rows_in_blocks_give_the_same(
     assert close(relevance(parts(llama), embeds, positions, tokens, mode), whole)
 
 
-@pytest.fixture(scope="module")
-def nano() -> TorchModel:
-    """The nano checkpoint under study, in float32."""
-    return TorchModel.load(NANO)
-
-
-@pytest.fixture(scope="module")
-def reference() -> Qwen2VLForConditionalGeneration:
-    """Transformers' own eager nano in float64."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        NANO, dtype=torch.float64, attn_implementation="eager"
-    )
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module", params=["letter", "two letters"])
-def sample(request: pytest.FixtureRequest, samples: list[Sample]) -> Sample:
-    """A question whose answer is one token, and one whose answer is several."""
-    return next(sample for sample in samples if sample.task == request.param)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_the_nano_checkpoint_agrees_with_eq_1(
-    nano: TorchModel, reference: Qwen2VLForConditionalGeneration, sample: Sample, mode: Mode
+    model: TorchModel, eager: Qwen2VLForConditionalGeneration, sample: Sample, mode: Mode
 ) -> None:
-    question = nano.ask(sample.question, [Image.open(sample.image)])
-    said = nano.answer(question)
-    assert nano.text(said) == sample.answer
-    assert len(said) == (1 if sample.task == "letter" else 3)
-    rows = nano.language.embedding(torch.tensor([said]))
+    question = model.prepare(sample.question, [Image.open(sample.image)])
+    answer = model.answer(question)
+    assert model.text(answer) == sample.answer
+    assert len(answer) == (1 if sample.task == "letter" else 3)
+    rows = model.language.embedding(torch.tensor([answer]))
     first = question.prompt.next_position
-    later = torch.arange(first, first + len(said)).expand(3, -1)
+    later = torch.arange(first, first + len(answer)).expand(3, -1)
     wanted = plain_relevance(
-        reference.model.language_model,
-        reference.lm_head,
+        eager.model.language_model,
+        eager.lm_head,
         torch.cat([question.embeds, rows], dim=1).double(),
         torch.cat([question.positions, later], dim=1)[:, None],
-        said,
+        answer,
         mode,
     )[question.prompt.visual_index]
-    assert close(nano.relevance(question, said, mode), wanted)
-
-
-def test_the_first_layers_attention_is_transformers_own(
-    nano: TorchModel, reference: Qwen2VLForConditionalGeneration, sample: Sample
-) -> None:
-    question = nano.ask(sample.question, [Image.open(sample.image)])
-    maps = attention_maps(
-        reference.model.language_model,
-        reference.lm_head,
-        question.embeds.double(),
-        question.positions[:, None],
-        0,
-        True,
-    )
-    prompt = question.prompt
-    wanted = maps[0][0][:, prompt.instruction_index][:, :, prompt.visual_index]
-    found = nano.attention(question)
-    assert found.shape == (4, len(prompt.instruction_index), len(prompt.visual_index))
-    assert close(found, wanted)
-
-
-def test_what_is_kept_alone_answers_as_the_runtime_does(
-    nano: TorchModel, samples: list[Sample]
-) -> None:
-    from tests.reference import Reference
-
-    by_transformers = Reference()
-    for sample in samples[:4]:
-        picture = Image.open(sample.image)
-        question = nano.ask(sample.question, [picture])
-        kept = np.arange(0, len(question.prompt.visual_index), 3)
-        request = by_transformers.prepare(sample.question, [picture])
-        assert nano.answer(question, kept) == by_transformers.generate_kept(request, kept, 64)
+    assert close(model.relevance(question, answer, mode), wanted)

@@ -3,47 +3,44 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from foveate.calibration.relevance import store as module
 from foveate.calibration.relevance.manifest import MANIFEST, Manifest, encode
 from foveate.calibration.relevance.store import SHARD_ROWS, Sample, Store, Writer, finish
 from foveate.errors import DataError
-
-MADE = Manifest(
-    checkpoint="c", checkpoint_sha256="0" * 64, family="qwen2_vl", mode="grad", dtype="fp32",
-    rule="exact", keep_wrong=False, max_new_tokens=64, data="d", data_sha256="1" * 64, tools={},
-)  # fmt: skip
+from tests.calibration.boxes import tiled
+from tests.calibration.stores import FIELDS, MADE, write_store
 
 
 def sample(number: int, rows: int = 3) -> Sample:
     random = np.random.default_rng(number)
+    shown = tiled((rows, 2), (1, 4))
     return Sample(
-        id=f"s{number:04d}", question=f"Ünd {number}?", answers=("a", "b"), said="a", tokens=number,
-        pictures=("x.png", "y.png"), grids=((1, rows, 2), (1, 1, 4)),
+        id=f"s{number:04d}", question=f"Ünd {number}?", answers=("a", "b"), answer="a", tokens=number,
+        pictures=("x.png", "y.png"), picture=shown.picture.astype(np.int32), boxes=shown.boxes,
         relevance=random.normal(size=rows * 2 + 4).astype(np.float32),
         attention=random.random((5, rows * 2 + 4)).astype(np.float32),
     )  # fmt: skip
 
 
 def write(folder: Path, numbers: list[int], rank: int = 0, made: Manifest = MADE) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / MANIFEST).write_bytes(encode(made))
-    with Writer(folder, made, rank, seconds=1e9) as writer:
-        for number in numbers:
-            writer.add(sample(number, rows=number % 5 + 1), "kept")
+    write_store(folder, [sample(number, rows=number % 5 + 1) for number in numbers], rank, made)
 
 
 def same(one: Sample, other: Sample) -> bool:
-    plain = [name for name in Sample.__slots__ if name not in ("relevance", "attention")]
-    return (
-        all(getattr(one, name) == getattr(other, name) for name in plain)
-        and one.relevance.dtype == one.attention.dtype == np.float32
-        and np.array_equal(one.relevance, other.relevance)
-        and np.array_equal(one.attention, other.attention)
+    """To the last bit, in the same dtypes."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in Sample.__slots__]
+    return all(
+        mine.dtype == its.dtype and np.array_equal(mine, its)
+        if isinstance(mine, np.ndarray)
+        else mine == its
+        for mine, its in pairs
     )
 
 
@@ -54,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
     write(folder, [5, 0, 3, *range(10, 30)], rank=0)
     write(folder, [4, 1], rank=1)
     with Writer(folder, MADE, rank=1, seconds=1e9) as writer:
-        writer.add(Sample("w", "Q?", ("a",), said="b", tokens=1), "wrong", "wrong answer")
+        writer.add(Sample("w", "Q?", ("a",), answer="b", tokens=1), "wrong", "wrong answer")
         writer.add(Sample("u", "Q?", ("a",)), "unreadable", "no file")
     finish(folder)
     return folder
@@ -95,7 +92,11 @@ class TestRead:
         table = pa.ipc.open_file(pa.memory_map(str(folder / "part-1-0.arrow"))).read_all()
         assert table.column("id").to_pylist() == ["s0004", "s0001"]
         assert table.schema.metadata[b"heads"] == b"5"
-        assert table.column("grids").to_pylist()[0] == [[1, 5, 2], [1, 1, 4]]
+        assert table.column("picture").to_pylist()[0] == [0] * 10 + [1] * 4
+        boxes = table.column("boxes").to_pylist()[0]
+        assert (len(boxes), boxes[-4:]) == (4 * 14, [0.75, 0, 1, 1])
+        assert str(table.schema.field("picture").type.value_type) == "int32"
+        assert str(table.schema.field("boxes").type.value_type) == "float"
 
 
 class TestWrite:
@@ -120,18 +121,16 @@ class TestWrite:
     def test_an_interrupt_while_flushing_neither_loses_nor_doubles(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
     ) -> None:
-        from foveate.calibration import store
-
         (tmp_path / MANIFEST).write_bytes(encode(MADE))
-        whole = store.replace_file
+        whole = module.replace_file
 
         def interrupted(*arguments: object) -> None:
-            monkeypatch.setattr(store, "replace_file", whole)
+            monkeypatch.setattr(module, "replace_file", whole)
             if not before:
                 whole(*arguments)  # type: ignore[arg-type]
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(store, "replace_file", interrupted)
+        monkeypatch.setattr(module, "replace_file", interrupted)
         with pytest.raises(KeyboardInterrupt), Writer(tmp_path, MADE, 0, seconds=1e9) as writer:
             writer.add(sample(1), "kept")
             writer.flush()
@@ -165,7 +164,7 @@ class TestAttacks:
         ("changes", "word"),
         [
             ({"format": "foveate-bundle"}, "not that of relevance maps"),
-            ({"version": 2}, "version 2"),
+            ({"version": 3}, "version 3"),
             ({"version": None}, "version None"),
             ({"rule": None}, "`rule`"),
             ({"more": 1}, "`more`"),
@@ -229,8 +228,7 @@ class TestAttacks:
 
     def test_a_shard_of_other_settings(self, tmp_path: Path, folder: Path) -> None:
         manifest(folder, counts=None, shards=None)
-        other = Manifest(**{name: getattr(MADE, name) for name in MADE.__struct_fields__ if name != "mode"}, mode="mean")  # fmt: skip
-        write(tmp_path / "other", [99], made=other)
+        write(tmp_path / "other", [99], made=Manifest(**{**FIELDS, "mode": "mean"}))
         (tmp_path / "other" / "part-0-0.arrow").rename(folder / "part-0-7.arrow")
         refused(folder, "part-0-7.arrow", "none of this store's")
 
@@ -247,10 +245,19 @@ class TestAttacks:
         (folder / "part-0-7.arrow").write_bytes(data)
         refused(folder, "part-0-7.arrow", "twice")
 
-    def test_arrays_that_do_not_fit_the_grids(self, folder: Path) -> None:
+    @pytest.mark.parametrize("name", ["picture", "boxes", "relevance", "attention"])
+    def test_arrays_that_do_not_fit_each_other(self, folder: Path, name: str) -> None:
         manifest(folder, counts=None, shards=None)
         odd = sample(50)
-        object.__setattr__(odd, "grids", ((1, 1, 1),))
-        with Writer(folder, MADE, rank=9, seconds=1e9) as writer:
-            writer.add(odd, "kept")
-        refused(folder, "part-9-0.arrow", "do not fit")
+        for array in (getattr(odd, name)[..., :1], getattr(odd, name)[:0]):
+            writer = Writer(folder, MADE, rank=9, seconds=1e9)
+            writer.add(replace(odd, **{name: array}), "kept")
+            writer.flush()
+            refused(folder, "part-9-0.arrow", "do not fit")
+            (folder / "part-9-0.arrow").unlink()
+
+    def test_a_store_of_the_version_before_is_to_be_made_again(self, folder: Path) -> None:
+        manifest(folder, version=1)
+        refused(
+            folder, MANIFEST, "version 1", "reads 2", "make the relevance maps again", "--force"
+        )

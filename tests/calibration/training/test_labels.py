@@ -1,9 +1,8 @@
-"""Labels: the top half of relevance as a distribution; overlaps of two rankings."""
+"""Labels: the top half of relevance as a distribution."""
 
 import numpy as np
 import pytest
 
-from foveate.calibration.ranking import chance, overlap
 from foveate.calibration.training.labels import label
 
 
@@ -44,25 +43,3 @@ def test_a_label_is_a_distribution_of_float32() -> None:
     assert target.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     assert (target > 0).sum() <= 751
     assert np.array_equal(relevance, before)
-
-
-def test_overlap_is_the_share_of_the_top_k_in_common() -> None:
-    truth = np.arange(20.0)
-    assert overlap(truth, truth).tolist() == [1, 1, 1]
-    assert overlap(-truth, truth).tolist() == [0, 0, 0]
-    swapped = truth.copy()
-    swapped[[19, 10]] = swapped[[10, 19]]
-    assert overlap(swapped, truth).tolist() == [1, 4 / 5, 1 / 2]
-
-
-def test_overlap_takes_the_first_of_equals() -> None:
-    flat = np.zeros(20)
-    assert overlap(flat, -np.arange(20.0)).tolist() == [1, 1, 1]
-    assert overlap(flat, np.arange(20.0)).tolist() == [0, 0, 0]
-
-
-def test_chance_is_what_random_rankings_overlap() -> None:
-    random = np.random.default_rng(0)
-    truth = np.arange(33.0)
-    found = np.mean([overlap(random.random(33), truth) for _ in range(4000)], axis=0)
-    assert found == pytest.approx(chance(33), abs=0.01)

@@ -1,7 +1,6 @@
 """Training f_θ: it learns, repeats itself, goes on where it was cut short, and its file exports."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,47 +13,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from foveate.calibration.ranking import RATIOS, overlap
-from foveate.calibration.relevance.manifest import MANIFEST, Manifest, encode
-from foveate.calibration.relevance.store import Sample, Writer, finish
+from foveate.calibration.ranking import RATIOS, overlap_at_ratios
+from foveate.calibration.relevance.store import Sample, finish
 from foveate.calibration.training.examples import prepare, split
 from foveate.calibration.training.options import TrainingOptions
-from foveate.calibration.training.progress import TrainingProgress
-from foveate.calibration.training.run import Standing
+from foveate.calibration.training.run import Status
 from foveate.calibration.training.train import train
 from foveate.errors import BackendError, DataError, OutputError, OutputExistsError
 from foveate.modeling.f_theta import FTheta
+from tests.calibration.stores import write_store
+from tests.calibration.training.scenes import HEADS, scene, scenes
 from tests.command import invoke, refused
 
-HEADS = 4
 SHORT = TrainingOptions(epochs=2, batch=16)
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Two threads on so little only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def scene(side: int, number: int) -> Sample:
-    """Relevance is attention summed over three neighbours along a row: what a convolution can learn."""
-    random = np.random.default_rng([side, number])
-    attention = random.random((HEADS, side, side)) ** 6
-    attention /= 2 * attention.sum((1, 2), keepdims=True)
-    flat = attention.reshape(HEADS, -1)
-    relevance = np.convolve(flat.mean(0), (1, 1, 1), "same") ** 2 * side**2 - 1e-3
-    return Sample(
-        f"s{number:04d}", "Where?", ("there",), "there", 1, (f"p{number // 2}.png",),
-        ((1, side, side),), relevance.astype(np.float32), flat.astype(np.float32),
-    )  # fmt: skip
-
-
-def scenes(count: int = 48, first: int = 0) -> list[Sample]:
-    """Sides from 4 to 8, two questions about each picture."""
-    return [scene(4 + number % 5, number) for number in range(first, first + count)]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -70,9 +41,9 @@ class Cut(Exception):
     """The power goes."""
 
 
-def cut_in(number: int) -> Callable[[Standing], None]:
-    def progress(standing: Standing) -> None:
-        if standing.epoch == number:
+def cut_in(number: int) -> Callable[[Status], None]:
+    def progress(status: Status) -> None:
+        if status.epoch == number:
             raise Cut
 
     return progress
@@ -94,7 +65,8 @@ def test_it_learns_and_takes_longer_sequences(tmp_path: Path) -> None:
         attention = torch.from_numpy(large.attention)[:, None]
         scores = network(network.pool(attention)[None])[0].detach().numpy()
         found.append(
-            overlap(scores, large.relevance) - overlap(large.attention.mean(0), large.relevance)
+            overlap_at_ratios(scores, large.relevance)
+            - overlap_at_ratios(large.attention.mean(0), large.relevance)
         )
     assert (np.mean(found, axis=0) > 0.05).all()
 
@@ -128,15 +100,21 @@ def test_the_file_holds_the_best_epoch_and_its_figures(tmp_path: Path) -> None:
         divergence.append(
             float(torch.special.xlogy(label, label).sum() - label @ scores.log_softmax(-1))
         )
-        overlaps.append(overlap(scores.numpy(), example.relevance))
+        overlaps.append(overlap_at_ratios(scores.numpy(), example.relevance))
     assert figures["validation_kl"] == pytest.approx(np.mean(divergence), abs=1e-6)
     found = [figures[f"overlap_at_{percent}"] for percent in (50, 25, 10)]
     assert found == pytest.approx(np.mean(overlaps, axis=0), abs=1e-6)
 
 
-@pytest.mark.parametrize("inputs", ["mean", "heads"])
-def test_a_seed_decides_the_weights(tmp_path: Path, inputs: str) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("inputs", ["mean", "heads"])
+def test_a_seed_decides_the_weights(tmp_path: Path, inputs: str, two_threads: None) -> None:
     options = replace(SHORT, inputs=inputs)
     torch.manual_seed(1)
     first = train(scenes(), tmp_path / "first", options)
@@ -157,7 +135,7 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path, number: int
         train(scenes(), out, options, cut_in(number))
     assert not out.exists()
     seen: list[int] = []
-    resumed = train(scenes(), out, options, lambda standing: seen.append(standing.epoch))
+    resumed = train(scenes(), out, options, lambda status: seen.append(status.epoch))
     assert min(seen) == number
     assert same(whole.path, resumed.path)
     assert whole.history == resumed.history
@@ -209,40 +187,12 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
         train(scenes(), tmp_path / "g", replace(SHORT, log_dir=first.log_dir))
     with pytest.raises(OutputError, match="two files"):
         train(scenes(), tmp_path / "h.png", SHORT)
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="folder does not exist"):
         train(scenes(), tmp_path / "missing" / "f", SHORT)
     assert out.read_bytes() == before
     again = train(scenes(40), out, replace(SHORT, force=True))
     assert len(curve(again.log_dir / "train", "KL")) == 2
     assert out.read_bytes() != before
-
-
-def test_no_picture_is_on_both_sides() -> None:
-    """Not even through a sample with two pictures; and a picture keeps its side as others come."""
-    samples = scenes(200)
-    samples[10] = replace(samples[10], pictures=("p5.png", "p77.png"))
-    few = prepare(samples[:120], "mean", "none").all
-    many = prepare(samples, "mean", "none").all
-    sides = split(few, 0.2, 0), split(many, 0.2, 0)
-    for training, validation in sides:
-        assert not pictures(training) & pictures(validation)
-        assert 0.1 < len(validation) / (len(training) + len(validation)) < 0.3
-    joined = {"p5.png", "p77.png"}
-    assert pictures(sides[0][1]) - joined == (pictures(sides[1][1]) & pictures(few)) - joined
-    assert any(joined <= pictures(side) for side in sides[1])
-    assert pictures(split(many, 0.2, 1)[1]) != pictures(sides[1][1])
-
-
-def pictures(examples: list) -> set[str]:
-    return {picture for example in examples for picture in example.pictures}
-
-
-def test_both_sides_have_a_picture() -> None:
-    examples = prepare(scenes(4), "mean", "none").all
-    for share in (0.001, 0.999):
-        assert [len(side) for side in split(examples, share, 0)] == [2, 2]
-    with pytest.raises(DataError, match="one picture"):
-        split(examples[:2], 0.5, 0)
 
 
 def spoiled(sample: Sample, value: float) -> Sample:
@@ -274,39 +224,10 @@ def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_says_how_far_and_how_long(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    standing = Standing(3, 100, 64, 128, 1234.0, 725.0, None)
-    with TrainingProgress() as progress:
-        for _ in range(5):
-            progress(standing)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["epoch 3/100, 50%; 1,234 samples/s, 12:05 left"] * 2
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with pytest.raises(KeyboardInterrupt), TrainingProgress() as progress:
-        progress(standing)
-        raise KeyboardInterrupt
-    assert "the same command goes on" in capsys.readouterr().err
-
-
-def write_store(folder: Path, samples: list[Sample]) -> Path:
-    made = Manifest(
-        checkpoint="models/nano", checkpoint_sha256="0" * 64, family="qwen2_vl", mode="grad",
-        dtype="fp32", rule="exact", keep_wrong=False, max_new_tokens=64, data="d",
-        data_sha256="1" * 64, tools={},
-    )  # fmt: skip
-    folder.mkdir()
-    (folder / MANIFEST).write_bytes(encode(made))
-    with Writer(folder, made, 0, seconds=1e9) as writer:
-        for sample in samples:
-            writer.add(sample, "kept")
-    finish(folder)
-    return folder
-
-
 def test_the_verb_trains_from_a_store(tmp_path: Path) -> None:
-    store, out = write_store(tmp_path / "maps", scenes()), tmp_path / "f.safetensors"
+    store, out = tmp_path / "maps", tmp_path / "f.safetensors"
+    write_store(store, scenes())
+    finish(store)
     told = invoke("calibrate", "train", store, out, "--epochs", 2, "--batch", 16, "--json")
     assert told.exit_code == 0, told.stderr
     facts = json.loads(told.stdout)

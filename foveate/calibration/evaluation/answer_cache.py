@@ -1,6 +1,5 @@
-"""One record's question, asked again and again with other visual tokens."""
+"""One record's answers with all of its visual tokens, or with some of them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,25 +8,27 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from foveate.calibration.dataset import Record
-from foveate.calibration.evaluation.rankings import Ranking, Seen, split, top
+from foveate.calibration.evaluation.baselines import shares
+from foveate.calibration.evaluation.rankings import AnsweredQuestion, Ranking
+from foveate.calibration.ranking import top
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import ImageError
 from foveate.runtime.media.pictures import open_pictures
 
 
 @dataclass(frozen=True, slots=True)
-class Inquiry:
-    """One question asked with ever other visual tokens; of the same tokens it is asked once.
+class AnswerCache:
+    """A record's answers, each computed once for the same visual tokens; `of` makes one.
 
     Attributes:
-        seen: The question with all of them.
-        full: The answer to that.
-        pictures: As they are.
-        text: The question's words.
+        answered: The question with all visual tokens, and the tokens of its answer.
+        full: That answer as text.
+        pictures: The record's, as they are.
+        text: The question's.
         most: The longest answer, in tokens.
     """
 
-    seen: Seen
+    answered: AnsweredQuestion
     full: str
     pictures: Sequence[Image]
     text: str
@@ -36,26 +37,26 @@ class Inquiry:
     _scores: dict[str, NDArray[np.floating] | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: TorchModel, record: Record, most: int) -> "Inquiry":
-        """Ask with all visual tokens.
+    def of(cls, model: TorchModel, record: Record, most: int) -> "AnswerCache":
+        """Answer a record's question with all visual tokens.
 
         Raises:
             ImageError: A picture that cannot be read or taken.
-            PromptError: A question that cannot be asked.
+            PromptError: A question that the model cannot take.
         """
         pictures = open_pictures(record.pictures)
         question = model.prepare(record.question, pictures)
-        said = model.answer(question, most=most)
-        seen = Seen(model, record.id, question, said)
-        return cls(seen, model.text(said), pictures, record.question, most)
+        tokens = model.answer(question, most=most)
+        answered = AnsweredQuestion(model, record.id, question, tokens)
+        return cls(answered, model.text(tokens), pictures, record.question, most)
 
     @property
     def total(self) -> int:
         """Visual tokens N_v."""
-        return self.seen.question.visual.tokens
+        return self.answered.question.visual.tokens
 
     def answer(self, ranking: Ranking, count: int) -> tuple[str | None, int]:
-        """Ask with `count` visual tokens.
+        """Answer with `count` visual tokens.
 
         Returns:
             The answer, or None where there are no scores or no pictures so small; and how many
@@ -64,34 +65,36 @@ class Inquiry:
         if count == self.total:
             return self.full, count
         if ranking.scores is None:
-            return self._ask_smaller(count)
+            return self._answer_shrunk(count)
         scores = self._ranked(ranking)
         if scores is None:
             return None, count
         kept = top(scores, count)
         key = kept.tobytes()
         if key not in self._answers:
-            model = self.seen.model
-            self._answers[key] = model.text(model.answer(self.seen.question, kept, self.most))
+            model, question = self.answered.model, self.answered.question
+            self._answers[key] = model.text(model.answer(question, kept, self.most))
         return self._answers[key], count
 
     def _ranked(self, ranking: Ranking) -> NDArray[np.floating] | None:
         """A ranking's scores [N_v]; None where there are none, or not finite ones."""
         if ranking.name not in self._scores and ranking.scores is not None:
-            found = ranking.scores(self.seen)
+            found = ranking.scores(self.answered)
             if found is not None and not found.isfinite().all():
                 found = None
             self._scores[ranking.name] = None if found is None else found.cpu().numpy()
         return self._scores[ranking.name]
 
-    def _ask_smaller(self, count: int) -> tuple[str | None, int]:
-        """Ask with the pictures made so small that they give `count` tokens at most."""
-        model, grids = self.seen.model, self.seen.question.visual.grids
-        if count < len(grids):
+    def _answer_shrunk(self, count: int) -> tuple[str | None, int]:
+        """Answer with the pictures made so small that they give `count` tokens at most."""
+        model = self.answered.model
+        _, counts = np.unique(self.answered.question.visual.picture, return_counts=True)
+        if count < len(counts):
             return None, count
-        shares = split([math.prod(grid) for grid in grids], count)
         try:
-            question = model.prepare_shrunk(self.text, self.pictures, shares)
+            question = model.prepare_shrunk(
+                self.text, self.pictures, shares(counts.tolist(), count)
+            )
         except ImageError:
             return None, count
         return model.text(model.answer(question, most=self.most)), question.visual.tokens

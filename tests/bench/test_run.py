@@ -9,45 +9,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from foveate.bench.plot import read_quality
-from foveate.bench.result import OURS, STAGES, Case, Row, speedup
+from foveate.bench.result import STAGES
 from foveate.bench.run import BenchOptions
-from foveate.bench.scenes import (
-    Scene,
-    parse_batches,
-    parse_keeps,
-    parse_list,
-    parse_picture,
-    parse_video,
-)
 from foveate.bundle.reader import Bundle
-from foveate.errors import DataError, FoveateError, ImageError, KeepError, LimitError
+from foveate.errors import LimitError
 from foveate.runtime.backends.ort.backend import OnnxBackend
 from tests.command import invoke, refused
 
 QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")
 SIZE = ("--image-size", "112x84")
-EVALUATION = {
-    "format": "foveate-evaluation",
-    "groups": [
-        {
-            "full": {"accuracy": 90.0},
-            "rows": [
-                {"ranking": "attention", "used": 0.5, "accuracy": 80.0},
-                {"ranking": "random", "used": 0.5, "accuracy": 10.0},
-                {"ranking": "some/f_theta.safetensors", "used": 0.25, "accuracy": 85.0},
-            ],
-        }
-    ],
-}
-
-
-@pytest.fixture
-def evaluation(tmp_path: Path) -> Path:
-    """What an evaluation leaves of itself, as far as a plot reads it."""
-    path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(EVALUATION))
-    return path
 
 
 def test_against_transformers(
@@ -103,15 +73,20 @@ def check_case(case: dict[str, Any]) -> None:
 
 
 def test_batches(tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Cache and tokens a second are of all requests at once; transformers is asked one at a time."""
+    """Cache and tokens a second are of all requests at once; transformers answers one at a time."""
     out, plot = tmp_path / "bench.json", tmp_path / "bench.png"
     told = invoke(
         "bench", tiny_bundle.root, *QUICK, *SIZE, "--batch", "3,1", "--against", tiny_checkpoint,
         "--json", out, "--plot", plot,
     )  # fmt: skip
     assert told.exit_code == 0, told.stderr
-    for said in ("batch", "last first token", "a step gives each of them a token", "up to batch 3"):
-        assert said in told.stdout
+    for words in (
+        "batch",
+        "last first token",
+        "a step gives each of them a token",
+        "up to batch 3",
+    ):
+        assert words in told.stdout
     with Image.open(plot) as picture:
         assert picture.height > picture.width
     facts = json.loads(out.read_text())
@@ -180,56 +155,3 @@ def test_a_backend_that_takes_one_sequence_is_refused(
     monkeypatch.setattr(OnnxBackend, "batch", 1)
     monkeypatch.setattr(OnnxBackend, "encode", None)
     refused(invoke("bench", tiny_bundle.root, *SIZE, "--batch", "1,4"), "decodes 1 together")
-
-
-def test_scenes_and_keeps_are_read() -> None:
-    assert parse_list("28x56, 28x56,1x2", parse_picture) == (Scene(28, 56), Scene(1, 2))
-    assert parse_video("32x728x392") == Scene(728, 392, 32)
-    assert parse_batches("8,1, 4,1") == (1, 4, 8)
-    assert parse_keeps("1,0.5,64,0.5") == (1.0, 0.5, 64)
-    for text in ("28", "0x28", "28x99999", "x", "28x28x28", "-1x2"):
-        with pytest.raises(ImageError):
-            parse_picture(text)
-    for text in ("28x28", "0x28x28", "9999x28x28", "2x0x2"):
-        with pytest.raises(ImageError):
-            parse_video(text)
-    for text in ("", ",", "a", "0", "1.5", "-1", "1,x"):
-        with pytest.raises(LimitError, match="batch is"):
-            parse_batches(text)
-    for text in ("", ",", "a"):
-        with pytest.raises(KeepError):
-            parse_keeps(text)
-    scene = Scene(20, 10, 2)
-    assert scene.levels().shape == (2, 10, 20, 3)
-    assert (scene.levels() == scene.levels()).all()
-    assert scene.levels().std() > 50
-
-
-def test_ratios_are_those_of_the_rounds() -> None:
-    """A drift that slows both sides leaves the ratio as it is."""
-    slow, fast = (
-        Row(OURS, keep, None, 0, 0, 0, [{"prefill": time * scale} for scale in (1.0, 5.0, 9.0)])  # type: ignore[arg-type]
-        for keep, time in ((1.0, 4.0), (0.5, 1.0))
-    )
-    assert speedup(slow, fast, "prefill") == 4
-    assert speedup(slow, fast, "vision") is None
-    assert Case("", 1, 0, [slow]).find(OURS, 0.25) is None
-    spread = slow.spread("prefill")
-    assert spread is not None
-    assert (spread.median, slow.tokens_per_second) == (20.0, None)
-
-
-def test_quality_is_that_of_the_bundles_ranking(evaluation: Path, tmp_path: Path) -> None:
-    assert read_quality(evaluation, "attention") == {"attention": [(0.5, 80.0), (1.0, 90.0)]}
-    assert read_quality(evaluation, "f_theta") == {
-        "f_theta.safetensors": [(0.25, 85.0), (1.0, 90.0)]
-    }
-    broken = tmp_path / "broken.json"
-    for text in ("", "[]", '{"format": "x"}', json.dumps({**EVALUATION, "groups": []})):
-        broken.write_text(text)
-        with pytest.raises(DataError, match="no evaluation"):
-            read_quality(broken, "attention")
-    other = {**EVALUATION, "groups": [{**EVALUATION["groups"][0], "rows": []}]}  # type: ignore[dict-item]
-    broken.write_text(json.dumps(other))
-    with pytest.raises(FoveateError, match="nothing in it was ranked by attention"):
-        read_quality(broken, "attention")
