@@ -98,7 +98,7 @@ class AxisRange(Record, frozen=True, kw_only=True):
     Its size is per_token · visual tokens + per_picture · pictures + plus.
     """
 
-    per_token: Natural = 0
+    per_token: Annotated[float, msgspec.Meta(ge=0)] = 0
     per_picture: Natural = 0
     plus: Natural = 0
 

@@ -1,7 +1,7 @@
 """`foveate export`: a checkpoint to a bundle."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -12,8 +12,8 @@ from foveate.commands.inspect import bundle_bytes, describe_compressor, describe
 from foveate.commands.options import PATH, as_json, decoder, force, load_torch, options, verb
 from foveate.terminal import Progress, plural, size, table, tell, tell_json
 
-OPERATORS: dict[str, Operators] = {"standard": "standard", "contrib": "onnxruntime"}
-"""The choices of --operators, and what the exporter calls them."""
+OPERATORS: tuple[Operators, ...] = get_args(Operators)
+"""The choices of --operators."""
 
 
 @verb("foveate export Qwen/Qwen2-VL-2B-Instruct qwen2-vl --compressor f_theta.safetensors")
@@ -58,7 +58,7 @@ OPERATORS: dict[str, Operators] = {"standard": "standard", "contrib": "onnxrunti
         help="Draw the weights at random and read only CHECKPOINT's configuration: for measuring.",
     ),
     click.option(
-        "--operators", type=click.Choice(list(OPERATORS)), default="standard", show_default=True,
+        "--operators", type=click.Choice(OPERATORS), default="standard", show_default=True,
         help="Operators of the ONNX standard, for any engine, or contrib operators of onnxruntime, "
         "faster there (fp16 and bf16 on CUDA, fp32 on a CPU).",
     ),
@@ -102,7 +102,7 @@ def export(
     built = None
     with Progress() as progress:
         if names:
-            check_targets(bundle, names, precision, OPERATORS[operators], decoder)
+            check_targets(bundle, names, precision, operators, decoder)
         load_torch(progress.begin)
         from foveate.export.exporter import ExportOptions
         from foveate.export.exporter import export as export_bundle
@@ -115,7 +115,7 @@ def export(
             visual_tokens=visual_tokens,
             force=force,
             random_weights=random_weights,
-            operators=OPERATORS[operators],
+            operators=operators,
             quantization=QuantizationOptions(**quantization),
         )
         written = export_bundle(checkpoint, bundle, chosen, progress.begin, progress.detail)

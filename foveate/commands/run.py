@@ -206,7 +206,8 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
             "kept": visual.kept,
             "indices": plain(visual.indices),
             "relevance": plain(visual.relevance),
-            "grids": [list(grid) for grid in visual.grids],
+            "picture": plain(visual.picture),
+            "boxes": plain(visual.boxes),
         },
         "timing": dataclasses.asdict(answer.timing),
     }

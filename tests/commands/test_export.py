@@ -77,4 +77,4 @@ class TestExport:
 
 def test_every_kind_of_operators_can_be_chosen() -> None:
     assert list(OPERATORS) == ["standard", "contrib"]
-    assert set(OPERATORS.values()) == set(get_args(Operators))
+    assert set(OPERATORS) == set(get_args(Operators))

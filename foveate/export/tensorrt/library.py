@@ -7,8 +7,8 @@ from foveate.bundle.manifest import Library, Precision, Quantized
 from foveate.errors import ExportError, MissingDependencyError
 from foveate.export.tensorrt.targets import Target, numbers
 from foveate.machine import capability
-from foveate.runtime.backends.trt.engine import import_library
 from foveate.runtime.backends.trt.fit import NAMES
+from foveate.runtime.backends.trt.library import import_library
 
 QUANTIZED_FROM: dict[Library, tuple[int, ...]] = {"tensorrt": (10,), "tensorrt_rtx": (1,)}
 """The libraries' first versions that take quantized graphs."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from foveate.bundle.manifest import GraphSpec, Manifest, Profile, Span
+from foveate.bundle.manifest import AxisRange, GraphSpec, Manifest, Profile, Span
 from foveate.errors import ExportError
 from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.targets import Range, Target
@@ -14,21 +14,6 @@ LOOKUPS = ("embeddings",)
 
 Sizes = tuple[int, int, int]
 """The smallest size, the one that an engine is tuned for, and the largest."""
-
-
-@dataclass(frozen=True, slots=True)
-class AxisRange:
-    """How long an axis of the vision graph is: the sum of the parts below.
-
-    Attributes:
-        per_token: Its length for each visual token; None where those do not matter.
-        per_picture: Its length for each picture; None where those do not matter.
-        plus: Its length beside that.
-    """
-
-    per_token: float | None = None
-    per_picture: int | None = None
-    plus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +75,7 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
         "prompt": (2, text[1] + visual[1], text[2] + visual[2]),
         **_kept(manifest.graphs, keep),
     }
-    vision = vision_ranges(_vision_axes(manifest), visual, (1, *ranges.pictures))
+    vision = vision_ranges(manifest.vision_axes, visual, (1, *ranges.pictures))
     known = {
         "vision": [Plan("default", vision)],
         "compressor": [Plan("default", compressor, {"keep": keep})],
@@ -108,16 +93,6 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
     return {role: known[role] for role in wanted}
 
 
-def _vision_axes(manifest: Manifest) -> Mapping[str, AxisRange]:
-    """The named axes of the vision graph's inputs; the one place that reads them from the manifest."""
-    merge = manifest.preprocessing.get("merge_size", 1)
-    patches = int(merge) ** 2 if isinstance(merge, int) else 1
-    return {
-        "patches": AxisRange(per_token=patches),
-        "borders": AxisRange(per_picture=1, plus=1),
-    }
-
-
 def vision_ranges(
     axes: Mapping[str, AxisRange], visual: Sizes, pictures: Sizes
 ) -> dict[str, Sizes]:
@@ -131,8 +106,8 @@ def vision_ranges(
 
     def length(axis: AxisRange, which: int) -> int:
         """An axis's smallest, best or largest size."""
-        tokens = math.ceil((axis.per_token or 0) * visual[which])
-        return tokens + (axis.per_picture or 0) * pictures[which] + axis.plus
+        tokens = math.ceil(axis.per_token * visual[which])
+        return tokens + axis.per_picture * pictures[which] + axis.plus
 
     return {
         name: (length(axis, 0), length(axis, 1), length(axis, 2)) for name, axis in axes.items()

@@ -105,7 +105,7 @@ class GrowingCache:
         """Take in a row's prompt; see `KVCache.prefill`."""
         self.axes = prompt.position_ids.shape[0]
         self.rows[row] = self.memory[row].empty()
-        return self._extend(row, prompt.embeds, prompt.position_ids, prompt.length, first=True)
+        return self._append(row, prompt.embeds, prompt.position_ids, prompt.length, first=True)
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
         """Take in a token for each row that goes on; see `KVCache.decode`."""
@@ -115,7 +115,7 @@ class GrowingCache:
         embeds = self.decoder.table.look_up(ids)[:, None]
         positions = np.tile(places[:, None], (self.axes, 1, 1))
         if len(self.memory) == 1:
-            return {0: self._extend(0, embeds, positions, 1, first=False)}
+            return {0: self._append(0, embeds, positions, 1, first=False)}
         if list(tokens) != self.going:
             self._join(list(tokens))
         for row in tokens:
@@ -145,7 +145,7 @@ class GrowingCache:
         if not self.open:
             self.joined = {}
 
-    def _extend(
+    def _append(
         self, row: int, embeds: Tensor, positions: Any, count: int, *, first: bool
     ) -> NextLogits:
         """Take `count` embedded tokens into a row of its own."""

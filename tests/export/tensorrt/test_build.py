@@ -266,7 +266,7 @@ def test_export_refuses_a_target_before_it_writes_anything(
 ) -> None:
     for options, words in (
         (("--target", "rtx-9000"), ("rtx-9000",)),
-        (("--target", "rtx", "--operators", "onnxruntime"), ("--operators standard",)),
+        (("--target", "rtx", "--operators", "contrib"), ("--operators standard",)),
         (("--target", "rtx", "--precision", "fp8"), ("fp8", "rtx")),
         (("--target", "h100"), ("h100",)),
     ):

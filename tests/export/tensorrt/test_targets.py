@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from foveate.bundle.manifest import GraphSpec, TensorSpec
+from foveate.bundle.manifest import AxisRange, GraphSpec, TensorSpec
 from foveate.bundle.reader import Bundle
 from foveate.errors import ExportError, TargetError
 from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.checks import TOPK_LIMIT
-from foveate.export.tensorrt.profiles import AxisRange, Plan, plan_profiles, vision_ranges
+from foveate.export.tensorrt.profiles import Plan, plan_profiles, vision_ranges
 from foveate.export.tensorrt.targets import BUILTIN, choose_target, read_targets
 from foveate.export.tensorrt.topk import topk_axes
 from tests.command import invoke, refused
