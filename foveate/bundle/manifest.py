@@ -12,14 +12,14 @@ from foveate import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 5
+VERSION = 6
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 
 Quantized = Literal["int8", "fp8", "int4"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 Weights = Literal["trained", "random"]
-Operators = Literal["standard", "onnxruntime"]
+Operators = Literal["standard", "contrib"]
 Decoder = Literal["concat", "static"]
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
@@ -35,7 +35,6 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?\.\d\Z")]
 Release = Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\d{1,9}){0,5}\Z")]
 Library = Literal["tensorrt", "tensorrt_rtx"]
-Scalar = bool | int | float | str
 Shape = list[Natural]
 Span = tuple[Shape, Shape, Shape]
 
@@ -53,6 +52,11 @@ class Rope(Record, frozen=True, kw_only=True):
 
     theta: Positive
     sections: tuple[Count, ...]
+
+    @property
+    def axes(self) -> int:
+        """The axes A of a position."""
+        return max(1, len(self.sections))
 
 
 class ModelFacts(Record, frozen=True, kw_only=True):
@@ -90,6 +94,14 @@ class GraphSpec(Record, frozen=True, kw_only=True):
     opset: Count
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+
+
+class AxisRange(Record, frozen=True, kw_only=True):
+    """The size of a named axis of the vision graph: per_token · N_v + per_picture · pictures + plus."""
+
+    per_token: Natural = 0
+    per_picture: Natural = 0
+    plus: Natural = 0
 
 
 class Profile(Record, frozen=True, kw_only=True):
@@ -158,11 +170,12 @@ class Manifest(Record, frozen=True, kw_only=True):
     """manifest.json, field by field and in its order.
 
     `weights` are a checkpoint's or drawn at random for measuring; `operators` are those of ONNX, which
-    any engine can take, or onnxruntime's own beside them.
+    any engine can take, or onnxruntime's contrib operators beside them; `vision_axes` says how the vision
+    graph's named axes follow from a request; `preprocessing` is nested by what it is about.
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[5] = 5
+    version: Literal[6] = 6
     family: Text
     precision: Precision
     weights: Weights
@@ -170,8 +183,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     model: ModelFacts
     files: dict[Role, FileEntry]
     graphs: dict[Role, GraphSpec]
+    vision_axes: dict[Text, AxisRange]
     engines: list[EngineVariant] = []
-    preprocessing: dict[str, Scalar | list[Scalar]]
+    preprocessing: dict[str, Any]
     image_backend: ImageBackend
     tokens: dict[str, Natural]
     generation: Generation

@@ -97,7 +97,7 @@ class Qwen2VL:
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         """Read a checkpoint's image settings; see the function of the same name."""
-        return settings_from_checkpoint(folder)
+        return {"images": settings_from_checkpoint(folder)}
 
     @property
     def settings(self) -> Settings:
