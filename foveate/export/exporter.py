@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnx_ir as ir
 import PIL
 from msgspec.structs import replace
 from tokenizers import Tokenizer
@@ -192,8 +193,9 @@ def export(
             (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
         graphs: dict[str, GraphSpec] = {}
         folder = Path(stack.enter_context(scratch())) if to else writer.root
+        axes: dict[str, AxisRange] = {}
         if options.operators == "contrib":
-            writers, axes = contrib_writers(torch_half, model, network, preprocessing), {}
+            writers = contrib_writers(torch_half, model, network, preprocessing)
         else:
             writers, axes = standard_writers(torch_half, model, network)
         for role in (name for name in STAGES if name in (*writers, embeddings.ROLE)):
@@ -260,16 +262,18 @@ def contrib_writers(
 ) -> dict[str, WriteGraph]:
     """What writes each graph of contrib operators, by role; each is made at its turn: it copies weights."""
     language, facts, dtype = torch_half.language(model), torch_half.facts(model), model.dtype
-    made = {
+    made: dict[str, Callable[[], ir.Model]] = {
         "vision": lambda: torch_half.contrib_vision(model, preprocessing),
         "compressor": lambda: compressor(language, facts, network, dtype),
         "merge": lambda: merge(facts.hidden_size, dtype),
         "decoder": lambda: decoder(language, facts, dtype),
     }
-    return {
-        role: lambda folder, role=role, make=make: save_graph(role, make(), folder, ".contrib")
-        for role, make in made.items()
-    }
+
+    def write(role: str, folder: Path) -> tuple[dict[str, str], GraphSpec]:
+        """Make a graph and write it."""
+        return save_graph(role, made[role](), folder, ".contrib")
+
+    return {role: partial(write, role) for role in made}
 
 
 def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, CompressorFacts]:

@@ -19,7 +19,7 @@ from foveate.modeling.language_model import Language
 
 Processed = Mapping[str, NDArray[Any]]
 """Pictures as transformers' own image processor gives them."""
-Processor = Callable[[Sequence[Image]], Processed]
+Processor = Callable[[list[Image]], Processed]
 
 
 @dataclass(frozen=True, slots=True)

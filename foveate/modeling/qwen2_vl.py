@@ -9,7 +9,8 @@ import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import DynamicCache, Qwen2VLForConditionalGeneration
+from transformers import DynamicCache
+from transformers import Qwen2VLForConditionalGeneration as Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
@@ -25,8 +26,6 @@ from foveate.modeling.qwen2_vl_contrib import vision_graph
 from foveate.modeling.random_weights import draw
 
 END_OF_TURN = "<|im_end|>"
-
-Model = Qwen2VLForConditionalGeneration
 
 
 class TorchQwen2VL:
@@ -142,7 +141,7 @@ class TorchQwen2VL:
     def processor(self, checkpoint: Checkpoint) -> Processor:
         """Transformers' own image processor."""
         processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.root)
-        return lambda pictures: processor(images=list(pictures), return_tensors="np")
+        return lambda pictures: processor(images=pictures, return_tensors="np")
 
     def processed(self, model: Model, visual: VisualInput) -> Processed:
         """Prepared pictures or videos as patches and grids (steps, rows, columns) of patches."""

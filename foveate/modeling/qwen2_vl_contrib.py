@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration as Model
 
 from foveate.errors import ExportError
 from foveate.families.qwen2_vl_settings import Settings, read_settings
@@ -17,9 +17,7 @@ INT32, INT64, UINT8 = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8
 MOST_THREADS = 1024
 
 
-def vision_graph(
-    model: Qwen2VLForConditionalGeneration, preprocessing: Mapping[str, Any]
-) -> ir.Model:
+def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
     """The vision encoder of one picture or video: 8-bit levels to visual tokens.
 
     Takes `levels` uint8 [T, F, runs, P · 3], the pixels of each frame as runs of P, row of pixels
