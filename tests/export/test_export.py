@@ -26,7 +26,7 @@ from foveate.errors import (
 from foveate.export.exporter import STAGES, ExportOptions, export
 from foveate.export.parity import TOLERANCE
 from foveate.export.plans import compressor_plan
-from foveate.export.reference import reference
+from foveate.export.reference import pictures, reference
 from foveate.export.trace import write_graph
 from foveate.export.verify import verify
 from foveate.modeling.cast_weights import cast_weights
@@ -45,6 +45,47 @@ def test_graphs_agree_with_transformers(tiny_bundle: Bundle, nano_bundle: Bundle
         assert set(parity) == {"vision", "embeddings", "compressor", "decoder"}
         assert max(parity.values()) <= TOLERANCE["fp32"] == 1e-5
         assert parity["vision"] > 0
+
+
+def test_contrib_graphs_agree_and_their_names_say_who_reads_them(contrib_bundle: Bundle) -> None:
+    manifest = contrib_bundle.manifest
+    assert set(manifest.graphs) == {"vision", "compressor", "merge", "decoder"}
+    assert set(manifest.parity) == {*manifest.graphs, "embeddings"}
+    assert max(manifest.parity.values()) <= TOLERANCE["fp32"]
+    for role in manifest.graphs:
+        assert manifest.files[role].path == f"{role}.contrib.onnx"
+    assert manifest.files["decoder.weights"].path == "decoder.contrib.onnx.data"
+    assert (manifest.operators, manifest.vision_axes) == ("contrib", {})
+
+
+def test_axes_of_the_vision_graph_follow_from_the_request(tiny_bundle: Bundle) -> None:
+    axes = tiny_bundle.manifest.vision_axes
+    inputs = tiny_bundle.graph("vision").inputs
+    assert axes.keys() == {axis for one in inputs for axis in one.shape if isinstance(axis, str)}
+    family = read_family(tiny_bundle, read_tokenizer(tiny_bundle))
+    visual = family.prepare(pictures())
+    for one in inputs:
+        for axis, size in zip(one.shape, visual.calls[0].inputs[one.name].shape, strict=True):
+            if isinstance(axis, str):
+                rule = axes[axis]
+                assert size == rule.per_token * visual.tokens + rule.per_picture * 2 + rule.plus
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "half_bundle"])
+def test_the_embedding_table_is_the_checkpoints(
+    fixture: str, tiny_checkpoint: Path, request: pytest.FixtureRequest
+) -> None:
+    bundle: Bundle = request.getfixturevalue(fixture)
+    assert "embeddings" not in bundle.manifest.graphs
+    path = bundle.file("embeddings")
+    assert path.name == "embeddings.safetensors"
+    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 8 == 0
+    (table,) = load_file(path).items()
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    (wanted,) = (weights[name] for name in weights if name.endswith("embed_tokens.weight"))
+    dtype = torch.float16 if fixture == "half_bundle" else torch.float32
+    assert table[0] == "embeddings"
+    assert torch.equal(table[1], wanted.to(dtype))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
