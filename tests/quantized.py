@@ -17,7 +17,7 @@ from foveate.export.quantization.quantize import quantize
 from foveate.export.reference import reference
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.families import torch_family
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.runtime.load import read_family, read_tokenizer
 
 CASES: dict[Path, list[Case]] = {}
 """What transformers gave for each checkpoint, run once."""

@@ -97,9 +97,12 @@ class GraphSpec(Record, frozen=True, kw_only=True):
 
 
 class AxisRange(Record, frozen=True, kw_only=True):
-    """The size of a named axis of the vision graph: per_token · N_v + per_picture · pictures + plus."""
+    """How a named axis of the vision graph grows, as the sum of its parts.
 
-    per_token: Natural = 0
+    Its size is per_token · visual tokens + per_picture · pictures + plus.
+    """
+
+    per_token: Annotated[float, msgspec.Meta(ge=0)] = 0
     per_picture: Natural = 0
     plus: Natural = 0
 
@@ -170,8 +173,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     """manifest.json, field by field and in its order.
 
     `weights` are a checkpoint's or drawn at random for measuring; `operators` are those of ONNX, which
-    any engine can take, or onnxruntime's contrib operators beside them; `vision_axes` says how the vision
-    graph's named axes follow from a request; `preprocessing` is nested by what it is about.
+    any engine can take, or onnxruntime's contrib operators beside them. `preprocessing` is the family's, by
+    what it is about.
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
@@ -183,8 +186,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     model: ModelFacts
     files: dict[Role, FileEntry]
     graphs: dict[Role, GraphSpec]
-    vision_axes: dict[Text, AxisRange]
     engines: list[EngineVariant] = []
+    vision_axes: dict[Text, AxisRange]
     preprocessing: dict[str, Any]
     image_backend: ImageBackend
     tokens: dict[str, Natural]

@@ -15,7 +15,8 @@ import PIL
 from msgspec.structs import replace
 from tokenizers import Tokenizer
 
-from foveate import __version__, families
+from foveate import families
+from foveate._version import __version__
 from foveate.atomic_write import writing
 from foveate.bundle.manifest import (
     AxisRange,

@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tokenizers import Tokenizer
-
 from foveate import families
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError, ParityError
@@ -20,6 +18,7 @@ from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
+from foveate.runtime.load import read_tokenizer
 
 FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 ROOM = 1.25
@@ -71,7 +70,7 @@ def verify(
         families.create,
         checkpoint.family,
         preprocessing=bundle.manifest.preprocessing,
-        tokenizer=Tokenizer.from_file(str(bundle.file("tokenizer"))),
+        tokenizer=read_tokenizer(bundle),
         chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
         tokens=bundle.manifest.tokens,
     )

@@ -58,7 +58,7 @@ class _Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: Settings
 
 
-def read_settings(preprocessing: Mapping[str, Any]) -> Settings:
+def read_preprocessing(preprocessing: Mapping[str, Any]) -> Settings:
     """Read a bundle's settings.
 
     Args:

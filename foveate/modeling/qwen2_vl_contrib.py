@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration as Model
 
 from foveate.errors import ExportError
-from foveate.families.qwen2_vl_settings import Settings, read_settings
+from foveate.families.qwen2_vl_settings import Settings, read_preprocessing
 from foveate.modeling.graph_builder import GraphBuilder
 
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -35,7 +35,7 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
         BundleError: Settings that are wrong.
         ExportError: An activation that the contrib operators lack.
     """
-    settings = read_settings(preprocessing)
+    settings = read_preprocessing(preprocessing)
     tower, config = model.model.visual, model.config.vision_config
     if config.hidden_act != "quick_gelu":
         raise ExportError(

@@ -34,7 +34,7 @@ from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.f_theta import SCALINGS, FTheta
 from foveate.modeling.families import torch_family
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.runtime.load import read_family, read_tokenizer
 from tests.checkpoints import write_checkpoint
 
 

@@ -66,4 +66,4 @@ class Draft:
             if role not in engines:
                 engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=precision))
         backend = OrtBackend(bundle, engines, EmbeddingTable(bundle), "cpu")
-        return Pipeline(bundle, backend, self.family, self.tokenizer)
+        return Pipeline(bundle, backend, backend.decoder(), self.family, self.tokenizer)
