@@ -56,10 +56,10 @@ def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def fused_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The nano checkpoint's fp32 bundle of onnxruntime's operators; tests must not write in it."""
-    options = ExportOptions(operators="onnxruntime")
-    return export(NANO, tmp_path_factory.mktemp("fused") / "bundle", options)
+def contrib_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The nano checkpoint's fp32 bundle of contrib operators; tests must not write in it."""
+    options = ExportOptions(operators="contrib")
+    return export(NANO, tmp_path_factory.mktemp("contrib") / "bundle", options)
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,17 @@ from msgspec.structs import replace
 
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.export.exporter import family_export
 from foveate.export.parity import Case
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantize
+from foveate.export.reference import reference
 from foveate.modeling.checkpoint import Checkpoint
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.modeling.families import torch_family
+from foveate.runtime.load import read_family, read_tokenizer
 
 CASES: dict[Path, list[Case]] = {}
-"""What transformers gave for each checkpoint, asked once."""
+"""What transformers gave for each checkpoint, run once."""
 
 
 def quantize_bundle(
@@ -33,9 +34,9 @@ def quantize_bundle(
     tokenizer = read_tokenizer(bundle)
     family = read_family(bundle, tokenizer)
     if checkpoint not in CASES:
-        torch_half = family_export(bundle.manifest.family)
-        model = torch_half.load(Checkpoint.open(checkpoint), torch.float32)
-        CASES[checkpoint] = torch_half.reference(model, None, family)
+        torch_half = torch_family(bundle.manifest.family)
+        model = torch_half.load(Checkpoint.open(checkpoint), torch.float32, "eager")
+        CASES[checkpoint] = reference(torch_half, model, None, family)
     scratch = shutil.copytree(bundle.root, target.parent / f"{target.name}.float")
     draft = Draft(
         scratch, replace(bundle.manifest, precision=precision, files={}), family, tokenizer

@@ -35,7 +35,6 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?\.\d\Z")]
 Release = Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\d{1,9}){0,5}\Z")]
 Library = Literal["tensorrt", "tensorrt_rtx"]
-Scalar = bool | int | float | str
 Shape = list[Natural]
 Span = tuple[Shape, Shape, Shape]
 
@@ -53,6 +52,11 @@ class Rope(Record, frozen=True, kw_only=True):
 
     theta: Positive
     sections: tuple[Count, ...]
+
+    @property
+    def axes(self) -> int:
+        """The axes A of a position."""
+        return max(1, len(self.sections))
 
 
 class ModelFacts(Record, frozen=True, kw_only=True):

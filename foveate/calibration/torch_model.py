@@ -1,10 +1,9 @@
-"""A checkpoint under study: questions to tokens, answers, first-layer attention and relevance."""
+"""A checkpoint in torch: questions to tokens, answers, first-layer attention and relevance."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,38 +14,14 @@ from torch import Tensor
 
 from foveate import families
 from foveate.calibration.relevance.propagation import Mode, relevance
-from foveate.families.base import Family, Prompt, VisualInput
+from foveate.families.base import Family, Prompt, VisualInput, user_turn
+from foveate.modeling.base import TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
+from foveate.modeling.families import torch_family
 from foveate.modeling.first_layer import first_layer_attention
-from foveate.modeling.language_model import Language
+from foveate.modeling.language_model import TRACED, Language
 
 NEW_TOKENS = 64
-
-
-class FamilyStudy(Protocol):
-    """What calibration needs of a model family in torch: a module of these functions."""
-
-    def load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-        """Load the weights as `dtype`."""
-        ...
-
-    def tokens(self, checkpoint: Checkpoint, model: Any, tokenizer: Tokenizer) -> dict[str, int]:
-        """Ids of the control tokens that the prompt layout needs."""
-        ...
-
-    def language(self, model: Any) -> Language:
-        """The language model's parts."""
-        ...
-
-    def visual_tokens(self, model: Any, visual: VisualInput) -> Tensor:
-        """Visual tokens E_v [N_v, H] of prepared pictures."""
-        ...
-
-    def limited(
-        self, family: Family, pictures: Sequence[Image], most: Sequence[int]
-    ) -> VisualInput:
-        """Prepare pictures made smaller, each to give at most so many visual tokens, at least one."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +29,7 @@ class PreparedQuestion:
     """A question and its pictures, ready for the language model.
 
     Attributes:
-        embeds: [1, T, H], text rows and visual tokens in their places.
+        embeds: [1, T, H], text and visual tokens in their places.
         positions: int64 [A, T].
         prompt: Where everything stands.
         visual: The pictures as the vision tower saw them.
@@ -76,7 +51,7 @@ class TorchModel:
     language: Language
     stops: frozenset[int]
     device: torch.device
-    _study: FamilyStudy
+    _torch_half: TorchFamily
     _model: Any
 
     @classmethod
@@ -92,10 +67,9 @@ class TorchModel:
             CheckpointError: It cannot be read, or is of no known family.
         """
         checkpoint = Checkpoint.open(source)
-        study = cast(
-            FamilyStudy, importlib.import_module(f"foveate.calibration.{checkpoint.family}")
-        )
-        model = study.load(checkpoint, DTYPES[dtype])
+        torch_half = torch_family(checkpoint.family)
+        model = torch_half.load(checkpoint, DTYPES[dtype], "sdpa")
+        torch_half.set_attention(model, TRACED)
         model.requires_grad_(False).to(device)
         tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
         family = families.create(
@@ -103,16 +77,16 @@ class TorchModel:
             preprocessing=families.settings_from_checkpoint(checkpoint.family, checkpoint.root),
             tokenizer=tokenizer,
             chat_template=checkpoint.chat_template(),
-            tokens=study.tokens(checkpoint, model, tokenizer),
+            tokens=torch_half.tokens(checkpoint, model, tokenizer),
         )
         return cls(
             checkpoint,
             family,
             tokenizer,
-            study.language(model),
+            torch_half.language(model),
             frozenset(checkpoint.stops()),
             torch.device(device),
-            study,
+            torch_half,
             model,
         )
 
@@ -121,9 +95,9 @@ class TorchModel:
 
         Raises:
             ImageError: A picture that the family cannot take.
-            PromptError: A question that cannot be asked.
+            PromptError: A question that the family cannot take.
         """
-        return self._place(question, self.family.prepare(pictures))
+        return self._place(question, pictures, self.family.prepare(pictures))
 
     def prepare_shrunk(
         self, question: str, pictures: Sequence[Image], most: Sequence[int]
@@ -131,23 +105,26 @@ class TorchModel:
         """Prepare a question about pictures made smaller, aspects kept.
 
         Args:
-            question: What is asked.
+            question: The user's text.
             pictures: As for `prepare`.
             most: The most visual tokens that each picture is to give, at least one.
 
         Raises:
             ImageError: A picture that the family cannot take.
-            PromptError: A question that cannot be asked.
+            PromptError: A question that the family cannot take.
         """
-        return self._place(question, self._study.limited(self.family, pictures, most))
+        smaller = self._torch_half.shrink(self.family, pictures, most)
+        return self._place(question, pictures, smaller)
 
     @torch.no_grad()
-    def _place(self, question: str, visual: VisualInput) -> PreparedQuestion:
-        """A question and prepared pictures as rows, each in its place."""
-        prompt = self.family.layout(question, visual)
+    def _place(
+        self, question: str, pictures: Sequence[Image], visual: VisualInput
+    ) -> PreparedQuestion:
+        """A question and prepared pictures embedded, each token in its place."""
+        prompt = self.family.layout(user_turn(question, pictures), visual)
         embeds = self.language.embedding(torch.from_numpy(prompt.token_ids).to(self.device))
         index = torch.from_numpy(prompt.visual_index).to(self.device)
-        embeds = embeds.index_copy(0, index, self._study.visual_tokens(self._model, visual))
+        embeds = embeds.index_copy(0, index, self._torch_half.encode(self._model, visual))
         positions = torch.from_numpy(prompt.position_ids).to(self.device)
         return PreparedQuestion(embeds[None], positions, prompt, visual)
 

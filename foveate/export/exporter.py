@@ -1,6 +1,5 @@
 """Checkpoint to bundle: load, note what transformers gives, write the graphs, compare, seal."""
 
-import importlib
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,11 +8,10 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, cast
+from typing import Any
 
 import onnx_ir as ir
 import PIL
-import torch
 from msgspec.structs import replace
 from tokenizers import Tokenizer
 
@@ -21,35 +19,45 @@ from foveate import families
 from foveate._version import __version__
 from foveate.atomic_write import writing
 from foveate.bundle.manifest import (
+    AxisRange,
     CompressorFacts,
     Generation,
     GraphSpec,
     ImageBackend,
     Limits,
     Manifest,
-    ModelFacts,
     Operators,
     Precision,
 )
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import ExportError, KeepError, LimitError
+from foveate.export import embeddings
+from foveate.export.contrib.cases import contrib_cases
+from foveate.export.contrib.compressor import compressor
+from foveate.export.contrib.decoder import decoder
+from foveate.export.contrib.merge import merge
 from foveate.export.parity import Case, compare
+from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
 from foveate.export.quantization.quantize import quantization_stages, quantize
 from foveate.export.quantization.questions import choose_questions
-from foveate.export.trace import GraphPlan, save_graph, write_graph
-from foveate.families.base import Family
-from foveate.modeling.cast_weights import recast
+from foveate.export.reference import reference
+from foveate.export.trace import save_graph, write_graph
+from foveate.modeling.attention import GROUPED
+from foveate.modeling.base import TorchFamily
+from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.families import torch_family
 from foveate.modeling.random_weights import count_parameters
 
 STAGES = (
     "weights", "reference", "vision", "embeddings", "compressor", "merge", "decoder", "parity", "seal",
 )  # fmt: skip
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
+ATTENTION = "eager"
 VISUAL_TOKENS = 16384
 NEW_TOKENS = 256
 COMPARED = 1_000_000_000
@@ -59,46 +67,8 @@ Progress = Callable[[str, int, int], None]
 """Called as each stage begins: its name, its number from 1, how many there are."""
 
 
-class FamilyExport(Protocol):
-    """The torch half of a model family: a module of these functions."""
-
-    def load(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-        """Load the weights as `dtype`."""
-        ...
-
-    def blank(self, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-        """Build the model as `dtype` with random weights; only config.json is read."""
-        ...
-
-    def facts(self, model: Any) -> ModelFacts:
-        """The sizes that the manifest records."""
-        ...
-
-    def context(self, model: Any) -> int:
-        """The longest sequence the language model was made for, in tokens."""
-        ...
-
-    def tokens(self, checkpoint: Checkpoint, model: Any, tokenizer: Tokenizer) -> dict[str, int]:
-        """Ids of the control tokens that the prompt layout needs."""
-        ...
-
-    def reference(self, model: Any, network: FTheta | None, family: Family) -> list[Case]:
-        """What transformers' eager code gives on a fixed request, graph by graph."""
-        ...
-
-    def plans(self, model: Any, network: FTheta | None) -> list[GraphPlan]:
-        """How each graph of a bundle is made."""
-        ...
-
-    def fused(
-        self, model: Any, network: FTheta | None, preprocessing: dict[str, Any]
-    ) -> dict[str, Callable[[], ir.Model]]:
-        """How each graph is made of onnxruntime's own operators, by role."""
-        ...
-
-    def fused_cases(self, cases: list[Case], family: Family) -> list[Case]:
-        """What `reference` gave, put as the fused graphs take and give it."""
-        ...
+WriteGraph = Callable[[Path], tuple[dict[str, str], GraphSpec]]
+"""Writes a graph into a folder: role to file name, and what the graph takes and gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +83,7 @@ class ExportOptions:
         force: Replace a bundle that is already there.
         random_weights: Draw the weights at random and read only the checkpoint's configuration, to
             measure speed and memory; above `COMPARED` weights nothing is compared with transformers.
-        operators: ONNX's own, which any engine takes, or those that onnxruntime fuses, faster there.
+        operators: ONNX's own, which any engine takes, or also onnxruntime's contrib operators, faster there.
         quantization: What int8, fp8 and int4 are made from; see `QuantizationOptions`.
     """
 
@@ -164,10 +134,10 @@ def export(
             "--random-weights, or export with --precision fp16"
         )
     checkpoint = Checkpoint.open(source)
-    torch_half = family_export(checkpoint.family)
-    network, compressor = choose_compressor(options)
+    torch_half = torch_family(checkpoint.family)
+    network, ranking = choose_compressor(options)
 
-    names = STAGES if options.operators == "onnxruntime" else [s for s in STAGES if s != "merge"]
+    names = STAGES if options.operators == "contrib" else [s for s in STAGES if s != "merge"]
     stages = (*names[:-1], *quantization_stages(options.precision, options.quantization), "seal")
 
     def stage(name: str) -> None:
@@ -187,29 +157,32 @@ def export(
         tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
         dtype = DTYPES[base]
         if options.random_weights:
-            model = torch_half.blank(checkpoint, dtype)
+            model = torch_half.blank(checkpoint, dtype, ATTENTION)
         else:
-            with scratch() as recasted:
-                model = torch_half.load(recast(checkpoint, dtype, Path(recasted)), dtype)
+            with scratch() as copies:
+                cast = cast_weights(checkpoint, dtype, Path(copies))
+                model = torch_half.load(cast, dtype, ATTENTION)
         compared = not options.random_weights or count_parameters(model) <= COMPARED
         facts = torch_half.facts(model)
         tokens = torch_half.tokens(checkpoint, model, tokenizer)
         limits = choose_limits(torch_half.context(model), options)
         generation = choose_generation(checkpoint)
-        family = families.create(
+        make_family = partial(
+            families.create,
             checkpoint.family,
             preprocessing=preprocessing,
             tokenizer=tokenizer,
             chat_template=template,
             tokens=tokens,
         )
+        family = make_family()
 
         cases: list[Case] = []
         if compared:
             stage("reference")
-            cases = torch_half.reference(model, network, family)
-            if options.operators == "onnxruntime":
-                cases = torch_half.fused_cases(cases, family)
+            cases = reference(torch_half, model, network, family)
+            if options.operators == "contrib":
+                cases = contrib_cases(cases, make_family(levels=True))
 
         files = {"tokenizer": "tokenizer.json", "chat_template": "chat_template.jinja"}
         (writer.root / files["tokenizer"]).write_bytes(
@@ -221,18 +194,27 @@ def export(
             (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
         graphs: dict[str, GraphSpec] = {}
         folder = Path(stack.enter_context(scratch())) if to else writer.root
-        for role, write in writers(torch_half, model, network, preprocessing, options).items():
+        axes: dict[str, AxisRange] = {}
+        if options.operators == "contrib":
+            writers = contrib_writers(torch_half, model, network, preprocessing)
+        else:
+            writers, axes = standard_writers(torch_half, model, network)
+        for role in (name for name in STAGES if name in (*writers, embeddings.ROLE)):
             stage(role)
-            written, graphs[role] = write(folder)
-            files |= written
+            if role == embeddings.ROLE:
+                embeddings.write_embeddings(torch_half.language(model).embedding, folder)
+                files[role] = embeddings.FILE
+            else:
+                written, graphs[role] = writers[role](folder)
+                files |= written
         release(model)
 
         parity: dict[str, float] = {}
         if compared:
             stage("parity")
-            paths = {role: folder / files[role] for role in graphs}
-            with scratch() as twins:
-                parity = compare(paths, base, options.operators, cases, Path(twins))
+            paths = {role: folder / file for role, file in files.items()}
+            with scratch() as copies:
+                parity = compare(paths, base, options.operators, cases, Path(copies))
 
         manifest = Manifest(
             family=checkpoint.family,
@@ -242,12 +224,13 @@ def export(
             model=facts,
             files={},
             graphs=graphs,
+            vision_axes=axes,
             preprocessing=preprocessing,
             image_backend=ImageBackend(name="pillow", version=PIL.__version__),
             tokens=tokens,
             generation=generation,
             limits=limits,
-            compressor=compressor,
+            compressor=ranking,
             parity=parity,
             tools={
                 "foveate": __version__,
@@ -265,33 +248,33 @@ def export(
         return writer.finish(replace(manifest, files=writer.entries(files)))
 
 
-def writers(
-    torch_half: FamilyExport,
-    model: Any,
-    network: FTheta | None,
-    preprocessing: dict[str, Any],
-    options: ExportOptions,
-) -> dict[str, Callable[[Path], tuple[dict[str, str], GraphSpec]]]:
-    """What writes each graph into a folder, by role, in the order of the stages."""
-    found: dict[str, Callable[[Path], tuple[dict[str, str], GraphSpec]]] = {
-        plan.role: partial(write_graph, plan) for plan in torch_half.plans(model, network)
+def standard_writers(
+    torch_half: TorchFamily, model: Any, network: FTheta | None
+) -> tuple[dict[str, WriteGraph], dict[str, AxisRange]]:
+    """What writes each graph of standard operators, by role, and the vision graph's axes."""
+    torch_half.set_attention(model, GROUPED)
+    vision = torch_half.vision_module(model)
+    made = plans(vision, torch_half.language(model), torch_half.facts(model), network)
+    return {plan.role: partial(write_graph, plan) for plan in made}, vision.ranges
+
+
+def contrib_writers(
+    torch_half: TorchFamily, model: Any, network: FTheta | None, preprocessing: dict[str, Any]
+) -> dict[str, WriteGraph]:
+    """What writes each graph of contrib operators, by role; each is made at its turn: it copies weights."""
+    language, facts, dtype = torch_half.language(model), torch_half.facts(model), model.dtype
+    made: dict[str, Callable[[], ir.Model]] = {
+        "vision": lambda: torch_half.contrib_vision(model, preprocessing),
+        "compressor": lambda: compressor(language, facts, network, dtype),
+        "merge": lambda: merge(facts.hidden_size, dtype),
+        "decoder": lambda: decoder(language, facts, dtype),
     }
-    if options.operators == "onnxruntime":
-        made = torch_half.fused(model, network, preprocessing)
-        found |= {role: partial(_make_and_save, role, make) for role, make in made.items()}
-    return {role: found[role] for role in STAGES if role in found}
 
+    def write(role: str, folder: Path) -> tuple[dict[str, str], GraphSpec]:
+        """Make a graph and write it."""
+        return save_graph(role, made[role](), folder, ".contrib")
 
-def _make_and_save(
-    role: str, make: Callable[[], ir.Model], folder: Path
-) -> tuple[dict[str, str], GraphSpec]:
-    """Make a graph only when it is its turn: it holds copies of weights."""
-    return save_graph(role, make(), folder)
-
-
-def family_export(family: str) -> FamilyExport:
-    """The torch half of a family that `Checkpoint.open` knows."""
-    return cast(FamilyExport, importlib.import_module(f"foveate.export.{family}"))
+    return {role: partial(write, role) for role in made}
 
 
 def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, CompressorFacts]:

@@ -1,4 +1,4 @@
-"""The float32 twin of a 16-bit graph: the same operators and weights, runnable where 16 bits are not."""
+"""A float32 copy of a 16-bit graph: the same operators and weights, runnable where 16 bits are not."""
 
 import shutil
 from pathlib import Path
@@ -9,10 +9,10 @@ FLOAT = ir.DataType.FLOAT
 HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
 
-def write_twin(source: Path, target: Path) -> Path:
+def write_float32_copy(source: Path, target: Path) -> Path:
     """Write a copy of the graph whose 16-bit floats are float32; its weights are cast as they load.
 
-    Weights stay in the source's data file, which the twin finds linked (or copied) beside it.
+    Weights stay in the source's data file, which the copy finds linked (or copied) beside it.
     """
     model = ir.load(source)
     graph = model.graph
@@ -39,10 +39,10 @@ def write_twin(source: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     data = source.with_name(source.name + ".data")
     if data.exists():
-        copy = target.with_name(data.name)
+        weights = target.with_name(data.name)
         try:
-            copy.hardlink_to(data)
+            weights.hardlink_to(data)
         except OSError:
-            shutil.copyfile(data, copy)
+            shutil.copyfile(data, weights)
     ir.save(model, target)
     return target

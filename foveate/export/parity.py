@@ -1,6 +1,7 @@
 """Parity: every graph of a bundle against the checkpoint run by transformers' own eager code."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from foveate.bundle.manifest import Operators, Precision
 from foveate.errors import ParityError
-from foveate.export.float32_copy import write_twin
+from foveate.export import embeddings
+from foveate.export.float32_copy import write_float32_copy
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2, "bf16": 1e-1, "int8": 1.0, "fp8": 1.0, "int4": 1.0}
@@ -30,7 +32,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One call of one graph and what transformers gave for it.
+    """One call of one graph, or lookup in the embedding table, and what transformers gave for it.
 
     Attributes:
         role: The graph.
@@ -46,24 +48,24 @@ class Case:
 
 
 def compare(
-    graphs: Mapping[str, Path],
+    files: Mapping[str, Path],
     precision: Precision,
     operators: Operators,
     cases: list[Case],
     scratch: Path,
     allowed: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Run every case through onnxruntime on the CPU.
+    """Run every case through onnxruntime on the CPU, and look up the embedding table's.
 
-    bfloat16 graphs, and fused graphs of 16 bits, have no CPU kernels: their float32 twin runs instead
-    (same graph, same weights).
+    bfloat16 graphs, and graphs of contrib operators of 16 bits, have no CPU kernels: a float32 copy
+    runs instead (same graph, same weights).
 
     Args:
-        graphs: The file of each role that `cases` names.
+        files: The file of each role that `cases` names.
         precision: What the graphs were exported in.
         operators: What they are made of.
-        cases: What the family's `reference` gave for the checkpoint.
-        scratch: A folder for the twins.
+        cases: What `reference` gave for the checkpoint.
+        scratch: A folder for the copies.
         allowed: For some graphs the largest difference, in place of the precision's `TOLERANCE`.
 
     Returns:
@@ -73,25 +75,21 @@ def compare(
         ParityError: A difference above the precision's tolerance, or a failed check.
     """
     worst: dict[str, float] = {}
+    copied = precision == "bf16" or (precision == "fp16" and operators == "contrib")
     for role in dict.fromkeys(case.role for case in cases):
-        path = graphs[role]
-        twin = precision == "bf16" or (precision == "fp16" and operators == "onnxruntime")
-        if twin:
-            path = write_twin(path, scratch / path.name)
-        engine = OnnxEngine(path, OnnxOptions(frugal=True))
-        try:
+        with _opened(files[role], scratch if copied else None) as run:
             for case in (case for case in cases if case.role == role):
                 feeds = {
-                    name: array.astype(np.float32) if twin and array.dtype == np.float16 else array
+                    name: array.astype(np.float32)
+                    if copied and array.dtype == np.float16
+                    else array
                     for name, array in case.feeds.items()
                 }
-                outputs = {name: value.numpy() for name, value in engine.run(feeds).items()}
+                outputs = run(feeds)
                 worst[role] = max(worst.get(role, 0.0), difference(role, outputs, case.expected))
                 fault = case.check(feeds, outputs) if case.check else None
                 if fault:
                     raise ParityError(f"{role}: {fault}; report this with the checkpoint's name")
-        finally:
-            engine.close()
         most = (allowed or {}).get(role, TOLERANCE[precision])
         if not worst[role] <= most:
             raise ParityError(
@@ -99,6 +97,21 @@ def compare(
                 f"{most:.2g} allowed in {precision}; {ADVICE.get(precision, 'report this with its name')}"
             )
     return worst
+
+
+@contextmanager
+def _opened(path: Path, copies: Path | None) -> Iterator[Callable[[Arrays], Arrays]]:
+    """What a role's file makes of inputs: a graph, or its float32 copy, run; a table looked up."""
+    if path.name == embeddings.FILE:
+        yield lambda feeds: {"text_embeds": embeddings.look_up(path, feeds["token_ids"])}
+        return
+    if copies is not None:
+        path = write_float32_copy(path, copies / path.name)
+    engine = OnnxEngine(path, OnnxOptions(frugal=True))
+    try:
+        yield lambda feeds: {name: value.numpy() for name, value in engine.run(feeds).items()}
+    finally:
+        engine.close()
 
 
 def difference(role: str, outputs: Arrays, expected: Arrays) -> float:

@@ -40,7 +40,7 @@ class GraphPlan:
 
 
 def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpec]:
-    """Trace the plan's module and write `role.onnx` and `role.onnx.data` into `folder`.
+    """Trace the plan's module and write `ROLE.onnx` and `ROLE.onnx.data` into `folder`.
 
     Returns:
         Role to file name, and what the graph takes and gives, for the manifest.
@@ -71,13 +71,21 @@ def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpe
     return save_graph(plan.role, program.model, folder)
 
 
-def save_graph(role: str, model: ir.Model, folder: Path) -> tuple[dict[str, str], GraphSpec]:
-    """Write a graph as `role.onnx` and `role.onnx.data` into `folder`; its weights are let go.
+def save_graph(
+    role: str, model: ir.Model, folder: Path, kind: str = ""
+) -> tuple[dict[str, str], GraphSpec]:
+    """Write a graph as `ROLE.onnx` and `ROLE.onnx.data` into `folder`; its weights are let go.
+
+    Args:
+        role: The graph's role in the bundle.
+        model: The graph.
+        folder: Where to write it.
+        kind: Stands before ".onnx" in the file's name, with a dot.
 
     Returns:
         Role to file name, and what the graph takes and gives, for the manifest.
     """
-    path = folder / f"{role}.onnx"
+    path = folder / f"{role}{kind}.onnx"
     strip_metadata(model)
     ir.save(model, path, external_data=f"{path.name}.data")
     spec = describe(model.graph)

@@ -1,18 +1,24 @@
 """A bundle held against the checkpoint it says it came from, stage by stage."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from foveate import families
 from foveate.bundle.reader import Bundle
-from foveate.errors import ParityError
-from foveate.export.exporter import family_export
+from foveate.errors import BundleError, ParityError
+from foveate.export import embeddings
+from foveate.export.contrib.cases import contrib_cases
+from foveate.export.exporter import ATTENTION
 from foveate.export.parity import compare
 from foveate.export.quantization.options import quantized
-from foveate.modeling.cast_weights import recast
+from foveate.export.reference import reference
+from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.f_theta import FTheta
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.modeling.families import torch_family
+from foveate.runtime.load import read_tokenizer
 
 FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 ROOM = 1.25
@@ -46,11 +52,12 @@ def verify(
             f"{bundle.root} is of the family {bundle.manifest.family} and {checkpoint.name} of "
             f"{checkpoint.family}; give the checkpoint that the bundle was exported from"
         )
-    torch_half = family_export(checkpoint.family)
+    torch_half = torch_family(checkpoint.family)
     progress("weights")
-    dtype = DTYPES[FLOATS[bundle.graph("embeddings").outputs[0].dtype]]
+    dtype = DTYPES[FLOATS[_float_type(bundle)]]
     with TemporaryDirectory() as scratch:
-        model = torch_half.load(recast(checkpoint, dtype, Path(scratch)), dtype)
+        cast = cast_weights(checkpoint, dtype, Path(scratch))
+        model = torch_half.load(cast, dtype, ATTENTION)
     if torch_half.facts(model) != bundle.manifest.model:
         raise ParityError(
             f"{checkpoint.name} has other sizes than {bundle.root} says; "
@@ -59,16 +66,35 @@ def verify(
     network = None
     if bundle.manifest.compressor.kind == "f_theta":
         network, _ = FTheta.load(bundle.file("f_theta"))
-    family = read_family(bundle, read_tokenizer(bundle))
+    make_family = partial(
+        families.create,
+        checkpoint.family,
+        preprocessing=bundle.manifest.preprocessing,
+        tokenizer=read_tokenizer(bundle),
+        chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
+        tokens=bundle.manifest.tokens,
+    )
     progress("reference")
-    cases = torch_half.reference(model, network, family)
-    if bundle.manifest.operators == "onnxruntime":
-        cases = torch_half.fused_cases(cases, family)
+    cases = reference(torch_half, model, network, make_family())
+    if bundle.manifest.operators == "contrib":
+        cases = contrib_cases(cases, make_family(levels=True))
     release(model)
     progress("parity")
-    graphs = {role: bundle.file(role) for role in bundle.manifest.graphs}
+    files = {role: bundle.file(role) for role in (*bundle.manifest.graphs, embeddings.ROLE)}
     precision, allowed = bundle.manifest.precision, None
     if quantized(precision):
         allowed = {role: ROOM * parity for role, parity in bundle.manifest.parity.items()}
-    with TemporaryDirectory() as twins:
-        return compare(graphs, precision, bundle.manifest.operators, cases, Path(twins), allowed)
+    with TemporaryDirectory() as copies:
+        return compare(files, precision, bundle.manifest.operators, cases, Path(copies), allowed)
+
+
+def _float_type(bundle: Bundle) -> str:
+    """What the graphs compute in, where they are not quantized: the type of the decoder's embeddings.
+
+    Raises:
+        BundleError: A decoder that takes none.
+    """
+    inputs = {one.name: one.dtype for one in bundle.graph("decoder").inputs}
+    if inputs.get("inputs_embeds") not in FLOATS:
+        raise BundleError(f"{bundle.root}: its decoder takes no inputs_embeds of floats")
+    return inputs["inputs_embeds"]

@@ -80,6 +80,8 @@ def create(
 def settings_from_checkpoint(name: str, folder: Path) -> dict[str, Any]:
     """Read the preprocessing settings of a checkpoint of the family `name`, as JSON types.
 
+    They are nested by what they are about: those of pictures stand under "images".
+
     Raises:
         UnsupportedFamilyError: No such family.
         CheckpointError: Settings that are missing, malformed or that the family cannot honour.

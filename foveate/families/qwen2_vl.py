@@ -13,7 +13,11 @@ from foveate.errors import BundleError, PromptError
 from foveate.families.base import Medium, Message, Prompt, VisualInput
 from foveate.families.chat import ChatTemplate, texts_of
 from foveate.families.qwen2_vl_pixels import Grid, GridInput, Pixels
-from foveate.families.qwen2_vl_settings import Settings, read_settings, settings_from_checkpoint
+from foveate.families.qwen2_vl_settings import (
+    Settings,
+    read_preprocessing,
+    settings_from_checkpoint,
+)
 
 _PLURALS = {"image": "pictures", "video": "videos"}
 _SPECIAL_VARIABLES = ("bos", "eos", "pad", "unk")
@@ -80,7 +84,7 @@ class Qwen2VL:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
             PromptError: A chat template that cannot be compiled.
         """
-        settings = read_settings(preprocessing["images"])
+        settings = read_preprocessing(preprocessing)
         for role in ("image", "vision_end", "eos"):
             if role not in tokens:
                 raise BundleError(f"The bundle names no {role!r} token; export it again.")
@@ -97,7 +101,7 @@ class Qwen2VL:
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         """Read a checkpoint's image settings; see the function of the same name."""
-        return settings_from_checkpoint(folder)
+        return {"images": settings_from_checkpoint(folder)}
 
     @property
     def settings(self) -> Settings:

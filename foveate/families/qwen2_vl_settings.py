@@ -52,14 +52,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("image_std must be above zero")
 
 
-def read_settings(preprocessing: Mapping[str, Any]) -> Settings:
+class _Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundle's preprocessing, by what it is about."""
+
+    images: Settings
+
+
+def read_preprocessing(preprocessing: Mapping[str, Any]) -> Settings:
     """Read a bundle's settings.
+
+    Args:
+        preprocessing: {"images": what `settings_from_checkpoint` gave}.
 
     Raises:
         BundleError: Settings that are wrong.
     """
     try:
-        return msgspec.convert(dict(preprocessing), Settings)
+        return msgspec.convert(dict(preprocessing), _Preprocessing).images
     except msgspec.ValidationError as error:
         raise BundleError(
             f"The bundle's preprocessing settings are wrong ({error}); export it again."

@@ -8,6 +8,7 @@ JSON header, the bytes) is written here.
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from foveate.errors import CheckpointError
 from foveate.modeling.checkpoint import Checkpoint
 
+Layout = dict[str, tuple[str, list[int], int]]
+"""For each tensor by name its type as safetensors names it, its shape and its bytes."""
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def recast(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Checkpoint:
+def cast_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Checkpoint:
     """The checkpoint itself if its weights are of `dtype`, else a copy in `folder` whose weights are.
 
     Raises:
@@ -58,20 +61,33 @@ def write_shard(
     shard: Path, header: dict[str, dict[str, Any]], dtype: torch.dtype, out: BinaryIO
 ) -> None:
     """Write a safetensors file's tensors, those of floating point as `dtype`."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    layout: Layout = {}
     for name, entry in header.items():
         floats = entry["dtype"] in CODES.values()
         first, last = entry["data_offsets"]
         size = math.prod(entry["shape"]) * dtype.itemsize if floats else last - first
+        layout[name] = (CODES[dtype] if floats else entry["dtype"], entry["shape"], size)
+    write_tensors(layout, (read_tensor(shard, name, dtype) for name in header), out)
+
+
+def write_tensors(layout: Layout, tensors: Iterable[torch.Tensor], out: BinaryIO) -> None:
+    """Write a safetensors file; its data begins at a multiple of 8 bytes.
+
+    Args:
+        layout: What is to come, in order.
+        tensors: On the CPU and contiguous; one at a time is held.
+        out: The file.
+    """
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (code, shape, size) in layout.items():
         begin, end = end, end + size
-        code = CODES[dtype] if floats else entry["dtype"]
-        entries[name] = {"dtype": code, "shape": entry["shape"], "data_offsets": [begin, end]}
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little") + text)
-    for name in header:
-        out.write(read_tensor(shard, name, dtype).reshape(-1).view(torch.uint8).numpy().data)
+    for tensor in tensors:
+        out.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensor(shard: Path, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -54,9 +54,8 @@ def traced_attention(
 AttentionInterface.register(TRACED, traced_attention)
 
 
-@dataclass(frozen=True, slots=True)
-class Language:
-    """The parts of a transformers decoder, which must compute attention by `TRACED`.
+class Language(nn.Module):
+    """The parts of a transformers decoder whose layers are like Llama's.
 
     Attributes:
         embedding: Token ids to rows.
@@ -66,20 +65,36 @@ class Language:
         head: Normed states to logits.
     """
 
-    embedding: nn.Module
-    rotary: nn.Module
     layers: nn.ModuleList
-    norm: nn.Module
-    head: nn.Module
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        rotary: nn.Module,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.embedding, self.rotary, self.layers = embedding, rotary, layers
+        self.norm, self.head = norm, head
 
     def rotation(self, embeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for embeds [1, T, H] at int64 positions [A, T]."""
-        axes = positions[:, None] if positions.shape[0] > 1 else positions
-        rotation: tuple[Tensor, Tensor] = self.rotary(embeds, axes)
+        """Cosines and sines [B, S, D] (of m-rope [A, B, S, D]) for embeds [B, S, H].
+
+        Args:
+            embeds: Whose dtype and device they get.
+            positions: int64 [A, B, S], or [A, S] of one sequence; A rotary axes.
+        """
+        axes = positions if positions.dim() == 3 else positions[:, None]
+        rotation: tuple[Tensor, Tensor] = self.rotary(embeds, axes if len(axes) > 1 else axes[0])
         return rotation
 
     def states(self, embeds: Tensor, positions: Tensor) -> Iterator[Tensor]:
-        """The input of each layer in turn, and last the output of the last; each [1, T, H]."""
+        """The input of each layer in turn, and last the output of the last; each [1, T, H].
+
+        This and `answer` are for layers that compute attention by `TRACED`.
+        """
         rotation = self.rotation(embeds, positions)
         hidden = embeds
         yield hidden

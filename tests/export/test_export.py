@@ -23,15 +23,18 @@ from foveate.errors import (
     ParityError,
     UnsupportedFamilyError,
 )
-from foveate.export.exporter import STAGES, ExportOptions, export, family_export
+from foveate.export.exporter import STAGES, ExportOptions, export
 from foveate.export.parity import TOLERANCE
+from foveate.export.plans import compressor_plan
+from foveate.export.reference import pictures, reference
 from foveate.export.trace import write_graph
 from foveate.export.verify import verify
-from foveate.modeling.cast_weights import recast
+from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.f_theta import SCALINGS, FTheta
+from foveate.modeling.families import torch_family
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.runtime.load import read_family, read_tokenizer
 from tests.checkpoints import write_checkpoint
 
 
@@ -42,6 +45,47 @@ def test_graphs_agree_with_transformers(tiny_bundle: Bundle, nano_bundle: Bundle
         assert set(parity) == {"vision", "embeddings", "compressor", "decoder"}
         assert max(parity.values()) <= TOLERANCE["fp32"] == 1e-5
         assert parity["vision"] > 0
+
+
+def test_contrib_graphs_agree_and_their_names_say_who_reads_them(contrib_bundle: Bundle) -> None:
+    manifest = contrib_bundle.manifest
+    assert set(manifest.graphs) == {"vision", "compressor", "merge", "decoder"}
+    assert set(manifest.parity) == {*manifest.graphs, "embeddings"}
+    assert max(manifest.parity.values()) <= TOLERANCE["fp32"]
+    for role in manifest.graphs:
+        assert manifest.files[role].path == f"{role}.contrib.onnx"
+    assert manifest.files["decoder.weights"].path == "decoder.contrib.onnx.data"
+    assert (manifest.operators, manifest.vision_axes) == ("contrib", {})
+
+
+def test_axes_of_the_vision_graph_follow_from_the_request(tiny_bundle: Bundle) -> None:
+    axes = tiny_bundle.manifest.vision_axes
+    inputs = tiny_bundle.graph("vision").inputs
+    assert axes.keys() == {axis for one in inputs for axis in one.shape if isinstance(axis, str)}
+    family = read_family(tiny_bundle, read_tokenizer(tiny_bundle))
+    visual = family.prepare(pictures())
+    for one in inputs:
+        for axis, size in zip(one.shape, visual.calls[0].inputs[one.name].shape, strict=True):
+            if isinstance(axis, str):
+                rule = axes[axis]
+                assert size == rule.per_token * visual.tokens + rule.per_picture * 2 + rule.plus
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle", "half_bundle"])
+def test_the_embedding_table_is_the_checkpoints(
+    fixture: str, tiny_checkpoint: Path, request: pytest.FixtureRequest
+) -> None:
+    bundle: Bundle = request.getfixturevalue(fixture)
+    assert "embeddings" not in bundle.manifest.graphs
+    path = bundle.file("embeddings")
+    assert path.name == "embeddings.safetensors"
+    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 8 == 0
+    (table,) = load_file(path).items()
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    (wanted,) = (weights[name] for name in weights if name.endswith("embed_tokens.weight"))
+    dtype = torch.float16 if fixture == "half_bundle" else torch.float32
+    assert table[0] == "embeddings"
+    assert torch.equal(table[1], wanted.to(dtype))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -86,16 +130,15 @@ def test_every_form_of_f_theta_gives_in_its_graph_what_it_gives_in_torch(
     tiny_checkpoint: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     """Scores and relevance to 1e-6."""
-    torch_half = family_export(tiny_bundle.manifest.family)
+    torch_half = torch_family(tiny_bundle.manifest.family)
     family = read_family(tiny_bundle, read_tokenizer(tiny_bundle))
     for channels, scaling in itertools.product((1, tiny_bundle.manifest.model.heads), SCALINGS):
         torch.manual_seed(1)
         network = FTheta(channels, scaling).eval()
-        model = torch_half.load(Checkpoint.open(tiny_checkpoint), torch.float32)
-        cases = torch_half.reference(model, network, family)
+        model = torch_half.load(Checkpoint.open(tiny_checkpoint), torch.float32, "eager")
+        cases = reference(torch_half, model, network, family)
         (case,) = (case for case in cases if case.role == "compressor")
-        plans = torch_half.plans(model, network)
-        (plan,) = (plan for plan in plans if plan.role == "compressor")
+        plan = compressor_plan(torch_half.language(model), torch_half.facts(model), network)
         files, _ = write_graph(plan, tmp_path)
         engine = OnnxEngine(tmp_path / files["compressor"], OnnxOptions())
         outputs = engine.run(case.feeds)
@@ -220,11 +263,11 @@ def test_what_cannot_be_is_refused_first(tiny_checkpoint: Path, tmp_path: Path) 
     assert (tmp_path / "b" / "mine.txt").read_text() == "mine"
 
 
-def test_recast_weights_are_those_that_torch_casts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_cast_weights_are_those_that_torch_casts(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = load_file(tiny_checkpoint / "model.safetensors")
     checkpoint = Checkpoint.open(tiny_checkpoint)
-    assert recast(checkpoint, torch.float32, tmp_path) is checkpoint
-    half = recast(checkpoint, torch.bfloat16, tmp_path)
+    assert cast_weights(checkpoint, torch.float32, tmp_path) is checkpoint
+    half = cast_weights(checkpoint, torch.bfloat16, tmp_path)
     copy = load_file(half.root / "model.safetensors")
     assert set(copy) == set(source)
     for name, weight in source.items():

@@ -1,5 +1,6 @@
 """A small tokenizer like Qwen2-VL's, its chat template, and the reference processor around them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
@@ -7,6 +8,7 @@ from tokenizers import pre_tokenizers as cuts
 from transformers import PreTrainedTokenizerFast, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from foveate.families.base import Medium, Prompt, user_turn
 from foveate.families.qwen2_vl import Qwen2VL
 
 CONTROL = {
@@ -94,4 +96,10 @@ def make_reference(tokenizer: Tokenizer, template: str = TEMPLATE, **special: st
 
 def make_family(tokenizer: Tokenizer, template: str = TEMPLATE, **tokens: int) -> Qwen2VL:
     """Our family around the same tokenizer and template, with default settings."""
-    return Qwen2VL.create({}, tokenizer, template, {**control_ids(tokenizer), **tokens})
+    ids = {**control_ids(tokenizer), **tokens}
+    return Qwen2VL.create({"images": {}}, tokenizer, template, ids)
+
+
+def lay_out(family: Qwen2VL, prompt: Any, media: Sequence[Medium]) -> Prompt:
+    """One user turn: the media, then the prompt."""
+    return family.layout(user_turn(prompt, media), family.prepare(media))

@@ -11,12 +11,14 @@ from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from foveate.errors import BundleError, PromptError
-from foveate.families.base import Vision
+from foveate.families.base import user_turn
 from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.qwen2_vl_pixels import Grid, GridInput, grid_boxes, shown_pictures
 from tests.families.reference import (
     CONTROL,
     TEMPLATE,
     control_ids,
+    lay_out,
     make_family,
     make_reference,
     train_tokenizer,
@@ -84,7 +86,7 @@ def ask_reference(reference: Any, prompt: str, images: list[Image.Image]) -> Any
 def test_tokens_and_positions_are_the_references(
     family: Qwen2VL, reference: Any, model: Qwen2VLModel, prompt: str, count: int
 ) -> None:
-    ours = family.layout(prompt, family.preprocess(pictures(count)))
+    ours = lay_out(family, prompt, pictures(count))
     theirs = ask_reference(reference, prompt, pictures(count))
     np.testing.assert_array_equal(ours.token_ids, theirs["input_ids"][0].numpy())
     positions, delta = model.get_rope_index(
@@ -103,7 +105,7 @@ def test_tokens_and_positions_are_the_references(
 def test_the_instruction_is_the_prompt(
     family: Qwen2VL, tokenizer: Tokenizer, prompt: str, count: int
 ) -> None:
-    placed = family.layout(prompt, family.preprocess(pictures(count)))
+    placed = lay_out(family, prompt, pictures(count))
     said = tokenizer.decode(
         placed.token_ids[placed.instruction_index].tolist(), skip_special_tokens=False
     )
@@ -113,7 +115,7 @@ def test_the_instruction_is_the_prompt(
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
 def test_without_pictures_it_is_plain_text(family: Qwen2VL, reference: Any, prompt: str) -> None:
-    placed = family.layout(prompt, family.preprocess([]))
+    placed = lay_out(family, prompt, [])
     theirs = ask_reference(reference, prompt, [])["input_ids"][0].numpy()
     np.testing.assert_array_equal(placed.token_ids, theirs)
     np.testing.assert_array_equal(placed.position_ids, np.tile(np.arange(len(theirs)), (3, 1)))
@@ -124,15 +126,28 @@ def test_an_instruction_that_the_template_altered_is_the_whole_text(tokenizer: T
     shouting = make_family(
         tokenizer, TEMPLATE.replace("{{ part['text'] }}", "{{ part['text'] | upper }}")
     )
-    placed = shouting.layout("what?", shouting.preprocess([]))
+    placed = lay_out(shouting, "what?", [])
     np.testing.assert_array_equal(placed.instruction_index, np.arange(len(placed.token_ids)))
+
+
+def visual_input(grids: list[Grid]) -> GridInput:
+    """Pictures of these grids, without pixels."""
+    picture = shown_pictures(grids, [1] * len(grids))
+    return GridInput(
+        calls=(),
+        candidates=np.ones(len(picture), np.bool_),
+        picture=picture,
+        boxes=np.concatenate([grid_boxes(grid) for grid in grids]),
+        grids=tuple(grids),
+        moving=(False,) * len(grids),
+    )
 
 
 @pytest.mark.parametrize("grids", [[(3, 2, 4)], [(9, 1, 2), (1, 2, 3)], [(40, 1, 2)]], ids=str)
 def test_pictures_of_several_frames_are_placed_in_time(
     family: Qwen2VL, model: Qwen2VLModel, grids: list[tuple[int, int, int]]
 ) -> None:
-    placed = family.layout("what?", Vision({}, tuple(grids), ()))
+    placed = family.layout(user_turn("what?", pictures(len(grids))), visual_input(grids))
     ids = torch.from_numpy(placed.token_ids)[None]
     kinds = (ids == control_ids(family._tokenizer)["image"]).int()
     patches = torch.tensor([[t, 2 * h, 2 * w] for t, h, w in grids])
@@ -151,7 +166,7 @@ def test_a_tokenizer_that_opens_sequences_does_it_as_in_transformers(opening: st
     template = opening + TEMPLATE
     family = make_family(tokenizer, template, bos=bos)
     reference = make_reference(tokenizer, template, bos_token="<|endoftext|>")
-    placed = family.layout("what?", family.preprocess(pictures(1)))
+    placed = lay_out(family, "what?", pictures(1))
     theirs = ask_reference(reference, "what?", pictures(1))["input_ids"][0].numpy()
     np.testing.assert_array_equal(placed.token_ids, theirs)
     assert placed.token_ids.tolist().count(bos) == 1
@@ -163,39 +178,39 @@ def test_truncation_and_padding_in_the_tokenizer_file_are_switched_off() -> None
     tokenizer.enable_padding(length=400)
     family = make_family(tokenizer)
     plain = make_family(train_tokenizer())
-    vision = plain.preprocess(pictures(1))
     np.testing.assert_array_equal(
-        family.layout("what?", vision).token_ids, plain.layout("what?", vision).token_ids
+        lay_out(family, "what?", pictures(1)).token_ids,
+        lay_out(plain, "what?", pictures(1)).token_ids,
     )
 
 
 def test_special_tokens_reach_the_template(tokenizer: Tokenizer) -> None:
     family = make_family(tokenizer, TEMPLATE.replace("<|im_end|>", "{{ eos_token }}"))
     plain = make_family(tokenizer)
-    vision = plain.preprocess(pictures(2))
     np.testing.assert_array_equal(
-        family.layout("what?", vision).token_ids, plain.layout("what?", vision).token_ids
+        lay_out(family, "what?", pictures(2)).token_ids,
+        lay_out(plain, "what?", pictures(2)).token_ids,
     )
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t \u3000"], ids=ascii)
 def test_an_empty_prompt_is_refused(family: Qwen2VL, prompt: str) -> None:
     with pytest.raises(PromptError, match="empty"):
-        family.layout(prompt, family.preprocess(pictures(1)))
+        lay_out(family, prompt, pictures(1))
 
 
 @pytest.mark.parametrize("token", CONTROL.values())
 @pytest.mark.parametrize("around", ["{}", "what is{}this?", "a {} b"])
 def test_a_control_token_in_a_prompt_is_refused(family: Qwen2VL, token: str, around: str) -> None:
     with pytest.raises(PromptError) as caught:
-        family.layout(around.format(token), family.preprocess(pictures(1)))
+        lay_out(family, around.format(token), pictures(1))
     assert repr(token) in str(caught.value)
 
 
 def test_an_added_word_that_the_template_writes_is_a_control_token(tokenizer: Tokenizer) -> None:
     family = make_family(tokenizer, TEMPLATE.replace("You look", "glyphword: you look"))
     with pytest.raises(PromptError, match="'glyphword'"):
-        family.layout("an ordinary glyphword", family.preprocess([]))
+        lay_out(family, "an ordinary glyphword", [])
 
 
 @pytest.mark.parametrize(
@@ -212,13 +227,13 @@ def test_an_added_word_that_the_template_writes_is_a_control_token(tokenizer: To
 )
 def test_what_is_no_text_is_refused(family: Qwen2VL, prompt: Any, words: str) -> None:
     with pytest.raises(PromptError, match=words):
-        family.layout(prompt, family.preprocess(pictures(1)))
+        lay_out(family, prompt, pictures(1))
 
 
 def test_a_str_of_numpy_is_text(family: Qwen2VL) -> None:
-    vision = family.preprocess(pictures(1))
     np.testing.assert_array_equal(
-        family.layout(np.str_("what?"), vision).token_ids, family.layout("what?", vision).token_ids
+        lay_out(family, np.str_("what?"), pictures(1)).token_ids,
+        lay_out(family, "what?", pictures(1)).token_ids,
     )
 
 
@@ -242,7 +257,7 @@ def test_a_template_that_does_not_fit_is_refused(
 ) -> None:
     family = make_family(tokenizer, template)
     with pytest.raises(PromptError, match=words):
-        family.layout("what?", family.preprocess(pictures(1)))
+        lay_out(family, "what?", pictures(1))
 
 
 @pytest.mark.parametrize("role", ["image", "vision_end", "eos"])
@@ -252,7 +267,7 @@ def test_a_bundle_that_names_no_token_for_a_role_is_refused(
     tokens = control_ids(tokenizer)
     del tokens[role]
     with pytest.raises(BundleError, match=f"no '{role}' token"):
-        Qwen2VL.create({}, tokenizer, TEMPLATE, tokens)
+        Qwen2VL.create({"images": {}}, tokenizer, TEMPLATE, tokens)
 
 
 def test_a_token_that_the_tokenizer_lacks_is_refused(tokenizer: Tokenizer) -> None:

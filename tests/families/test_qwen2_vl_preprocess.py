@@ -19,7 +19,8 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from foveate.errors import BundleError, CheckpointError, ImageError
 from foveate.families.pixels import resize_bicubic
-from foveate.families.qwen2_vl import Qwen2VL, Settings, fitted_size, settings_from_checkpoint
+from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.qwen2_vl_settings import Settings, fitted_size, settings_from_checkpoint
 
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 OLDEST, BEYOND = (11, 0), (14, 0)
@@ -55,20 +56,37 @@ def noise(height: int, width: int, mode: str = "RGB") -> Image.Image:
 
 
 def assert_same(family: Qwen2VL, processor: Any, pictures: list[Image.Image]) -> None:
-    """Every feed, grid and size as the reference has it, to the bit."""
-    ours = family.preprocess(pictures)
+    """Every input, grid and place as the reference has it; inputs to the bit."""
+    ours = family.prepare(pictures)
+    inputs = ours.calls[0].inputs
     theirs = processor(images=pictures, return_tensors="pt")
     grid = theirs["image_grid_thw"]
     merge, patch = family.settings.merge_size, family.settings.patch_size
-    assert ours.feeds["pixel_values"].dtype == np.float32
-    np.testing.assert_array_equal(ours.feeds["pixel_values"], theirs["pixel_values"].numpy())
-    places, ends = ours.feeds["position_ids"], ours.feeds["cu_seqlens"]
+    assert inputs["pixel_values"].dtype == np.float32
+    np.testing.assert_array_equal(inputs["pixel_values"], theirs["pixel_values"].numpy())
+    places, ends = inputs["position_ids"], inputs["cu_seqlens"]
     assert (places.dtype, ends.dtype) == (np.int64, np.int32)
     np.testing.assert_array_equal(places, get_vision_position_ids(grid, merge).numpy())
     np.testing.assert_array_equal(ends, get_vision_cu_seqlens(grid).numpy())
     assert ours.grids == tuple((t, h // merge, w // merge) for t, h, w in grid.tolist())
-    assert ours.sizes == tuple((h * patch, w * patch) for _, h, w in grid.tolist())
-    assert ours.tokens == int(grid.prod(-1).sum()) // merge**2
+    assert ours.tokens == ours.calls[0].tokens == int(grid.prod(-1).sum()) // merge**2
+    assert (len(ours.calls), ours.moving) == (1, (False,) * len(pictures))
+    assert ours.candidates.all() and ours.candidates.shape == (ours.tokens,)
+    sizes = [(h * patch, w * patch) for _, h, w in grid.tolist()]
+    shown = [(number, *size) for number, size in enumerate(sizes)]
+    pixels = [
+        (number, top, left, height, width)
+        for number, height, width in shown
+        for top in range(0, height, merge * patch)
+        for left in range(0, width, merge * patch)
+    ]
+    assert ours.picture.tolist() == [number for number, *_ in pixels]
+    boxes = [
+        (left / width, top / height, (left + merge * patch) / width, (top + merge * patch) / height)
+        for _, top, left, height, width in pixels
+    ]
+    np.testing.assert_allclose(ours.boxes, np.array(boxes), rtol=1e-6)
+    assert (ours.picture.dtype, ours.boxes.dtype) == (np.int64, np.float32)
 
 
 @same_pass_order
@@ -91,11 +109,11 @@ def test_a_transparent_colour_is_laid_on_white_as_the_reference_does(
     family: Qwen2VL, mode: str
 ) -> None:
     picture = noise(67, 91, mode)
-    plain = family.preprocess([picture]).feeds["pixel_values"]
+    plain = family.prepare([picture]).calls[0].inputs["pixel_values"]
     picture.putpixel((0, 0), KEYED[mode])
     picture.info["transparency"] = KEYED[mode]
     assert_same(family, Qwen2VLImageProcessorPil(), [picture])
-    assert not np.array_equal(plain, family.preprocess([picture]).feeds["pixel_values"])
+    assert not np.array_equal(plain, family.prepare([picture]).calls[0].inputs["pixel_values"])
 
 
 @same_pass_order
@@ -123,14 +141,16 @@ def test_other_settings_are_honoured(tokenizer: Any, family: Qwen2VL) -> None:
     assert_same(other, Qwen2VLImageProcessorPil(**raw), [noise(200, 150), noise(11, 13)])
 
 
-def test_no_pictures_give_empty_feeds(family: Qwen2VL) -> None:
-    vision = family.preprocess([])
-    assert {name: feed.shape for name, feed in vision.feeds.items()} == {
+def test_no_pictures_give_empty_inputs(family: Qwen2VL) -> None:
+    visual = family.prepare([])
+    (call,) = visual.calls
+    assert {name: array.shape for name, array in call.inputs.items()} == {
         "pixel_values": (0, 1176),
         "position_ids": (0, 2),
         "cu_seqlens": (1,),
     }
-    assert (vision.tokens, vision.grids, vision.sizes) == (0, (), ())
+    assert (visual.tokens, call.tokens, visual.grids, visual.moving) == (0, 0, (), ())
+    assert (visual.picture.shape, visual.boxes.shape) == ((0,), (0, 4))
 
 
 def test_fitted_sizes_are_the_references() -> None:
@@ -151,12 +171,12 @@ def test_fitted_sizes_are_the_references() -> None:
 def test_a_strip_is_refused(family: Qwen2VL, size: tuple[int, int]) -> None:
     ratio = max(size) // min(size)
     with pytest.raises(ImageError, match=rf"^Picture 2 .*aspect ratio of {ratio}\b.*crop or pad"):
-        family.preprocess([noise(28, 28), Image.new("RGB", size)])
+        family.prepare([noise(28, 28), Image.new("RGB", size)])
 
 
 def test_a_mode_that_has_no_rgb_is_refused(family: Qwen2VL) -> None:
     with pytest.raises(ImageError, match="Picture 1 has mode La"):
-        family.preprocess([noise(28, 28, "LA").convert("La")])
+        family.prepare([noise(28, 28, "LA").convert("La")])
 
 
 def test_pillow_is_of_the_range_that_was_compared() -> None:
@@ -183,9 +203,10 @@ def test_pixels_are_the_same_on_every_pillow(family: Qwen2VL, shape: str) -> Non
     height, width = map(int, shape.split("x"))
     rows, columns, channels = np.ogrid[:height, :width, :3]
     levels = (rows * rows * 7 + columns * 31 + rows * columns + channels * 85) % 256
-    vision = family.preprocess([Image.fromarray(levels.astype(np.uint8))])
-    digest = hashlib.sha256(vision.feeds["pixel_values"].tobytes()).hexdigest()
-    assert (list(vision.sizes[0]), digest) == (GOLDEN[shape]["size"], GOLDEN[shape]["sha256"])
+    visual = family.prepare([Image.fromarray(levels.astype(np.uint8))])
+    digest = hashlib.sha256(visual.calls[0].inputs["pixel_values"].tobytes()).hexdigest()
+    _, rows, columns = visual.grids[0]
+    assert ([28 * rows, 28 * columns], digest) == (GOLDEN[shape]["size"], GOLDEN[shape]["sha256"])
 
 
 DEFAULTS: dict[str, Any] = json.loads(msgspec.json.encode(Settings()))
@@ -285,10 +306,16 @@ def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str | No
         settings_from_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("raw", [{}, {"images": {}, "videos": {}}, {"images": 1}], ids=str)
+def test_a_bundles_preprocessing_is_of_pictures_alone(tokenizer: Any, raw: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match="preprocessing settings are wrong"):
+        Qwen2VL.create(raw, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
+
+
 @pytest.mark.parametrize(
     ("raw", "key"),
     [({"patch_size": -1}, "patch_size"), ({"crop": 1}, "crop"), ({"resample": "box"}, "resample")],
 )
 def test_a_bundles_settings_are_checked(tokenizer: Any, raw: dict[str, Any], key: str) -> None:
     with pytest.raises(BundleError, match=key):
-        Qwen2VL.create(raw, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
+        Qwen2VL.create({"images": raw}, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})

@@ -16,9 +16,9 @@ from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from foveate.errors import ImageError, PromptError
-from foveate.families.base import preprocess_frames
+from foveate.families.base import Video
 from foveate.families.qwen2_vl import Qwen2VL
-from tests.families.reference import TEMPLATE, make_family
+from tests.families.reference import TEMPLATE, lay_out, make_family
 
 VIDEO = TEMPLATE.replace(
     "{%- elif 'text' in part -%}",
@@ -46,7 +46,8 @@ def test_two_frames_stand_in_a_patch(
     family: Qwen2VL, reference: Any, count: int, size: tuple[int, int]
 ) -> None:
     frames = noise(count, *size)
-    vision = family.preprocess_frames(frames)
+    visual = family.prepare([Video(tuple(frames))])
+    inputs = visual.calls[0].inputs
     singles = [frame_patches(reference, frame) for frame in frames]
     singles += singles[-1:] * (count % 2)
     steps = [
@@ -54,26 +55,30 @@ def test_two_frames_stand_in_a_patch(
         for first, second in zip(singles[::2], singles[1::2], strict=True)
     ]
     expected = np.concatenate(steps).reshape(-1, 3 * 2 * 14 * 14)
-    np.testing.assert_array_equal(vision.feeds["pixel_values"], expected)
+    np.testing.assert_array_equal(inputs["pixel_values"], expected)
 
-    still = family.preprocess(frames[:1])
-    patches = len(still.feeds["pixel_values"])
-    assert vision.grids == ((len(steps), *still.grids[0][1:]),)
-    assert (vision.sizes, vision.moving, still.moving) == (still.sizes, True, False)
+    still = family.prepare(frames[:1])
+    patches = len(still.calls[0].inputs["pixel_values"])
+    assert visual.grids == ((len(steps), *still.grids[0][1:]),)
+    assert (visual.moving, still.moving) == ((True,), (False,))
+    np.testing.assert_array_equal(visual.boxes, np.tile(still.boxes, (len(steps), 1)))
     np.testing.assert_array_equal(
-        vision.feeds["position_ids"], np.tile(still.feeds["position_ids"], (len(steps), 1))
+        visual.picture, np.repeat(2 * np.arange(len(steps)), still.tokens)
+    )
+    np.testing.assert_array_equal(
+        inputs["position_ids"], np.tile(still.calls[0].inputs["position_ids"], (len(steps), 1))
     )
     borders = np.arange(len(steps) + 1, dtype=np.int32) * patches
-    np.testing.assert_array_equal(vision.feeds["cu_seqlens"], borders)
-    assert vision.feeds["cu_seqlens"].dtype == np.int32
+    np.testing.assert_array_equal(inputs["cu_seqlens"], borders)
+    assert inputs["cu_seqlens"].dtype == np.int32
 
 
 @pytest.mark.parametrize("count", [2, 12])
 def test_positions_are_the_references(tokenizer: Tokenizer, count: int) -> None:
     """Twelve frames are longer in time than they are wide."""
     family = make_family(tokenizer, VIDEO)
-    vision = family.preprocess_frames(noise(count, 56, 84))
-    ours = family.layout("What happens?", vision)
+    video = Video(tuple(noise(count, 56, 84)))
+    ours = lay_out(family, "What happens?", [video])
     model = Qwen2VLModel(
         Qwen2VLConfig(
             text_config={
@@ -94,7 +99,7 @@ def test_positions_are_the_references(tokenizer: Tokenizer, count: int) -> None:
     np.testing.assert_array_equal(ours.position_ids, positions[:, 0].numpy())
     assert ours.next_position == len(ours.token_ids) + int(delta)
     np.testing.assert_array_equal(ours.visual_index, np.flatnonzero(ours.token_ids == pad))
-    assert len(ours.visual_index) == vision.tokens == 6 * (count // 2)
+    assert len(ours.visual_index) == family.prepare([video]).tokens == 6 * (count // 2)
     said = tokenizer.decode(ours.token_ids[ours.instruction_index].tolist())
     assert said == "What happens?"
 
@@ -102,14 +107,6 @@ def test_positions_are_the_references(tokenizer: Tokenizer, count: int) -> None:
 def test_what_is_no_video_is_refused(tokenizer: Tokenizer, family: Qwen2VL) -> None:
     for frames in ([], [*noise(1), *noise(1, 56, 56)]):
         with pytest.raises(ImageError, match="frames of one size"):
-            family.preprocess_frames(frames)
+            family.prepare([Video(tuple(frames))])
     with pytest.raises(PromptError, match="0 places for 1 videos"):
-        family.layout("What?", family.preprocess_frames(noise(2)))
-
-    class Still:
-        """A family without videos."""
-
-        name = "still"
-
-    with pytest.raises(ImageError, match="still takes pictures and no video"):
-        preprocess_frames(Still(), noise(2))  # type: ignore[arg-type]
+        lay_out(family, "What?", [Video(tuple(noise(2)))])

@@ -17,7 +17,7 @@ def test_a_family_is_created_by_name(tokenizer: Tokenizer) -> None:
     for name in families.names():
         family = families.create(
             name,
-            preprocessing={},
+            preprocessing={"images": {}},
             tokenizer=tokenizer,
             chat_template=TEMPLATE,
             tokens=control_ids(tokenizer),
@@ -42,7 +42,7 @@ def test_unknown_names_are_refused_with_those_known(unknown: str, tokenizer: Tok
 
 def test_settings_are_read_by_name(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 4321}))
-    assert families.settings_from_checkpoint("qwen2_vl", tmp_path)["max_pixels"] == 4321
+    assert families.settings_from_checkpoint("qwen2_vl", tmp_path)["images"]["max_pixels"] == 4321
 
 
 def test_families_and_picture_intake_load_no_torch() -> None:

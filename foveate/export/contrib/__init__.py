@@ -1,1 +1,1 @@
-"""Graphs made of onnxruntime's own fused operators: for onnxruntime alone, and faster there."""
+"""Graphs of onnxruntime's contrib operators: for onnxruntime alone, and faster there."""

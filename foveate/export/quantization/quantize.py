@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx_ir as ir
@@ -12,6 +11,7 @@ import onnx_ir as ir
 from foveate.bundle.manifest import GraphSpec, Precision, Quantized
 from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
+from foveate.export import embeddings
 from foveate.export.parity import Case, compare
 from foveate.export.quantization.cost import Cost, GraphCost, write_cost
 from foveate.export.quantization.draft import Draft
@@ -29,8 +29,8 @@ from foveate.export.quantization.questions import (
 from foveate.export.quantization.ranges import Observer
 from foveate.export.quantization.rewrite import OPSET, rewrite, save
 
-KEPT = ("embeddings", "compressor")
-"""Graphs that are never quantized: a lookup, and what decides which tokens stay."""
+KEPT = ("compressor",)
+"""Graphs that are never quantized: what decides which tokens stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Result:
     """Quantized graphs in a folder.
 
     Attributes:
-        files: Role to file name, of all graphs and their weights.
+        files: Role to file name, of all graphs, their weights and the embedding table.
         graphs: What each graph takes and gives.
         parity: The largest difference of each from the checkpoint.
     """
@@ -104,9 +104,10 @@ def quantize(
         products, left = _write(draft.graph(role), after.graph(role), role, precision, ranges[role])
         specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
         costs[role] = (products, left)
+    shutil.copyfile(draft.table, after.table)
 
     stage("parity of quantized")
-    paths = {role: after.graph(role) for role in specs}
+    paths = {role: after.graph(role) for role in specs} | {embeddings.ROLE: after.table}
     parity = compare(paths, precision, "standard", cases, draft.folder)
 
     asked, scores = None, {}
@@ -131,7 +132,7 @@ def quantize(
         for role, (products, left) in costs.items()
     }
     write_cost(Cost(precision, base, graphs, calibrated, asked, scores), target)
-    files = {ROLE: FILE}
+    files = {ROLE: FILE, embeddings.ROLE: after.table.name}
     for role in specs:
         files |= {role: after.graph(role).name, f"{role}.weights": after.weights(role).name}
     return Result(files, specs, parity)
@@ -147,7 +148,7 @@ def _calibrate(
 ) -> tuple[Asked, dict[str, dict[str, float]]]:
     """Ask questions of the float graphs, and choose the ranges of what their products take."""
     count = len(questions.records)
-    observers: dict[str, Any] = {role: Observer(draft.graph(role), count) for role in roles}
+    observers = {role: Observer(draft.graph(role), count) for role in roles}
     with draft.open(base, observers) as pipe:
         asked = ask_all(pipe, questions, say)
     ranges = {}

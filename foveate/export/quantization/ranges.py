@@ -6,7 +6,7 @@ and the range is searched that loses least of a row, averaged over rows.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from foveate.errors import ExportError
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import LARGEST, encode
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
-from foveate.runtime.tensors import Feeds, Value
+from foveate.runtime.tensors import DeviceTensor, Feeds, on_host
 
 ROWS = 512
 """Rows to sample of each activation, over all requests."""
@@ -29,7 +29,7 @@ HELD = 1 << 30
 """Bytes of activations to hold at once; a graph runs several times where it has more."""
 
 
-class Observer:
+class Observer(OnnxEngine):
     """A float graph that runs as ever, and notes what its matrix products take."""
 
     def __init__(self, path: Path, requests: int) -> None:
@@ -53,29 +53,24 @@ class Observer:
         model.graph.outputs.extend(wanted)
         copy = path.with_name(f"{path.stem}.observed.onnx")
         ir.save(model, copy)
-        self.engine = OnnxEngine(copy, OnnxOptions())
-        self.inputs = self.engine.inputs
-        self.outputs = tuple(one for one in self.engine.outputs if one.name in plain)
+        super().__init__(copy, OnnxOptions())
+        self.everything = self.outputs
+        self.plain = self.outputs = tuple(one for one in self.outputs if one.name in plain)
         self.count = max(4, math.ceil(ROWS / max(requests, 1)))
         self.random = np.random.default_rng(0)
         self.largest: dict[str, float] = {}
         self.rows: dict[str, list[NDArray[np.float32]]] = {}
 
-    def run(self, feeds: Feeds) -> dict[str, Value]:
+    def run(self, feeds: Feeds) -> dict[str, DeviceTensor]:
         """Run, note the activations and give the outputs."""
         for name in self.widths.keys() & feeds.keys():
-            value = feeds[name]
-            self._note(name, value if isinstance(value, np.ndarray) else value.numpy())
+            self._note(name, on_host(feeds[name]))
         for names in self._batches(feeds):
-            self.engine.names = names
-            for name, value in self.engine.run(feeds).items():
+            self.outputs = tuple(one for one in self.everything if one.name in names)
+            for name, value in super().run(feeds).items():
                 self._note(name, value.numpy())
-        self.engine.names = [output.name for output in self.outputs]
-        return self.engine.run(feeds)
-
-    def close(self) -> None:
-        """Free the graph."""
-        self.engine.close()
+        self.outputs = self.plain
+        return super().run(feeds)
 
     def ranges(self, precision: Quantized) -> dict[str, float]:
         """For each activation the largest magnitude to represent.
@@ -86,7 +81,7 @@ class Observer:
         for name, largest in self.largest.items():
             if not math.isfinite(largest):
                 raise ExportError(
-                    f"{self.engine.path.name}: {name} is not finite on the calibration data; "
+                    f"{self.path.name}: {name} is not finite on the calibration data; "
                     "export with --base fp32"
                 )
         return {
@@ -96,7 +91,7 @@ class Observer:
 
     def _batches(self, feeds: Feeds) -> Iterator[list[str]]:
         """The activations' names, in batches that `HELD` has room for."""
-        rows = max(math.prod(_shape(value)[:-1]) for value in feeds.values())
+        rows = max(math.prod(value.shape[:-1]) for value in feeds.values())
         batch: list[str] = []
         held = 0
         for name, width in self.widths.items():
@@ -132,8 +127,3 @@ def _loss(
     scale = np.float32(reach / LARGEST[precision] or 1.0)
     error = encode(rows / scale, precision).astype(np.float32) * scale - rows
     return float((np.square(error).sum(axis=1) / energy).mean())
-
-
-def _shape(value: NDArray[Any] | Value) -> Sequence[int]:
-    """A feed's sizes."""
-    return value.shape if isinstance(value, np.ndarray) else value.shape()

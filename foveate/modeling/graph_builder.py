@@ -1,4 +1,4 @@
-"""A graph written operator by operator, its weights left where torch has them."""
+"""A graph built operator by operator, its weights left where torch has them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 OPSET = 18
 IR_VERSION = 10
-FUSED = "com.microsoft"
+CONTRIB = "com.microsoft"
 DTYPES = {
     torch.float32: ir.DataType.FLOAT,
     torch.float16: ir.DataType.FLOAT16,
@@ -21,13 +21,13 @@ DTYPES = {
 }
 
 
-class GraphTape:
-    """Records a graph; `dtype` is what it computes in."""
+class GraphBuilder:
+    """Builds a graph; `dtype` is what it computes in."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        """Begin with nothing."""
+        """Begin without operators."""
         self.dtype = DTYPES[dtype]
-        self.tape = Tape()
+        self._tape = Tape()
         self.inputs: list[ir.Value] = []
         self.constants: dict[str, ir.Value] = {}
 
@@ -39,7 +39,7 @@ class GraphTape:
 
     def weight(self, name: str, tensor: Tensor) -> ir.Value:
         """A weight, as the module has it."""
-        return self.tape.initializer(TorchTensor(tensor.detach().contiguous(), name), name)
+        return self._tape.initializer(TorchTensor(tensor.detach().contiguous(), name), name)
 
     def constant(self, value: NDArray[Any] | np.generic) -> ir.Value:
         """A small constant; the same one twice is stored once."""
@@ -47,21 +47,27 @@ class GraphTape:
         key = f"constant_{array.dtype}_{array.shape}_{array.tobytes().hex()}"
         if key not in self.constants:
             name = f"constant_{len(self.constants)}"
-            self.constants[key] = self.tape.initializer(ir.tensor(array, name=name), name)
+            self.constants[key] = self._tape.initializer(ir.tensor(array, name=name), name)
         return self.constants[key]
 
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """One standard operator with one output."""
-        return self.tape.op(kind, inputs, attributes)
+        return self._tape.op(kind, inputs, attributes)
 
-    def split(self, value: ir.Value, parts: int, axis: int) -> Sequence[ir.Value]:
-        """`value` cut into equal parts along an axis, by one operator."""
-        attributes = {"axis": axis, "num_outputs": parts}
-        return self.tape.op_multi_out("Split", [value], attributes, num_outputs=parts)
+    def contrib(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """One contrib operator with one output."""
+        return self._tape.op(kind, inputs, attributes, domain=CONTRIB)
 
-    def fused(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        """One of onnxruntime's operators with one output."""
-        return self.tape.op(kind, inputs, attributes, domain=FUSED)
+    def outputs(
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        count: int,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """One operator with `count` outputs."""
+        return self._tape.op_multi_out(kind, inputs, attributes, num_outputs=count, domain=domain)
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """`value` as `dtype`."""
@@ -69,8 +75,19 @@ class GraphTape:
 
     def linear(self, value: ir.Value, name: str, weight: Tensor, bias: Tensor | None) -> ir.Value:
         """value · weightᵀ + bias, the weight [out, in] stored as torch has it."""
-        out = self.fused("FusedMatMul", value, self.weight(f"{name}.weight", weight), transB=1)
+        out = self.contrib("FusedMatMul", value, self.weight(f"{name}.weight", weight), transB=1)
         return out if bias is None else self.op("Add", out, self.weight(f"{name}.bias", bias))
+
+    def layer(self, value: ir.Value, name: str, layer: Any) -> ir.Value:
+        """What a linear layer of torch makes of `value`; it may be without a bias."""
+        return self.linear(value, name, layer.weight, layer.bias)
+
+    def rotation(self, angles: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of angles, computed in float32."""
+        return (
+            self.cast(self.op("Cos", angles), self.dtype),
+            self.cast(self.op("Sin", angles), self.dtype),
+        )
 
     def rms_norm(self, value: ir.Value, name: str, norm: Any, weight: Tensor) -> ir.Value:
         """Root-mean-square normalisation by `weight`, of the value's own type."""
@@ -108,7 +125,7 @@ class GraphTape:
     def _skip(self, kind: str, inputs: list[ir.Value], epsilon: float) -> tuple[ir.Value, ir.Value]:
         """A skip normalisation's first and last output; the two between are left out."""
         outputs = [ir.Value(), ir.Value(name=""), ir.Value(name=""), ir.Value()]
-        self.tape.op_multi_out(kind, inputs, {"epsilon": epsilon}, outputs=outputs, domain=FUSED)
+        self._tape.op_multi_out(kind, inputs, {"epsilon": epsilon}, outputs=outputs, domain=CONTRIB)
         return outputs[0], outputs[3]
 
     def model(
@@ -122,9 +139,9 @@ class GraphTape:
         graph = ir.Graph(
             self.inputs,
             [value for value, _, _ in outputs.values()],
-            nodes=self.tape.nodes,
-            initializers=self.tape.initializers,
-            opset_imports={"": OPSET, FUSED: 1},
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET, CONTRIB: 1},
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="foveate")

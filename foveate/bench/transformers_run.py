@@ -1,4 +1,4 @@
-"""The same model in transformers, answering the same request: with all visual tokens, and with ours.
+"""The same model in transformers on the same request: with all visual tokens, and with ours.
 
 What is not the model is in transformers' favour: token ids and positions are given to it, and its
 stages are called one by one instead of through `generate`.
@@ -16,29 +16,24 @@ from PIL.Image import Image
 from foveate.bench.result import Sample
 from foveate.bundle.manifest import Manifest
 from foveate.errors import MissingDependencyError, UnsupportedFamilyError
-from foveate.families.base import Prompt, Vision
+from foveate.families.base import Prompt, VisualInput
 
 try:
     import torch
     import transformers
     from torch import Tensor
     from transformers import DynamicCache
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 except ImportError as error:
     raise MissingDependencyError(
         f"comparing with transformers needs {error.name}, which is not installed: "
         "pip install 'foveate[export]'"
     ) from error
 
-from foveate.calibration.qwen2_vl import weights
+from foveate.modeling.base import Processed, Processor, TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
-from foveate.modeling.random_weights import draw
+from foveate.modeling.families import torch_family
 
 ATTENTION = "sdpa"
-FAMILY = "qwen2_vl"
-
-Look = Callable[[list[Image]], tuple[NDArray[np.float32], list[list[int]]]]
-"""Pictures to patches float32 [P, D] and their grids (frames, rows, columns) in patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +43,7 @@ class Given:
     Attributes:
         token_ids: int64 [T], visual placeholders among them.
         visual_index: int64 [N_v], where visual tokens stand.
-        position_ids: int64 [3, 1, T].
+        position_ids: int64 [A, 1, T].
         next_position: Of the first generated token.
     """
 
@@ -59,7 +54,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TransformersAnswer:
     """What one pass gave: seconds by measure, the first token, and the cache's bytes at its end."""
 
     sample: Sample
@@ -67,17 +62,21 @@ class Reply:
     cache_bytes: int
 
 
-class Peer:
+class TransformersModel:
     """A checkpoint in transformers, on one device."""
 
-    def __init__(self, model: Any, processor: Any, device: str) -> None:
-        """Put loaded parts together; use `Peer.load`."""
+    def __init__(
+        self, torch_half: TorchFamily, model: Any, processor: Processor, device: str
+    ) -> None:
+        """Put loaded parts together; use `TransformersModel.load`."""
         self.model = model
         self.device = device
+        self._torch_half = torch_half
+        self._language = torch_half.language(model)
         self._processor = processor
 
     @classmethod
-    def load(cls, source: str, manifest: Manifest, device: str) -> "Peer":
+    def load(cls, source: str, manifest: Manifest, device: str) -> "TransformersModel":
         """Load a checkpoint in the bundle's precision; random weights where the bundle's are.
 
         Args:
@@ -87,26 +86,26 @@ class Peer:
 
         Raises:
             CheckpointError: It cannot be read.
-            UnsupportedFamilyError: A family that this comparison does not know, or not the bundle's.
+            UnsupportedFamilyError: Not of the bundle's family.
             MissingDependencyError: torch has no CUDA where the bundle runs on it.
         """
         checkpoint = Checkpoint.open(source)
-        if checkpoint.family != manifest.family or manifest.family != FAMILY:
+        if checkpoint.family != manifest.family:
             raise UnsupportedFamilyError(
                 f"{source} is of the family {checkpoint.family} and the bundle of {manifest.family}; "
-                f"the comparison with transformers knows {FAMILY} on both sides"
+                "give the checkpoint that the bundle was exported from"
             )
         if device == "cuda" and not torch.cuda.is_available():
             raise MissingDependencyError(
                 "the bundle runs on CUDA and this torch has none: pip install a torch with CUDA, or "
                 "use --device cpu"
             )
-        dtype = DTYPES[manifest.precision]
+        torch_half, dtype = torch_family(checkpoint.family), DTYPES[manifest.precision]
         if manifest.weights == "random":
-            model = draw(checkpoint, dtype, ATTENTION, device)
+            model = torch_half.blank(checkpoint, dtype, ATTENTION, device)
         else:
-            model = weights(checkpoint, dtype, ATTENTION).to(device)
-        return cls(model, Qwen2VLImageProcessorPil.from_pretrained(checkpoint.root), device)
+            model = torch_half.load(checkpoint, dtype, ATTENTION).to(device)
+        return cls(torch_half, model, torch_half.processor(checkpoint), device)
 
     def facts(self) -> dict[str, Any]:
         """Versions, and the most memory that torch held on the device."""
@@ -129,77 +128,67 @@ class Peer:
             prompt.next_position,
         )
 
-    def look(self, pictures: list[Image]) -> tuple[NDArray[np.float32], list[list[int]]]:
-        """Transformers' own preprocessing of pictures."""
-        found = self._processor(images=pictures, return_tensors="np")
-        return found["pixel_values"], found["image_grid_thw"].tolist()
-
-    def through(self, prepare: Callable[[list[Image]], Vision]) -> Look:
+    def through(self, prepare: Callable[[list[Image]], VisualInput]) -> Processor:
         """Another preprocessing, in the form that the vision tower takes."""
-        merge = self.model.config.vision_config.spatial_merge_size
 
-        def looked(pictures: list[Image]) -> tuple[NDArray[np.float32], list[list[int]]]:
-            """Patches and their grids."""
-            vision = prepare(pictures)
-            pixels = np.asarray(vision.feeds["pixel_values"], dtype=np.float32)
-            return pixels, [
-                [frames, high * merge, wide * merge] for frames, high, wide in vision.grids
-            ]
+        def processor(pictures: list[Image]) -> Processed:
+            """What `prepare` makes of pictures, in transformers' form."""
+            return self._torch_half.processed(self.model, prepare(pictures))
 
-        return looked
+        return processor
 
     @torch.inference_mode()
     def whole(
-        self, pictures: list[Image], given: Given, new_tokens: int, look: Look | None = None
-    ) -> tuple[Reply, Tensor]:
+        self,
+        pictures: list[Image],
+        given: Given,
+        new_tokens: int,
+        processor: Processor | None = None,
+    ) -> tuple[TransformersAnswer, Tensor]:
         """Answer from pixels in memory, with all visual tokens.
 
         Args:
-            pictures: What is asked about.
+            pictures: What the prompt is about.
             given: The prompt.
             new_tokens: How many tokens to generate.
-            look: Preprocessing to use instead of transformers'.
+            processor: Preprocessing to use instead of transformers'.
 
         Returns:
-            The reply, and the visual tokens E_v [N_v, H].
+            What the pass gave, and the visual tokens E_v [N_v, H].
         """
         began = self._now()
-        pixels, grids = (look or self.look)(pictures)
-        looked = time.perf_counter()
-        visual = self.model.model.visual(
-            torch.from_numpy(pixels).to(self.device, self.model.dtype),
-            torch.tensor(grids, device=self.device),
-        ).pooler_output
-        seen = self._now()
+        processed = (processor or self._processor)(pictures)
+        prepared = time.perf_counter()
+        visual = self._torch_half.encode_processed(self.model, processed)
+        encoded = self._now()
         embeds = self._embed(given.token_ids)
         embeds[given.visual_index] = visual
         placed = self._now()
-        sample, first, cache_bytes = self._answer(embeds, given.position_ids, given, new_tokens)
-        return (
-            Reply(
-                {
-                    "preprocess": looked - began,
-                    "vision": seen - looked,
-                    **sample,
-                    "first_token": placed - began + sample["prefill"],
-                },
-                first,
-                cache_bytes,
-            ),
-            visual,
-        )
+        sample, first, cache_bytes = self._generate(embeds, given.position_ids, given, new_tokens)
+        stages = {
+            "preprocess": prepared - began,
+            "vision": encoded - prepared,
+            **sample,
+            "first_token": placed - began + sample["prefill"],
+        }
+        return TransformersAnswer(stages, first, cache_bytes), visual
 
     @torch.inference_mode()
     def pruned(
-        self, visual: Tensor, kept: NDArray[np.int64], given: Given, before: Reply, new_tokens: int
-    ) -> Reply:
+        self,
+        visual: Tensor,
+        kept: NDArray[np.int64],
+        given: Given,
+        before: TransformersAnswer,
+        new_tokens: int,
+    ) -> TransformersAnswer:
         """Answer with some visual tokens, at their own positions.
 
         Args:
             visual: E_v [N_v, H], as `whole` gave it.
             kept: int64 [K], ordinals of the visual tokens to keep, ascending.
             given: The prompt.
-            before: The reply with all tokens: what came before prefill is the same.
+            before: The pass with all tokens: what came before prefill is the same.
             new_tokens: How many tokens to generate.
         """
         chosen = torch.from_numpy(np.asarray(kept, dtype=np.int64)).to(self.device)
@@ -213,13 +202,13 @@ class Peer:
         embeds[places] = visual[chosen]
         positions = given.position_ids[:, :, index]
         gathered = self._now() - began
-        sample, first, cache_bytes = self._answer(embeds, positions, given, new_tokens)
+        sample, first, cache_bytes = self._generate(embeds, positions, given, new_tokens)
         ahead = before.sample["preprocess"] + before.sample["vision"]
         sample |= {stage: before.sample[stage] for stage in ("preprocess", "vision")}
         sample |= {"first_token": ahead + gathered + sample["prefill"]}
-        return Reply(sample, first, cache_bytes)
+        return TransformersAnswer(sample, first, cache_bytes)
 
-    def _answer(
+    def _generate(
         self, embeds: Tensor, positions: Tensor, given: Given, new_tokens: int
     ) -> tuple[Sample, int, int]:
         """Prefill and greedy steps: seconds, the first token, and the cache's bytes at the end."""
@@ -229,7 +218,7 @@ class Peer:
         prefilled = self._now()
         for number in range(new_tokens - 1):
             row = self._embed(torch.tensor([token], device=self.device))
-            place = torch.full((3, 1, 1), given.next_position + number, device=self.device)
+            place = torch.full_like(positions[:, :, :1], given.next_position + number)
             token = self._step(row[None], place, cache)
         sample = {"prefill": prefilled - began}
         if new_tokens > 1:
@@ -238,19 +227,17 @@ class Peer:
         return sample, first, sum(state.nbytes for state in states)
 
     def _step(self, embeds: Tensor, positions: Tensor, cache: Any) -> int:
-        """Take tokens in; the likeliest one after them."""
-        hidden = self.model.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        return int(self.model.lm_head(hidden[:, -1]).argmax())
+        """Take tokens in; the argmax of the logits after them."""
+        hidden = self._torch_half.decode(self.model, embeds, positions, cache)
+        return int(self._language.head(hidden[:, -1]).argmax())
 
     def _embed(self, token_ids: Tensor) -> Tensor:
-        """Embedding rows [N, H] that may be written to."""
-        rows: Tensor = self.model.model.language_model.embed_tokens(token_ids)
-        return rows
+        """Embeddings [N, H] that may be written to."""
+        embeds: Tensor = self._language.embedding(token_ids)
+        return embeds
 
     def _now(self) -> float:
-        """The time, when all that was asked of the device is done."""
+        """The time, when all that was given to the device is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""The reference's cases put as Qwen2-VL's fused graphs take and give them."""
+"""The reference's cases put as graphs of contrib operators take and give them."""
 
 from typing import Any
 
@@ -6,44 +6,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.export.parity import Arrays, Case
-from foveate.export.qwen2_vl.reference import pictures
+from foveate.export.reference import pictures, vision_cases
 from foveate.families.base import Family
-from foveate.runtime.backends.ort_contrib.compressor_inputs import arrange
 
 
-def fused_cases(cases: list[Case], family: Family) -> list[Case]:
-    """A case a picture for the vision graph, a cache without room to spare for the decoder, and the merge."""
-    fused: list[Case] = []
+def contrib_cases(cases: list[Case], family: Family) -> list[Case]:
+    """A case for each run of the vision graph, a cache without room to spare for the decoder, and the merge.
+
+    Args:
+        cases: What `reference` gave.
+        family: The one of the reference, made with `levels`.
+    """
+    embeds = [case.expected["visual_embeds"] for case in cases if case.role == "vision"]
+    put = vision_cases(family.prepare(pictures()), np.concatenate(embeds))
     for case in cases:
-        if case.role == "vision":
-            fused.extend(vision_cases(case, family))
-        elif case.role == "decoder":
-            fused.append(decoder_case(case))
+        if case.role == "decoder":
+            put.append(decoder_case(case))
             if case.feeds["past.0.key"].shape[2]:
-                fused.append(twice(fused[-1]))
+                put.append(twice(put[-1]))
         elif case.role == "compressor":
-            fused += [compressor_case(case), merge_case(case)]
-        else:
-            fused.append(case)
-    return fused
-
-
-def vision_cases(case: Case, family: Family) -> list[Case]:
-    """Each picture alone, with the rows that are its own."""
-    vision, start = family.levels(pictures()), 0
-    cases = []
-    for feeds, grid in zip(vision.runs, vision.grids, strict=True):
-        end = start + int(np.prod(grid))
-        cases.append(
-            Case("vision", feeds, {"visual_embeds": case.expected["visual_embeds"][start:end]})
-        )
-        start = end
-    return cases
+            put += [compressor_case(case), merge_case(case)]
+        elif case.role != "vision":
+            put.append(case)
+    return put
 
 
 def compressor_case(case: Case) -> Case:
-    """The same by rows; what it keeps is checked as it is of any compressor."""
-    visual, check = len(case.feeds["visual_index"]), case.check
+    """The same with visual tokens first and text after; what it keeps is checked as of any compressor."""
+    given, check = case.feeds, case.check
+    visual, instruction = len(given["visual_index"]), given["instruction_rows"]
+    places = np.concatenate([given["visual_index"], given["text_index"]])
     assert check is not None
 
     def check_rows(feeds: Arrays, outputs: Arrays) -> str | None:
@@ -55,9 +47,17 @@ def compressor_case(case: Case) -> Case:
             "kept_indices": rows[rows < visual],
             "kept_position_ids": positions.T[:, None],
         }
-        return check({**case.feeds, **embeds}, standard)
+        return check({**given, **embeds}, standard)
 
-    feeds = {"visual_embeds": case.feeds["visual_embeds"], **arrange(case.feeds, 1)}
+    feeds = {
+        "visual_embeds": given["visual_embeds"],
+        "text_embeds": given["text_embeds"],
+        "places": places,
+        "position_ids": given["position_ids"].T[places],
+        "instruction_rows": instruction + visual,
+        "instruction_weights": np.full(len(instruction), 1 / len(instruction), np.float32),
+        "keep": given["keep"],
+    }
     return Case("compressor", feeds, case.expected, check_rows)
 
 

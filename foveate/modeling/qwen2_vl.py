@@ -1,0 +1,233 @@
+"""Qwen2-VL in torch, as transformers has it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from PIL.Image import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers import Qwen2VLForConditionalGeneration as Model
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
+from foveate.errors import CheckpointError
+from foveate.families.base import Family, VisualInput
+from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.qwen2_vl_pixels import GridInput, shrunk
+from foveate.modeling.attention import SEGMENTED
+from foveate.modeling.base import Processed, Processor, VisionModule
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.language_model import Language
+from foveate.modeling.qwen2_vl_contrib import vision_graph
+from foveate.modeling.random_weights import draw
+
+END_OF_TURN = "<|im_end|>"
+
+
+class TorchQwen2VL:
+    """Qwen2-VL's torch half; see `TorchFamily`."""
+
+    def load(self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Model:
+        """Load the weights as `dtype`.
+
+        Raises:
+            CheckpointError: Weights missing or unreadable, or sliding-window attention.
+        """
+        try:
+            model, report = Model.from_pretrained(
+                checkpoint.root,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"{checkpoint.name}: transformers cannot load it: {error}"
+            ) from error
+        if report["missing_keys"] or report["mismatched_keys"]:
+            wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+            raise CheckpointError(
+                f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, "
+                f"{wrong[0]} first; download the checkpoint again"
+            )
+        return check_attention(checkpoint, model.eval())
+
+    def blank(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        attention: str,
+        device: str | torch.device = "cpu",
+    ) -> Model:
+        """Build the model with random weights.
+
+        Raises:
+            CheckpointError: config.json does not describe one, or sliding-window attention.
+        """
+        return check_attention(checkpoint, draw(checkpoint, dtype, attention, device))
+
+    def set_attention(self, model: Model, attention: str) -> None:
+        """Let the language model alone compute attention by this name."""
+        model.set_attn_implementation({"text_config": attention})
+
+    def facts(self, model: Model) -> ModelFacts:
+        """The sizes that the manifest records."""
+        text = model.config.text_config
+        return ModelFacts(
+            hidden_size=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            tied_embeddings=bool(model.config.tie_word_embeddings),
+            rope=Rope(
+                theta=float(text.rope_parameters["rope_theta"]),
+                sections=tuple(text.rope_parameters["mrope_section"]),
+            ),
+        )
+
+    def context(self, model: Model) -> int:
+        """The longest sequence that the language model was made for, in tokens."""
+        return int(model.config.text_config.max_position_embeddings)
+
+    def tokens(self, checkpoint: Checkpoint, model: Model, tokenizer: Tokenizer) -> dict[str, int]:
+        """Ids of the control tokens that the prompt layout needs.
+
+        Raises:
+            CheckpointError: The tokenizer has no end-of-turn token.
+        """
+        eos = tokenizer.token_to_id(END_OF_TURN)
+        if eos is None:
+            raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
+        video = model.config.video_token_id
+        return {
+            "image": model.config.image_token_id,
+            **({} if tokenizer.id_to_token(video) is None else {"video": video}),
+            "vision_start": model.config.vision_start_token_id,
+            "vision_end": model.config.vision_end_token_id,
+            "eos": eos,
+        }
+
+    def language(self, model: Model) -> Language:
+        """The parts of the language model."""
+        text = model.model.language_model
+        return Language(text.embed_tokens, text.rotary_emb, text.layers, text.norm, model.lm_head)
+
+    def decode(
+        self, model: Model, embeds: Tensor, positions: Tensor, cache: DynamicCache
+    ) -> Tensor:
+        """Run the language model: [B, S, H] after the last norm; see `TorchFamily.decode`."""
+        hidden: Tensor = model.model.language_model(
+            inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return hidden
+
+    def encode(self, model: Model, visual: VisualInput) -> Tensor:
+        """Visual tokens E_v [N_v, H]."""
+        return self.encode_processed(model, self.processed(model, visual))
+
+    def encode_processed(self, model: Model, processed: Processed) -> Tensor:
+        """Visual tokens E_v [N_v, H] of patches float32 [P, D] and grids int64 [pictures, 3]."""
+        pixels = torch.from_numpy(processed["pixel_values"]).to(model.device, model.dtype)
+        grids = torch.as_tensor(processed["image_grid_thw"], device=model.device)
+        tokens: Tensor = model.model.visual(pixels, grids).pooler_output
+        return tokens
+
+    def processor(self, checkpoint: Checkpoint) -> Processor:
+        """Transformers' own image processor."""
+        processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.root)
+        return lambda pictures: processor(images=pictures, return_tensors="np")
+
+    def processed(self, model: Model, visual: VisualInput) -> Processed:
+        """Prepared pictures or videos as patches and grids (steps, rows, columns) of patches."""
+        assert isinstance(visual, GridInput)
+        merge = model.config.vision_config.spatial_merge_size
+        return {
+            "pixel_values": visual.calls[0].inputs["pixel_values"],
+            "image_grid_thw": np.array(visual.grids, np.int64).reshape(-1, 3) * (1, merge, merge),
+        }
+
+    def vision_module(self, model: Model) -> VisionModule:
+        """The vision tower over patches of any number of pictures and videos."""
+        config = model.config.vision_config
+        model.set_attn_implementation({"vision_config": SEGMENTED})
+        width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        merged = config.spatial_merge_size**2
+        patches = 3 * 5 * merged
+        return VisionModule(
+            module=Vision(model),
+            arguments=(
+                torch.randn(patches, width),
+                torch.zeros(patches, 2, dtype=torch.int64),
+                torch.tensor([0, patches // 3, patches], dtype=torch.int32),
+            ),
+            inputs=("pixel_values", "position_ids", "cu_seqlens"),
+            axes=({0: "patches"}, {0: "patches"}, {0: "borders"}),
+            ranges={
+                "patches": AxisRange(per_token=merged),
+                "borders": AxisRange(per_picture=1, plus=1),
+            },
+        )
+
+    def contrib_vision(self, model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
+        """The vision graph of contrib operators; see `vision_graph`."""
+        return vision_graph(model, preprocessing)
+
+    def shrink(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> GridInput:
+        """Prepare pictures made smaller; see `shrunk`."""
+        assert isinstance(family, Qwen2VL)
+        return shrunk(family.settings, pictures, most)
+
+
+class PatchProjection(nn.Module):
+    """The patch embedding's strided convolution as the matrix product that it equals."""
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embeddings [P, C] of flattened patches [P, channels · frames · side²]."""
+        return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
+
+
+class Vision(nn.Module):
+    """Patches of any number of pictures and videos to visual tokens E_v."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.tower = model.model.visual
+        self.tower.patch_embed = PatchProjection(self.tower.patch_embed.proj)
+
+    def forward(self, pixel_values: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Visual tokens [N_v, H].
+
+        Args:
+            pixel_values: float32 [P, C · frames · side²], normalised patches.
+            position_ids: int64 [P, 2], each patch's row and column in its picture.
+            cu_seqlens: int32 [steps + 1], where the patches of each picture or step in time begin and
+                the last end.
+        """
+        output = self.tower(
+            pixel_values, None, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=1
+        )
+        visual: Tensor = output.pooler_output
+        return visual
+
+
+def check_attention(checkpoint: Checkpoint, model: Model) -> Model:
+    """The model, if every token sees all before it.
+
+    Raises:
+        CheckpointError: Sliding-window attention.
+    """
+    if set(model.config.text_config.layer_types) != {"full_attention"}:
+        raise CheckpointError(
+            f"{checkpoint.name}: sliding-window attention is not supported; set use_sliding_window to false"
+        )
+    return model
