@@ -78,7 +78,7 @@ def export(
     keep: float,
     visual_tokens: int | None,
     random_weights: bool,
-    operators: str,
+    operators: Any,
     names: tuple[str, ...],
     decoder: Any,
     force: bool,
