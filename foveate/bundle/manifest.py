@@ -263,7 +263,7 @@ def parse(data: bytes) -> Any:
 
 
 def _check_version(document: Any, source: Path) -> None:
-    """BundleError for another format or version, before the fields of this one are asked for."""
+    """BundleError for another format or version, before any other field is read."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f'{source} does not say "format": "{FORMAT}". {AGAIN}')
     version = document.get("version")

@@ -3,6 +3,7 @@
 `manifest-5.json` is the manifest of a bundle that was written before format 6.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import msgspec
 import pytest
 
 from foveate import __version__
-from foveate.bundle.manifest import DEEPEST, AxisRange, Rope, decode, encode
+from foveate.bundle.manifest import DEEPEST, VERSION, AxisRange, Manifest, Rope, decode, encode
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError
 from tests.bundle.example import GOLDEN, contents, write
 
 HERE = Path("manifest.json")
+ROOT = Path(__file__).parents[2]
 OLD = Path(__file__).parent / "manifest-5.json"
 
 
@@ -131,3 +133,10 @@ def test_positions_have_an_axis_for_each_section() -> None:
     assert [Rope(theta=1.0, sections=sections).axes for sections in ((), (4,), (2, 3, 3))] == [
         1, 1, 3,
     ]  # fmt: skip
+
+
+def test_the_specification_lists_the_fields_in_their_order() -> None:
+    text = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    table = text.split("## manifest.json")[1].split("A **role**")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.M)) == Manifest.__struct_fields__
+    assert text.startswith(f"# The bundle format, version {VERSION}\n")
