@@ -64,7 +64,11 @@ class EngineWriter:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def check_existing(self) -> None:
-        """OutputExistsError for engines of the target that may not be replaced."""
+        """Refuse engines of the target that may not be replaced.
+
+        Raises:
+            OutputExistsError: The bundle has some, and `force` was not given.
+        """
         has = any(engine.target == self.target for engine in self.bundle.manifest.engines)
         if has and not self._force:
             raise OutputExistsError(
@@ -80,7 +84,7 @@ class EngineWriter:
             files: Role → path under `root`, for every file of the target.
 
         Raises:
-            BundleError: The bundle was replaced meanwhile.
+            BundleError: The bundle was replaced while the engines were built.
             OutputError: The disk did not take it.
         """
         root, folder = self.bundle.root, self.bundle.root / ENGINES / self.target

@@ -1,5 +1,6 @@
 """The manifest of a bundle: its fields, and how it is read and written as JSON."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ FORMAT = "foveate-bundle"
 VERSION = 6
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
+EMBEDDINGS = "embeddings"
+"""The role of the embedding table."""
+CONTRIB_SUFFIX = ".contrib.onnx"
+"""How the path of a graph of contrib operators ends, and of no other graph."""
+DEEPEST = 16
+"""How deep objects and lists of `preprocessing` may nest, itself counted."""
 
 Quantized = Literal["int8", "fp8", "int4"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
@@ -44,7 +51,7 @@ AGAIN = "Copy the bundle again from where it came, or export the checkpoint agai
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every object in the manifest: unknown and missing fields are errors."""
+    """The base of every object in the manifest: unknown and missing fields are errors."""
 
 
 class Rope(Record, frozen=True, kw_only=True):
@@ -97,7 +104,7 @@ class GraphSpec(Record, frozen=True, kw_only=True):
 
 
 class AxisRange(Record, frozen=True, kw_only=True):
-    """How a named axis of the vision graph grows, as the sum of its parts.
+    """How long a named axis of the vision graph is.
 
     Its size is per_token · visual tokens + per_picture · pictures + plus.
     """
@@ -173,8 +180,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     """manifest.json, field by field and in its order.
 
     `weights` are a checkpoint's or drawn at random for measuring; `operators` are those of ONNX, which
-    any engine can take, or onnxruntime's contrib operators beside them. `preprocessing` is the family's, by
-    what it is about.
+    any engine can take, or onnxruntime's contrib operators beside them. `vision_axes` says how long each
+    named axis of the vision graph is; `preprocessing` is the family's, nested by what it is about.
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
@@ -204,13 +211,15 @@ def encode(manifest: Manifest) -> bytes:
     Raises:
         BundleError: A manifest that `decode` would refuse.
     """
-    data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    decode(data, Path(MANIFEST))
+    source = Path(MANIFEST)
+    with _refusing(source):
+        data = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    decode(data, source)
     return data
 
 
 def decode(data: bytes, source: Path) -> Manifest:
-    """Read a manifest, strictly; the files it names are not looked at.
+    """Read a manifest strictly, without the files that it names.
 
     Args:
         data: The bytes of manifest.json.
@@ -219,17 +228,23 @@ def decode(data: bytes, source: Path) -> Manifest:
     Raises:
         BundleError: Another format or version, or anything unknown, missing or out of range.
     """
-    try:
+    with _refusing(source):
         _check_version(parse(data), source)
         manifest = msgspec.json.decode(data, type=Manifest)
+        for problem in _problems(manifest):
+            raise ValueError(problem)
+    return manifest
+
+
+@contextlib.contextmanager
+def _refusing(source: Path) -> Iterator[None]:
+    """Turn what is wrong with a manifest into a BundleError."""
+    try:
+        yield
     except BundleError:
         raise
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{source} is not a valid manifest: {short(error)}. {AGAIN}") from None
-    problem = next(_problems(manifest), None)
-    if problem:
-        raise BundleError(f"{source} is not a valid manifest: {problem}. {AGAIN}")
-    return manifest
 
 
 def parse(data: bytes) -> Any:
@@ -248,15 +263,23 @@ def parse(data: bytes) -> Any:
 
 
 def _check_version(document: Any, source: Path) -> None:
-    """BundleError for another format or version, before the fields of this one are asked for."""
+    """BundleError for another format or version, before any other field is read."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f'{source} does not say "format": "{FORMAT}". {AGAIN}')
     version = document.get("version")
-    if version != VERSION:
-        raise BundleError(
-            f"{source} has version {short(version)} of the format; Foveate {__version__} reads "
-            f"version {VERSION}. Export the checkpoint again, or upgrade foveate."
+    if version == VERSION:
+        return
+    if type(version) is int and 0 < version < VERSION:
+        fix = (
+            "Older bundles are not converted: export the checkpoint again (foveate export CHECKPOINT "
+            "BUNDLE), and if the bundle had engines, build them again (foveate build)."
         )
+    else:
+        fix = "To read it, upgrade foveate; or export the checkpoint again."
+    raise BundleError(
+        f"{source} has version {short(version)} of the bundle format, and Foveate {__version__} reads "
+        f"version {VERSION}. {fix}"
+    )
 
 
 def short(value: object) -> str:
@@ -267,8 +290,16 @@ def short(value: object) -> str:
 
 def _problems(manifest: Manifest) -> Iterator[str]:
     """What the types alone do not refuse, as sentences."""
+    yield from _file_problems(manifest.files)
+    yield from _graph_problems(manifest)
+    yield from _engine_problems(manifest)
+    yield from _json_problems(manifest.preprocessing, DEEPEST)
+
+
+def _file_problems(files: dict[str, FileEntry]) -> Iterator[str]:
+    """What is wrong with the files' paths, as sentences."""
     taken = {MANIFEST}
-    for role, entry in manifest.files.items():
+    for role, entry in files.items():
         path = short(entry.path)
         if len(entry.path) > 255 or not _PATH.fullmatch(entry.path):
             yield (
@@ -278,15 +309,34 @@ def _problems(manifest: Manifest) -> Iterator[str]:
         if entry.path.lower() in taken:
             yield f"the path '{path}' of {role!r} is taken by another file"
         taken.add(entry.path.lower())
+    if EMBEDDINGS not in files:
+        yield f"no file has the role {EMBEDDINGS!r}"
+    elif files[EMBEDDINGS].path.lower().endswith(".onnx"):
+        yield f"the file of {EMBEDDINGS!r} is a graph, where a safetensors file is to be"
+
+
+def _graph_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the graphs, as sentences."""
+    contrib = manifest.operators == "contrib"
     for role, graph in manifest.graphs.items():
-        if role not in manifest.files:
+        path = manifest.files[role].path if role in manifest.files else None
+        if path is None:
             yield f"the graph {role!r} is not among the files"
-        elif not manifest.files[role].path.endswith(".onnx"):
+        elif not path.endswith(".onnx"):
             yield f"the graph {role!r} is no .onnx file"
+        elif path.endswith(CONTRIB_SUFFIX) != contrib:
+            yield (
+                f"the graph {role!r} is in '{path}', and 'operators' is {manifest.operators!r}: only "
+                f"graphs of contrib operators, and all of them, are {CONTRIB_SUFFIX} files"
+            )
         for tensors in (graph.inputs, graph.outputs):
             if len({tensor.name for tensor in tensors}) < len(tensors):
                 yield f"the graph {role!r} names a tensor twice"
-    yield from _engine_problems(manifest)
+    if vision := manifest.graphs.get("vision"):
+        known = {axis for tensor in (*vision.inputs, *vision.outputs) for axis in tensor.shape}
+        for axis in manifest.vision_axes:
+            if axis not in known:
+                yield f"'vision_axes' names '{short(axis)}', which is no axis of the graph 'vision'"
 
 
 def outdated(manifest: Manifest, engine: EngineVariant) -> str | None:
@@ -326,3 +376,15 @@ def _cache_lengths(engine: EngineVariant) -> set[tuple[int, ...]]:
     spans = (profile.shapes.get("past.0.key", ([], [], [])) for profile in engine.profiles.values())
     lengths = {tuple(shape[2:3]) for span in spans for shape in span}
     return lengths if all(lengths) else set()
+
+
+def _json_problems(value: Any, levels: int) -> Iterator[str]:
+    """What is wrong with a value of `preprocessing` in which `levels` more may nest, as sentences."""
+    if isinstance(value, dict | list):
+        if not levels:
+            yield f"'preprocessing' nests more than {DEEPEST} deep"
+            return
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _json_problems(one, levels - 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield "'preprocessing' holds an integer of more than 64 bits"

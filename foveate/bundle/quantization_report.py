@@ -36,10 +36,10 @@ def describe_cost(facts: dict[str, Any]) -> str:
         )
     lines = [f"quantized to {facts['precision']} on {facts['base']}", table(rows)]
     if facts["calibration"]:
-        lines.append(f"ranges from {_describe_asked(facts['calibration'])}")
+        lines.append(f"ranges from {_describe_data(facts['calibration'])}")
     if facts["evaluation"]:
         lines.append(
-            f"right answers before and after, with 95 % intervals, {_describe_asked(facts['evaluation'])}"
+            f"right answers before and after, with 95 % intervals, {_describe_data(facts['evaluation'])}"
         )
         lines.append(
             table(
@@ -55,8 +55,8 @@ def describe_cost(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _describe_asked(facts: dict[str, Any]) -> str:
-    """Some questions in a clause."""
+def _describe_data(facts: dict[str, Any]) -> str:
+    """The records that were used, in a clause."""
     lost = facts["unreadable"]
     noted = f", {len(lost)} unreadable ({', '.join(lost[:3])}{' …' if len(lost) > 3 else ''})"
     return f"{plural(facts['used'], 'record')} of {facts['data']}{noted if lost else ''}"

@@ -1,4 +1,4 @@
-"""The bundle, read: a folder of graphs, weights and texts, and the manifest.json that vouches for it.
+"""Reads a bundle: a folder of graphs, weights and texts, and the manifest.json that vouches for it.
 
 docs/bundle-format.md is the specification.
 """
@@ -66,7 +66,7 @@ class Bundle:
 
     @classmethod
     def read(cls, root: Path, *, checksums: bool) -> "Bundle":
-        """`open`, without asking whether the folder is still being written."""
+        """Read a bundle as `open` does, but also one that is still being written."""
         manifest = decode(read_manifest(root), root / MANIFEST)
         for entry in manifest.files.values():
             _check_file(root, entry, checksums=checksums)

@@ -1,4 +1,4 @@
-"""The bundle, written: aside first, then renamed into place when it is whole."""
+"""Writes a bundle: aside first, then renamed into place when it is whole."""
 
 import contextlib
 import os
@@ -80,7 +80,7 @@ class BundleWriter:
 
         Raises:
             BundleError: The manifest and the files do not agree.
-            OutputExistsError: Something came to the place meanwhile.
+            OutputExistsError: Something came to the place while the bundle was written.
             OutputError: The disk did not take it.
         """
         with writing(self.path):

@@ -1,20 +1,35 @@
 """The bundle's embedding table, memory-mapped on the host: a safetensors file of one tensor."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import EMBEDDINGS, Count, Natural, parse, short
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, BundleError
 from foveate.runtime.tensors import held
 
-ROLE = "embeddings"
 TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The types of safetensors that a table may have, and the manifest's names of them."""
 HEADER_LIMIT = 1 << 16
+
+
+class TableEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the header says of the table: its type, [V, H] and where its bytes are in the data."""
+
+    dtype: Literal["F32", "F16", "BF16"]
+    shape: tuple[Count, Count]
+    data_offsets: tuple[Natural, Natural]
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The header of a safetensors file that holds the table and nothing else."""
+
+    embeddings: TableEntry
+    metadata: dict[str, str] = msgspec.field(default_factory=dict, name="__metadata__")
 
 
 class EmbeddingTable:
@@ -29,29 +44,28 @@ class EmbeddingTable:
         """Map the table.
 
         Raises:
-            BundleError: The file does not hold one table of the manifest's width.
+            BundleError: The file does not hold one table of the manifest's sizes.
         """
-        path, width = bundle.file(ROLE), bundle.manifest.model.hidden_size
+        path, model = bundle.file(EMBEDDINGS), bundle.manifest.model
         try:
             entry, begin = read_header(path)
-            self.dtype = TYPES[entry["dtype"]]
-            count, columns = entry["shape"]
-            first, last = entry["data_offsets"]
-            nbytes = count * columns * held(self.dtype).itemsize
-            whole = begin + last == path.stat().st_size
-            if columns != width or first or last != nbytes or not whole or count < 1:
-                raise ValueError("its sizes do not fit")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            count, width = entry.shape
+            if width != model.hidden_size or count < model.vocabulary:
+                raise ValueError(
+                    f"it is {count} x {width}, for a model of {model.vocabulary} x {model.hidden_size}"
+                )
+        except (ValueError, RecursionError) as error:
             raise BundleError(
-                f"{path} does not hold one table of {width} columns ({error}). Export the checkpoint "
+                f"{path} does not hold the embedding table: {short(error)}. Export the checkpoint "
                 "again."
             ) from error
+        self.dtype = TYPES[entry.dtype]
         self.rows: NDArray[np.generic] = np.memmap(
             path, dtype=held(self.dtype), mode="r", offset=begin, shape=(count, width)
         )
 
     def look_up(self, token_ids: NDArray[np.int64]) -> NDArray[np.generic]:
-        """The rows [N, H] of token ids int64 [N].
+        """Gather the rows [N, H] of token ids int64 [N].
 
         Raises:
             BackendError: An id that the table does not have.
@@ -62,17 +76,22 @@ class EmbeddingTable:
         return np.asarray(self.rows[token_ids])
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file of one tensor says of it, and where its data begin.
+def read_header(path: Path) -> tuple[TableEntry, int]:
+    """Read what a safetensors file says of its table, and the byte at which its data begin.
 
     Raises:
-        ValueError: It is none, or holds several.
+        ValueError: It holds no table, or something else beside it; or its data are not all there.
+        RecursionError: The header nests too deep.
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= HEADER_LIMIT:
-            raise ValueError("it has no header")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    (entry,) = header.values()
-    return entry, 8 + length
+            raise ValueError(f"its header has {length} bytes")
+        entry = msgspec.convert(parse(file.read(length)), Header).embeddings
+    count, width = entry.shape
+    begin, nbytes = 8 + length, count * width * held(TYPES[entry.dtype]).itemsize
+    if entry.data_offsets != (0, nbytes):
+        raise ValueError(f"its data_offsets are {list(entry.data_offsets)}, not [0, {nbytes}]")
+    if path.stat().st_size != begin + nbytes:
+        raise ValueError(f"it has {path.stat().st_size} bytes, not {begin + nbytes}")
+    return entry, begin

@@ -13,7 +13,7 @@ import pytest
 from foveate.bundle.engine_writer import EngineWriter
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError, OutputError, OutputExistsError
-from tests.bundle.test_bundle import contents, unprivileged, write
+from tests.bundle.example import contents, unprivileged, write
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -115,7 +115,7 @@ def test_killed_at_any_step(tmp_path: Path, moment: int) -> None:
     assert engines(add(bundle, "jetson-orin", b"later", force=True)) == {"jetson-orin": b"later"}
 
 
-def test_a_bundle_replaced_meanwhile(tmp_path: Path) -> None:
+def test_a_bundle_replaced_while_engines_were_built(tmp_path: Path) -> None:
     bundle = write(tmp_path / "bundle")
     with pytest.raises(BundleError, match="was replaced while"), EngineWriter(bundle, "rtx") as new:
         path = new.root / "vision.engine"
