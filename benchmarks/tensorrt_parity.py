@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from foveate import Pipeline, __version__
 from foveate.bundle.reader import Bundle
-from foveate.commands.verify import BOUNDS, differences, run_stages
+from foveate.commands.stage_parity import BOUNDS, differences, run_stages
 from foveate.machine import gpu_facts
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.trt.backend import TensorRTBackend

@@ -1,15 +1,13 @@
 """`foveate verify`: checksums, graphs against the manifest, engines against graphs, and parity if wanted."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import click
 
-from foveate.bundle.manifest import EngineVariant, Precision, outdated
+from foveate.bundle.manifest import EngineVariant, outdated
 from foveate.bundle.reader import Bundle
 from foveate.commands.export import describe_parity
 from foveate.commands.inspect import bundle_bytes
@@ -17,20 +15,6 @@ from foveate.commands.options import PATH, as_json, load_torch, verb
 from foveate.errors import BackendError, BundleError, FoveateError, ParityError
 from foveate.machine import capability
 from foveate.terminal import Progress, plural, size, table, tell, tell_json
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from foveate.families.base import Prompt, Vision
-    from foveate.runtime.backends import Backend
-
-BOUNDS: dict[Precision, float] = {
-    "fp32": 1e-4, "fp16": 5e-2, "bf16": 1e-1, "int8": 0.5, "fp8": 0.5, "int4": 0.5,
-}  # fmt: skip
-"""Largest difference over largest value that an engine of a precision may have from its graph. fp32 was
-seen to stay within 3e-6; where activations are rounded to 8 bits, each library rounds in its own places."""
-
-Arrays: TypeAlias = "dict[str, NDArray[Any]]"
 
 
 @verb("foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
@@ -179,6 +163,7 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
         ParityError: An engine does not compute what its graph does.
         BackendError: An engine or a graph cannot be run.
     """
+    from foveate.commands.stage_parity import BOUNDS, differences, run_stages, small_request
     from foveate.runtime.backends import open_backend
     from foveate.runtime.backends.trt.fit import rebuild
 
@@ -189,15 +174,15 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
             for role, engine in engines.items()
         }
     target = engines["vision"].target
-    vision, prompt = small_request(bundle)
-    count = max(1, vision.tokens // 4)
+    visual, prompt = small_request(bundle)
+    count = max(1, visual.tokens // 4)
     found: list[dict[str, Any]] = []
     for backend in (
         open_backend(bundle, "onnxruntime", device="cpu"),
         open_backend(bundle, "tensorrt", target=target),
     ):
         try:
-            found.append(run_stages(backend, vision, prompt, count, found[0] if found else {}))
+            found.append(run_stages(backend, visual, prompt, count, found[0] if found else {}))
         finally:
             backend.close()
     worst, checked = differences(found[1], found[0]), {}
@@ -226,100 +211,6 @@ def origin(engine: EngineVariant) -> str:
 def first_sentence(error: FoveateError) -> str:
     """Why an engine was not run, without the advice."""
     return str(error).split(". ")[0].split(": ", 1)[-1]
-
-
-def small_request(bundle: Bundle) -> tuple[Vision, Prompt]:
-    """A drawn picture and a question about it, as a bundle's family prepares them."""
-    import numpy as np
-    from PIL import Image
-
-    from foveate.runtime.load import read_family, read_tokenizer
-
-    rows, columns = np.mgrid[0:224, 0:252]
-    channels = (rows * 255 // 224, columns * 255 // 252, (rows // 28 + columns // 28) % 2 * 255)
-    picture = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
-    family = read_family(bundle, read_tokenizer(bundle))
-    vision = family.preprocess([picture])
-    return vision, family.layout("What is in the picture?", vision)
-
-
-def run_stages(
-    backend: Backend, vision: Vision, prompt: Prompt, count: int, given: Mapping[str, Any]
-) -> Arrays:
-    """Run every stage once.
-
-    Args:
-        backend: What runs it.
-        vision: The pictures.
-        prompt: The prompt about them.
-        count: How many visual tokens to keep.
-        given: What another backend gave: later stages take that in, so that each is compared with the
-            other's alone. Empty for what this backend gives itself.
-
-    Returns:
-        What the stages gave, named "stage.output".
-    """
-    from foveate.runtime.tensors import on_host
-
-    found: Arrays = {}
-
-    def note(stage: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a stage's outputs; what the next stage takes in."""
-        found.update({f"{stage}.{name}": value.numpy() for name, value in outputs.items()})
-        return {name: given.get(f"{stage}.{name}", value) for name, value in outputs.items()}
-
-    visual = note("vision", {"visual_embeds": backend.encode(vision)})["visual_embeds"]
-    feeds = prompt.compressor_feeds(count)
-    text_index = feeds["text_index"]
-    text = backend.embed(prompt.token_ids[text_index])
-    merged = backend.merge(text, visual, text_index, prompt.visual_index)
-    found["merge.inputs_embeds"] = on_host(merged)
-    inputs = backend.place({"text_embeds": text, **feeds})
-    kept = note("compressor", backend.compress({**inputs, "visual_embeds": visual}))
-    length = len(text_index) + count
-    found["compressor.inputs_embeds"] = found["compressor.inputs_embeds"][:, :length]
-    found["compressor.kept_position_ids"] = found["compressor.kept_position_ids"][:, :, :length]
-    sequence = backend.start(length + 2)
-    prefilled = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
-    prefill = found["decoder.prefill"] = prefilled.logits()
-    first = int(given.get("decoder.prefill", prefill).argmax())
-    found["decoder.step"] = sequence.step(first, prompt.next_position).logits()
-    sequence.close()
-    return found
-
-
-def differences(found: Arrays, reference: Mapping[str, Any]) -> dict[str, float]:
-    """For each stage the largest difference over the largest value of the output concerned.
-
-    Tokens that were kept instead of others count by how much less relevant they are.
-    """
-    import numpy as np
-
-    worst: dict[str, float] = {}
-    expected, kept = reference["compressor.kept_indices"], found["compressor.kept_indices"]
-    same = np.array_equal(kept, expected)
-    for name, wanted in reference.items():
-        stage, output = name.split(".")
-        if name == "compressor.kept_indices":
-            scores = reference["compressor.scores"]
-            gap = scores[expected].min() - scores[kept].min()
-            distance = max(0.0, float(gap) / float(np.abs(scores).max()))
-        elif stage == "compressor" and output in ("inputs_embeds", "kept_position_ids"):
-            distance = difference(found[name], wanted) if same else 0.0
-        else:
-            distance = difference(found[name], wanted)
-        worst[stage] = max(worst.get(stage, 0.0), distance)
-    return worst
-
-
-def difference(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """The largest difference over the largest value; infinite where shapes differ or values are not finite."""
-    import numpy as np
-
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return float("inf")
-    distance = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max(initial=0.0)
-    return float(distance / max(float(np.abs(wanted.astype(np.float64)).max(initial=0.0)), 1e-30))
 
 
 def verification_facts(result: Verification) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from foveate.bundle.reader import Bundle
-from foveate.commands.verify import Arrays, differences, run_stages, small_request
+from foveate.commands.stage_parity import Arrays, differences, run_stages, small_request
 from foveate.runtime.backends import open_backend
 from tests.command import invoke, refused
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.bundle.reader import Bundle
-from foveate.commands.verify import small_request
+from foveate.commands.stage_parity import small_request
 from foveate.errors import ExportError
 from foveate.export.tensorrt.library import Builder, engine_precision
 from foveate.export.tensorrt.opset17 import to_opset17
