@@ -17,7 +17,7 @@ from foveate.terminal import Progress, tell
 PRINTED = "-"
 
 
-@verb("foveate bench qwen2-vl --keep 1,0.25 --json bench.json --plot bench.png")
+@verb("foveate bench bundle --keep 1,0.25 --json bench.json --plot bench.png")
 @click.argument("bundle", type=PATH)
 @options(
     click.option(

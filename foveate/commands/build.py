@@ -9,7 +9,7 @@ from foveate.commands.options import PATH, as_json, decoder, force, options, ver
 from foveate.terminal import Progress, tell, tell_json
 
 
-@verb("foveate build qwen2-vl --target rtx")
+@verb("foveate build bundle --target rtx")
 @click.argument("bundle", type=PATH)
 @options(
     click.option(

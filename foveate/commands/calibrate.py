@@ -35,7 +35,7 @@ longest = click.option(
 )  # fmt: skip
 
 
-@verb("foveate calibrate relevance Qwen/Qwen2-VL-2B-Instruct data.jsonl maps --dtype bf16")
+@verb("foveate calibrate relevance path/to/checkpoint data.jsonl maps --dtype bf16")
 @click.argument("checkpoint")
 @click.argument("data", type=PATH)
 @click.argument("out", type=PATH)
@@ -74,7 +74,7 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
 
 
 @verb(
-    "foveate calibrate show Qwen/Qwen2-VL-2B-Instruct relevance.png --image street.jpg "
+    "foveate calibrate show path/to/checkpoint relevance.png --image street.jpg "
     '--question "What does the sign say?"',
 )
 @click.argument("checkpoint")
@@ -191,7 +191,7 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
 
 
 @verb(
-    "foveate calibrate evaluate Qwen/Qwen2-VL-2B-Instruct data.jsonl --keep 0.5,0.25 --rank relevance "
+    "foveate calibrate evaluate path/to/checkpoint data.jsonl --keep 0.5,0.25 --rank relevance "
     "--rank f_theta.safetensors",
 )
 @click.argument("checkpoint")

@@ -16,7 +16,7 @@ OPERATORS: tuple[Operators, ...] = get_args(Operators)
 """The choices of --operators."""
 
 
-@verb("foveate export Qwen/Qwen2-VL-2B-Instruct qwen2-vl --compressor f_theta.safetensors")
+@verb("foveate export path/to/checkpoint bundle --compressor f_theta.safetensors")
 @click.argument("checkpoint")
 @click.argument("bundle", type=PATH)
 @options(

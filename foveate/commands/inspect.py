@@ -15,7 +15,7 @@ from foveate.commands.options import PATH, as_json, verb
 from foveate.terminal import plural, size, table, tell, tell_json
 
 
-@verb("foveate inspect qwen2-vl")
+@verb("foveate inspect bundle")
 @click.argument("bundle", type=PATH)
 @as_json
 def inspect(bundle: Path, as_json: bool) -> None:

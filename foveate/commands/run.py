@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
 
 
-@verb('foveate run qwen2-vl "What does the sign say?" --image street.jpg --keep 0.25')
+@verb('foveate run bundle "What does the sign say?" --image street.jpg --keep 0.25')
 @click.argument("bundle", type=PATH)
 @click.argument("prompt")
 @options(

@@ -17,7 +17,7 @@ from foveate.machine import capability
 from foveate.terminal import Progress, plural, size, table, tell, tell_json
 
 
-@verb("foveate verify qwen2-vl --checkpoint Qwen/Qwen2-VL-2B-Instruct")
+@verb("foveate verify bundle --checkpoint path/to/checkpoint")
 @click.argument("bundle", type=PATH)
 @click.option(
     "--checkpoint", metavar="CHECKPOINT",

@@ -8,7 +8,7 @@ from PIL.Image import Image
 from foveate.errors import ImageError, MissingDependencyError
 
 FPS = 2.0
-"""Frames a second, as Qwen2-VL's own processor takes them."""
+"""Frames a second, as the families' own processors take them."""
 MOST_FRAMES = 768
 
 
