@@ -41,7 +41,8 @@ class TestRun:
             "text", "token_ids", "finish_reason", "prompt_tokens", "cache_bytes", "visual", "timing",
         }  # fmt: skip
         visual = facts["visual"]
-        assert (visual["total"], visual["kept"], visual["grids"]) == (12, 5, [[1, 3, 4]])
+        assert (visual["total"], visual["kept"], visual["picture"]) == (12, 5, [0] * 12)
+        assert visual["boxes"][1] == pytest.approx([0.25, 0, 0.5, 1 / 3])
         assert len(visual["indices"]) == 5
         assert sum(visual["relevance"]) == pytest.approx(1, abs=1e-4)
         assert facts["timing"]["total"] >= facts["timing"]["first_token"] > 0
