@@ -111,9 +111,11 @@ class Pixels:
             for medium in media
         ]
         grids = tuple(self.grid(one) for one in steps)
-        calls: tuple[Call, ...] = (self.patches_call(steps),)
+        calls: tuple[Call, ...]
         if self.levels:
             calls = tuple(self.levels_call(one) for one in steps)
+        else:
+            calls = (self.patches_call(steps),)
         return GridInput(
             calls=calls,
             candidates=np.ones(sum(map(prod, grids)), dtype=np.bool_),
