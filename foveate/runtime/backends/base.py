@@ -16,6 +16,33 @@ from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 
 
 @dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Where the rows of a kept prompt come from, in the prompt's order.
+
+    Attributes:
+        indices: int64 [K], ordinals of the kept visual tokens, ascending.
+        order: int64 [T'], each row's number among the text's rows, then the visual tokens'.
+        position_ids: int64 [A, 1, T'], original rotary positions.
+    """
+
+    indices: NDArray[np.int64]
+    order: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, prompt: Prompt, indices: NDArray[np.int64]) -> "KeptRows":
+        """The rows of a prompt that keeps the visual tokens of these ordinals."""
+        text = prompt.text_index
+        places = np.concatenate([text, prompt.visual_index[indices]])
+        rows = np.concatenate([np.arange(len(text)), len(text) + indices])
+        turn = np.argsort(places)
+        positions = prompt.position_ids
+        if len(places) < positions.shape[1]:
+            positions = positions[:, places[turn]]
+        return cls(indices, rows[turn], positions[:, None])
+
+
+@dataclass(frozen=True, slots=True)
 class StagedPrompt:
     """A prompt and what is to be kept of it, where `compress` reads it from.
 
@@ -25,6 +52,7 @@ class StagedPrompt:
         ranked_by: The prompt whose instruction ranks them.
         text_embeds: [N_t, H], the prompt's embedding rows.
         feeds: The compressor's inputs beside the visual tokens; None where nothing is ranked.
+        kept: The kept prompt's rows; None where the ranking decides.
     """
 
     prompt: Prompt
@@ -32,6 +60,7 @@ class StagedPrompt:
     ranked_by: Prompt
     text_embeds: NDArray[np.generic]
     feeds: Feeds | None
+    kept: KeptRows | None
 
 
 class VisualBackend(Protocol):
@@ -121,42 +150,30 @@ class GraphBackend(ABC):
         """Look text rows up and upload what ranks; see `VisualBackend.stage`."""
         ranking = ranked_by or prompt
         text = self.table.look_up(prompt.token_ids[prompt.text_index])
-        feeds: Feeds | None = None
-        if selection.indices is None:
-            rows = text
-            if ranked_by is not None:
-                rows = self.table.look_up(ranking.token_ids[ranking.text_index])
-            feeds = self.stage_ranking(ranking, rows, selection.count)
-        return StagedPrompt(prompt, selection, ranking, text, feeds)
+        if selection.indices is not None:
+            kept = KeptRows.of(prompt, selection.indices)
+            return StagedPrompt(prompt, selection, ranking, text, None, kept)
+        rows = text
+        if ranked_by is not None:
+            rows = self.table.look_up(ranking.token_ids[ranking.text_index])
+        feeds = self.stage_ranking(ranking, rows, selection.count)
+        return StagedPrompt(prompt, selection, ranking, text, feeds, None)
 
     def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
         """Drop visual tokens by the graph's own top-k, or by ordinals; see `VisualBackend.compress`."""
-        prompt, selection = staged.prompt, staged.selection
-        if staged.feeds is None:
-            assert selection.indices is not None
-            return self._gathered(visual_embeds, staged, selection.indices)
-        ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, selection.count)
-        if selection.is_top_k and staged.ranked_by is prompt:
-            return ranked
-        relevance = ranked.selection().relevance
-        assert ranked.scores is not None
-        indices = selection.choose(ranked.scores.numpy())
-        return self._gathered(visual_embeds, staged, indices, relevance)
-
-    def _gathered(
-        self,
-        visual_embeds: Tensor,
-        staged: StagedPrompt,
-        indices: NDArray[np.int64],
-        relevance: NDArray[np.float32] | None = None,
-    ) -> KeptPrompt:
-        """The prompt with the visual tokens of these ordinals."""
-        prompt = staged.prompt
-        visual_index = prompt.visual_index[indices]
-        places = np.sort(np.concatenate([prompt.text_index, visual_index]))
-        embeds = self.gather(staged.text_embeds, visual_embeds, prompt, indices)
-        positions = prompt.position_ids[:, None, places]
-        return KeptPrompt(prompt, len(places), embeds, positions, indices, relevance)
+        prompt, selection, kept = staged.prompt, staged.selection, staged.kept
+        relevance = None
+        if kept is None:
+            assert staged.feeds is not None
+            ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, selection.count)
+            if selection.is_top_k and staged.ranked_by is prompt:
+                return ranked
+            relevance = ranked.selection().relevance
+            assert ranked.scores is not None
+            kept = KeptRows.of(prompt, selection.choose(ranked.scores.numpy()))
+        embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
+        length = len(kept.order)
+        return KeptPrompt(prompt, length, embeds, kept.position_ids, kept.indices, relevance)
 
     @abstractmethod
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
@@ -172,13 +189,9 @@ class GraphBackend(ABC):
 
     @abstractmethod
     def gather(
-        self,
-        text_embeds: NDArray[np.generic],
-        visual_embeds: Tensor,
-        prompt: Prompt,
-        indices: NDArray[np.int64],
+        self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> Tensor:
-        """The prompt's rows [1, T', H] with the visual tokens of these ordinals, in the prompt's order."""
+        """The kept prompt [1, T', H]: rows of [text; visual] by their numbers int64 [T']."""
 
 
 class StandardBackend(GraphBackend):
@@ -200,7 +213,7 @@ class StandardBackend(GraphBackend):
         outputs = self.run_compressor({**feeds, "visual_embeds": visual_embeds})
         return KeptPrompt(
             prompt,
-            len(prompt.text_index) + count,
+            len(prompt.token_ids) - len(prompt.visual_index) + count,
             outputs["inputs_embeds"],
             outputs["kept_position_ids"],
             outputs["kept_indices"],
@@ -230,22 +243,3 @@ def mixed(
     for row, weight in zip(rows.T, weights.T, strict=True):
         total += weight[:, None] * features[row].astype(np.float32)
     return total.astype(features.dtype)
-
-
-def gather_rows(
-    text_embeds: NDArray[np.generic],
-    visual_embeds: NDArray[np.generic],
-    prompt: Prompt,
-    indices: NDArray[np.int64],
-) -> NDArray[np.generic]:
-    """`GraphBackend.gather` in host memory."""
-    order = prompt_order(prompt, indices)
-    return np.concatenate([text_embeds, visual_embeds])[order][None]
-
-
-def prompt_order(prompt: Prompt, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which rows of [text; visual] make up the prompt that keeps these visual tokens, int64 [T']."""
-    text = prompt.text_index
-    places = np.concatenate([text, prompt.visual_index[indices]])
-    rows = np.concatenate([np.arange(len(text)), len(text) + indices])
-    return rows[np.argsort(places)].astype(np.int64)

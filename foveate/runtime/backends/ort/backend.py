@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
-from foveate.families.base import Prompt, VisualInput
-from foveate.runtime.backends.base import StandardBackend, gather_rows
+from foveate.families.base import VisualInput
+from foveate.runtime.backends.base import StandardBackend
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.embeddings import EmbeddingTable
@@ -74,14 +74,10 @@ class OrtBackend(StandardBackend):
         return self._engines["compressor"].run(feeds)
 
     def gather(
-        self,
-        text_embeds: NDArray[np.generic],
-        visual_embeds: Tensor,
-        prompt: Prompt,
-        indices: NDArray[np.int64],
+        self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> NDArray[np.generic]:
         """The prompt's rows, on the host."""
-        return gather_rows(text_embeds, on_host(visual_embeds), prompt, indices)
+        return np.concatenate([text_embeds, on_host(visual_embeds)])[order][None]
 
     def decoder(self) -> Decoder:
         """The bundle's decoder graph; see `VisualBackend.decoder`."""

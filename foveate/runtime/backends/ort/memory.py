@@ -24,19 +24,22 @@ class OrtMemory:
         writer: The engine that wrote to it last, whose runs may not be done; None in host memory.
     """
 
-    __slots__ = ("_itemsize", "_written", "device", "source", "value", "writer")
+    __slots__ = ("_address", "_itemsize", "_written", "device", "source", "value", "writer")
 
     def __init__(self, value: Any, device: str, itemsize: int, source: Any = None) -> None:
         """Hold `value`; one in host memory may borrow `source`."""
         self.value, self.device, self.source = value, device, source
         self._itemsize = itemsize
+        self._address: int | None = None
         self.writer: Any = None
         self._written: NDArray[Any] | None = None
 
     @property
     def address(self) -> int:
         """Where it begins."""
-        return int(self.value.data_ptr())
+        if self._address is None:
+            self._address = int(self.value.data_ptr())
+        return self._address
 
     @property
     def nbytes(self) -> int:

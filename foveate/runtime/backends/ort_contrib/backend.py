@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Prompt, VisualInput
-from foveate.runtime.backends.base import GraphBackend, prompt_order
+from foveate.runtime.backends.base import GraphBackend
 from foveate.runtime.backends.buckets import bucket
 from foveate.runtime.backends.ort.memory import upload, zeros
 from foveate.runtime.backends.ort.session import OnnxOptions, resolve_device
@@ -123,7 +123,8 @@ class ContribBackend(GraphBackend):
 
     def rank(self, visual_embeds: Tensor, feeds: Feeds, prompt: Prompt, count: int) -> KeptPrompt:
         """Run the compressor; its outputs stay on the device."""
-        visual, length = visual_embeds.shape[0], len(prompt.text_index) + count
+        visual = visual_embeds.shape[0]
+        length = len(prompt.token_ids) - len(prompt.visual_index) + count
         rows = feeds["text_embeds"].shape[0] + count
         outputs = self._engines["compressor"].run(
             {**feeds, "visual_embeds": visual_embeds},
@@ -141,14 +142,9 @@ class ContribBackend(GraphBackend):
         )
 
     def gather(
-        self,
-        text_embeds: NDArray[np.generic],
-        visual_embeds: Tensor,
-        prompt: Prompt,
-        indices: NDArray[np.int64],
+        self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> DeviceTensor:
         """The prompt's rows, on the device, by the merge graph."""
-        order = prompt_order(prompt, indices)
         return self._engines["merge"].run(
             {"text_embeds": text_embeds, "visual_embeds": visual_embeds, "order": order},
             {},

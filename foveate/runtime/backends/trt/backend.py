@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
-from foveate.families.base import Prompt, VisualInput
+from foveate.families.base import VisualInput
 from foveate.machine import capability
-from foveate.runtime.backends.base import StandardBackend, prompt_order
+from foveate.runtime.backends.base import StandardBackend
 from foveate.runtime.backends.trt.cache_inputs import TrtGrowing, WriteIndexInputs
 from foveate.runtime.backends.trt.choose import choose_engines
 from foveate.runtime.backends.trt.cuda import Gpu, load_cuda
@@ -99,14 +99,10 @@ class TensorRTBackend(StandardBackend):
         return self.engines["compressor"].run(feeds)
 
     def gather(
-        self,
-        text_embeds: NDArray[np.generic],
-        visual_embeds: Tensor,
-        prompt: Prompt,
-        indices: NDArray[np.int64],
+        self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> DeviceTensor:
         """The prompt's rows, copied within the GPU."""
-        order, texts = prompt_order(prompt, indices), len(text_embeds)
+        texts = len(text_embeds)
         with self.gpu.lock:
             visual = self._on_device(visual_embeds, self.table.dtype)
             text = self.gpu.upload(text_embeds, self.table.dtype)
