@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from foveate.modeling.language_model import Language
+from foveate.modeling.language_model import Language, rotation
 
 
 class FirstLayerProbe(nn.Module):
@@ -44,8 +44,7 @@ class FirstLayerProbe(nn.Module):
         bias = None if projection.bias is None else projection.bias.float()
         states = nn.functional.linear(hidden, projection.weight.float(), bias)
         states = states.reshape(1, hidden.shape[0], -1, self.attention.head_dim).transpose(1, 2)
-        axes = positions[:, None]
-        cos, sin = self.rotary(hidden, axes if len(axes) > 1 else axes[0])
+        cos, sin = rotation(self.rotary, hidden, positions)
         turned: Tensor = apply_rotary_pos_emb(states, states, cos, sin)[0]
         return turned[0]
 

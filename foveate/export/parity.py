@@ -135,7 +135,7 @@ def check_selection(feeds: Arrays, outputs: Arrays) -> str | None:
     kept, scores = outputs["kept_indices"], outputs["scores"]
     count = int(feeds["keep"][0])
     if len(kept) != count or np.any(np.diff(kept) <= 0):
-        return "the kept tokens are not an ascending list of the length asked for"
+        return "the kept tokens are not an ascending list of the length that was given"
     dropped = np.setdiff1d(np.arange(len(scores)), kept)
     if len(dropped) and scores[dropped].max() > scores[kept].min():
         return "a dropped token scores above a kept one"

@@ -54,6 +54,19 @@ def traced_attention(
 AttentionInterface.register(TRACED, traced_attention)
 
 
+def rotation(rotary: nn.Module, embeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, S, D] (of m-rope [A, B, S, D]) of rotary positions.
+
+    Args:
+        rotary: (states, positions) to both, as transformers has it.
+        embeds: Whose dtype and device they get.
+        positions: int64 [A, B, S], or [A, S] of one sequence; A rotary axes.
+    """
+    axes = positions if positions.dim() == 3 else positions[:, None]
+    turned: tuple[Tensor, Tensor] = rotary(embeds, axes if len(axes) > 1 else axes[0])
+    return turned
+
+
 class Language(nn.Module):
     """The parts of a transformers decoder whose layers are like Llama's.
 
@@ -80,15 +93,8 @@ class Language(nn.Module):
         self.norm, self.head = norm, head
 
     def rotation(self, embeds: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, S, D] (of m-rope [A, B, S, D]) for embeds [B, S, H].
-
-        Args:
-            embeds: Whose dtype and device they get.
-            positions: int64 [A, B, S], or [A, S] of one sequence; A rotary axes.
-        """
-        axes = positions if positions.dim() == 3 else positions[:, None]
-        rotation: tuple[Tensor, Tensor] = self.rotary(embeds, axes if len(axes) > 1 else axes[0])
-        return rotation
+        """Cosines and sines of embeds [B, S, H]; see `rotation`."""
+        return rotation(self.rotary, embeds, positions)
 
     def states(self, embeds: Tensor, positions: Tensor) -> Iterator[Tensor]:
         """The input of each layer in turn, and last the output of the last; each [1, T, H].
