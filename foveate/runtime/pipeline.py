@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from foveate.bundle.reader import Bundle
-from foveate.errors import BackendError, ClosedError, ImageError, KeepError, LimitError
+from foveate.errors import (
+    BackendError,
+    ClosedError,
+    ImageError,
+    KeepError,
+    LimitError,
+    SamplingError,
+)
 from foveate.families.base import Family, Prompt, user_turn
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
@@ -197,6 +204,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if request.kept is not None and (request.keep is not None or request.rank_by is not None):
             raise KeepError("kept names the tokens to keep; leave out keep and rank_by beside it")
         selection = select(media.visual, keep, request.kept, request.rank)
+        self._check_capabilities(sampling, selection)
         eos = () if request.ignore_eos else manifest.generation.eos
         generation = Generation(
             len(prompt.token_ids) - selection.total + selection.count,
@@ -278,6 +286,22 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if most < 1:
             raise LimitError(f"max_new_tokens is {most}; give at least 1")
         return most
+
+    def _check_capabilities(self, sampling: Sampling, selection: Selection) -> None:
+        """Refuse sampling that the language model does not honour, and gaps that it cannot leave."""
+        can, usual = self._language.capabilities, Sampling()
+        for field in Sampling.__dataclass_fields__:
+            value = getattr(sampling, field)
+            if field not in can.sampling and value != getattr(usual, field):
+                raise SamplingError(
+                    f"{field} is {value}, which the language model {self.language} does not honour; "
+                    f"use {getattr(usual, field)}, or another language model"
+                )
+        if selection.count < selection.total and not can.any_positions:
+            raise KeepError(
+                f"the language model {self.language} cannot leave the positions of dropped tokens "
+                "free; use keep=1.0, or another language model"
+            )
 
     def _check_open(self) -> None:
         """ClosedError after `close`."""

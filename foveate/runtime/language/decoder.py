@@ -71,6 +71,8 @@ class DecoderRun:
             if token.finish_reason is None:
                 going[number] = sequence
             yield {number: token}
+            if self._cancelled.is_set():
+                return
         while going and not self._cancelled.is_set():
             found = self._cache.decode({n: (one.token, one.position) for n, one in going.items()})
             step = {}

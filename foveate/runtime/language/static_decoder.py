@@ -160,8 +160,12 @@ class StaticCache:
         self.open = set(range(memory.rows))
 
     def prefill(self, row: int, prompt: KeptPrompt) -> NextLogits:
-        """Take in a row's prompt; see `KVCache.prefill`."""
-        self._check_open({row})
+        """Take in a row's prompt; see `KVCache.prefill`.
+
+        Raises:
+            LimitError: The cache has no room for it.
+        """
+        self._check_room({row: 0}, prompt.length)
         with self.decoder.engine.lock:
             outputs = self.decoder.inputs.prefill(self.known, self.memory, row, prompt)
             self.lengths[row] = prompt.length
@@ -171,9 +175,12 @@ class StaticCache:
         """Take in a token for each row that goes on; see `KVCache.decode`.
 
         The other rows compute as well, on the slot after their last, which nobody reads.
+
+        Raises:
+            LimitError: A row's cache is full.
         """
         decoder, call = self.decoder, self.memory.step
-        self._check_open(tokens)
+        self._check_room({row: int(self.lengths[row]) for row in tokens}, 1)
         ids = np.zeros(self.memory.rows, np.int64)
         for row, (token, _) in tokens.items():
             ids[row] = token
@@ -195,10 +202,16 @@ class StaticCache:
             if not self.open:
                 self.decoder.pool.give_back(self.memory)
 
-    def _check_open(self, rows: Iterable[int]) -> None:
-        """ClosedError for a row that was given back."""
-        if not self.open.issuperset(rows):
+    def _check_room(self, lengths: Mapping[int, int], more: int) -> None:
+        """ClosedError for a row that was given back, LimitError for one without room for `more` tokens."""
+        if not self.open.issuperset(lengths):
             raise ClosedError("a sequence is closed; begin another")
+        longest, capacity = max(lengths.values()), self.memory.capacity
+        if longest + more > capacity:
+            raise LimitError(
+                f"a sequence has {longest} tokens, and {more} more do not fit into its cache of "
+                f"{capacity}; ask for a shorter answer, or keep fewer visual tokens"
+            )
 
 
 def next_logits(outputs: Mapping[str, DeviceTensor], rows: Iterable[int]) -> dict[int, NextLogits]:
