@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# What runs on a device, with Python 3.10 and without torch.
+SLIM := $(addprefix foveate/,runtime families bundle commands export/tensorrt cli.py errors.py terminal.py atomic_write.py machine.py)
 
 .PHONY: demo test lint setup clean
 
@@ -17,6 +19,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 $(SLIM)
 
 setup: $(VENV)/.dev
 

@@ -200,7 +200,8 @@ class Pixels:
         _, rows, columns = self.grid(steps)
         places = np.indices((rows * merge, columns * merge), dtype=np.int64)
         blocks = places.reshape(2, rows, merge, columns, merge)
-        return blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+        pairs: NDArray[np.int64] = blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+        return pairs
 
 
 def shown_pictures(grids: Sequence[Grid], depths: Sequence[int]) -> NDArray[np.int64]:

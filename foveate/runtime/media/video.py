@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 from PIL.Image import Image
 
@@ -47,7 +48,7 @@ def read_video(path: str | os.PathLike[str], fps: float = FPS) -> list[Image]:
                         f"{path} has more than {MOST_FRAMES} frames at {fps:g} a second; take fewer "
                         "(--fps), or cut it"
                     )
-                picture: Image = frame.to_image()  # type: ignore[no-untyped-call]
+                picture: Image = cast(Any, frame).to_image()
                 turn = getattr(frame, "rotation", 0)
                 frames.append(picture.rotate(turn, expand=True) if turn else picture)
     except (av.FFmpegError, OSError) as error:

@@ -155,7 +155,8 @@ class KeptPositions:
 
     def numpy(self) -> NDArray[np.int64]:
         """Copy to host memory."""
-        return self.rows.numpy().T[:, None]
+        positions: NDArray[np.int64] = self.rows.numpy().T[:, None]
+        return positions
 
 
 def by_slot(
