@@ -132,8 +132,9 @@ class Qwen2VL:
             rendered, add_special_tokens=not (bos and rendered.startswith(bos))
         )
         ids = np.asarray(encoding.ids, dtype=np.int64)
-        placeholders = [self._tokens[kind] for kind in _PLURALS if kind in self._tokens]
-        slots = np.flatnonzero(np.isin(ids, placeholders))
+        placeholders = {self._tokens[kind] for kind in _PLURALS if kind in self._tokens}
+        visual_ids = np.logical_or.reduce([ids == token for token in placeholders])
+        slots = np.flatnonzero(visual_ids)
         if ids[slots].tolist() != wanted:
             named = " and ".join(_PLURALS[kind] for kind in dict.fromkeys(kinds)) or "no pictures"
             raise PromptError(
@@ -151,7 +152,7 @@ class Qwen2VL:
         positions = _rotary_positions(lengths, slots, visual.grids)
         return Prompt(
             token_ids=token_ids,
-            visual_index=np.flatnonzero(np.isin(token_ids, placeholders)).astype(np.int64),
+            visual_index=np.flatnonzero(np.repeat(visual_ids, lengths)).astype(np.int64),
             instruction_index=instruction,
             position_ids=positions,
             next_position=int(positions.max()) + 1,

@@ -1,5 +1,6 @@
 """Qwen2-VL's pixels: pictures and video frames to what its vision graphs take."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -211,21 +212,25 @@ def shown_pictures(grids: Sequence[Grid], depths: Sequence[int]) -> NDArray[np.i
         grids: Of each picture or video.
         depths: Frames in each one's steps in time.
     """
-    counts = [steps * depth for (steps, _, _), depth in zip(grids, depths, strict=True)]
-    begins = np.cumsum([0, *counts])
-    shown = [
-        np.repeat(begin + depth * np.arange(steps), rows * columns)
-        for begin, depth, (steps, rows, columns) in zip(begins, depths, grids, strict=False)
-    ]
-    return np.concatenate([np.empty(0, np.int64), *shown]).astype(np.int64)
+    pictures: list[int] = []
+    tokens: list[int] = []
+    first = 0
+    for depth, (steps, rows, columns) in zip(depths, grids, strict=True):
+        pictures += range(first, first + steps * depth, depth)
+        tokens += [rows * columns] * steps
+        first += steps * depth
+    return np.repeat(np.array(pictures, np.int64), tokens)
 
 
+@functools.lru_cache(64)
 def grid_boxes(grid: Grid) -> NDArray[np.float32]:
     """The part of its picture that each token of a grid shows, float32 [N, 4]."""
     steps, rows, columns = grid
     top, left = np.indices((rows, columns)).reshape(2, -1)
     edges = (left / columns, top / rows, (left + 1) / columns, (top + 1) / rows)
-    return np.tile(np.stack(edges, axis=-1).astype(np.float32), (steps, 1))
+    boxes = np.tile(np.stack(edges, axis=-1).astype(np.float32), (steps, 1))
+    boxes.flags.writeable = False
+    return boxes
 
 
 def shrunk(settings: Settings, pictures: Sequence[Image.Image], most: Sequence[int]) -> GridInput:

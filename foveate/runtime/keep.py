@@ -25,7 +25,7 @@ class Selection:
         count: How many of them are kept, K; those that may not be dropped are among them.
         indices: int64 [K], their ordinals, ascending; None where the ranking decides.
         candidates: bool [N_v], which may be dropped.
-        groups: int64 [N_v], the budget that each token counts to.
+        groups: int64 [N_v], the budget that each token counts to; None where all share one.
         budgets: int64 [groups], how many candidates each budget keeps.
     """
 
@@ -33,19 +33,20 @@ class Selection:
     count: int
     indices: NDArray[np.int64] | None
     candidates: NDArray[np.bool_]
-    groups: NDArray[np.int64]
+    groups: NDArray[np.int64] | None
     budgets: NDArray[np.int64]
 
     @property
     def is_top_k(self) -> bool:
         """Whether the kept tokens are the `count` best of all, which a graph can find by itself."""
-        return self.indices is None and len(self.budgets) == 1 and bool(self.candidates.all())
+        return self.indices is None and self.groups is None and bool(self.candidates.all())
 
     def choose(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
         """The kept tokens' ordinals int64 [K], ascending, by scores [N_v]; of equal ones the first."""
         kept = ~self.candidates
         for group, budget in enumerate(self.budgets):
-            members = np.flatnonzero(self.candidates & (self.groups == group))
+            shared = True if self.groups is None else self.groups == group
+            members = np.flatnonzero(self.candidates & shared)
             order = np.argsort(-scores[members], kind="stable")
             kept[members[order[:budget]]] = True
         return np.flatnonzero(kept)
@@ -72,10 +73,10 @@ def select(
     candidates, total = visual.candidates, visual.tokens
     if rank not in ("together", "each"):
         raise KeepError(f"rank is {rank!r}; give 'together' or 'each'")
-    groups = np.zeros(total, np.int64)
+    groups, sizes = None, np.array([candidates.sum()])
     if rank == "each":
-        _, groups = np.unique(visual.picture, return_inverse=True)
-    sizes = np.bincount(groups[candidates], minlength=int(groups.max(initial=0)) + 1)
+        pictures, groups = np.unique(visual.picture, return_inverse=True)
+        sizes = np.bincount(groups[candidates], minlength=len(pictures))
     if kept is not None:
         indices = _checked_indices(kept, candidates)
         return Selection(total, len(indices), indices, candidates, groups, sizes)
@@ -83,7 +84,7 @@ def select(
         budgets = np.minimum(kept_count(keep, int(sizes.max(initial=0))), sizes)
     else:
         budgets = np.array([kept_count(keep, int(size)) if size else 0 for size in sizes])
-    count = int(budgets.sum() + total - candidates.sum())
+    count = int(budgets.sum() + total - sizes.sum())
     everything = np.arange(total) if count == total else None
     return Selection(total, count, everything, candidates, groups, budgets)
 
