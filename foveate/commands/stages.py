@@ -9,9 +9,14 @@ from PIL import Image
 
 from foveate.bundle.manifest import Precision
 from foveate.bundle.reader import Bundle
-from foveate.families.base import Prompt, Vision
-from foveate.runtime.backends import Backend
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.families.base import Prompt, VisualInput, user_turn
+from foveate.runtime.backends import VisualBackend
+from foveate.runtime.keep import select
+from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.language.base import Generation
+from foveate.runtime.language.decoder import Decoder
+from foveate.runtime.load import read_family, read_tokenizer
+from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import on_host
 
 BOUNDS: dict[Precision, float] = {
@@ -23,24 +28,28 @@ seen to stay within 3e-6; where activations are rounded to 8 bits, each library 
 Arrays = dict[str, NDArray[Any]]
 
 
-def small_request(bundle: Bundle) -> tuple[Vision, Prompt]:
+def small_request(bundle: Bundle) -> tuple[VisualInput, Prompt]:
     """A drawn picture and a question about it, as a bundle's family prepares them."""
     rows, columns = np.mgrid[0:224, 0:252]
     channels = (rows * 255 // 224, columns * 255 // 252, (rows // 28 + columns // 28) % 2 * 255)
     picture = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
     family = read_family(bundle, read_tokenizer(bundle))
-    vision = family.preprocess([picture])
-    return vision, family.layout("What is in the picture?", vision)
+    visual = family.prepare([picture])
+    return visual, family.layout(user_turn("What is in the picture?", [picture]), visual)
 
 
 def run_stages(
-    backend: Backend, vision: Vision, prompt: Prompt, count: int, given: Mapping[str, Any]
+    backend: VisualBackend,
+    visual: VisualInput,
+    prompt: Prompt,
+    count: int,
+    given: Mapping[str, Any],
 ) -> Arrays:
     """Run every stage once.
 
     Args:
         backend: What runs it.
-        vision: The pictures.
+        visual: The pictures.
         prompt: The prompt about them.
         count: How many visual tokens to keep.
         given: What another backend gave: later stages take that in, so that each is held against the
@@ -49,31 +58,55 @@ def run_stages(
     Returns:
         What the stages gave, named "stage.output".
     """
-    found: Arrays = {}
+    embeds = backend.encode(visual)
+    found: Arrays = {"vision.visual_embeds": on_host(embeds).copy()}
+    embeds = given.get("vision.visual_embeds", embeds)
+    whole = backend.compress(embeds, backend.stage(prompt, select(visual, 1.0)))
+    found["merge.inputs_embeds"] = on_host(whole.embeds)[:, : whole.length].copy()
+    kept = backend.compress(embeds, backend.stage(prompt, select(visual, count)))
+    found |= {f"compressor.{name}": array for name, array in kept_arrays(kept).items()}
+    if given:
+        kept = KeptPrompt(
+            prompt,
+            kept.length,
+            given["compressor.inputs_embeds"],
+            given["compressor.kept_position_ids"],
+            given["compressor.kept_indices"],
+        )
+    return found | decoder_arrays(backend, kept, given.get("decoder.prefill"))
 
-    def note(stage: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a stage's outputs; what the next stage takes in."""
-        found.update({f"{stage}.{name}": value.numpy() for name, value in outputs.items()})
-        return {name: given.get(f"{stage}.{name}", value) for name, value in outputs.items()}
 
-    visual = note("vision", {"visual_embeds": backend.encode(vision)})["visual_embeds"]
-    feeds = prompt.compressor_feeds(count)
-    text_index = feeds["text_index"]
-    text = backend.embed(prompt.token_ids[text_index])
-    merged = backend.merge(text, visual, text_index, prompt.visual_index)
-    found["merge.inputs_embeds"] = on_host(merged)
-    asked = backend.place({"text_embeds": text, **feeds})
-    kept = note("compressor", backend.compress({**asked, "visual_embeds": visual}))
-    length = len(text_index) + count
-    found["compressor.inputs_embeds"] = found["compressor.inputs_embeds"][:, :length]
-    found["compressor.kept_position_ids"] = found["compressor.kept_position_ids"][:, :, :length]
-    sequence = backend.start(length + 2)
-    following = sequence.extend(kept["inputs_embeds"], kept["kept_position_ids"], length)
-    prefill = found["decoder.prefill"] = following.logits()
-    first = int(given.get("decoder.prefill", prefill).argmax())
-    found["decoder.step"] = sequence.step(first, prompt.next_position).logits()
-    sequence.close()
-    return found
+def kept_arrays(kept: KeptPrompt) -> Arrays:
+    """The compressor's outputs in host memory, without what may follow them in theirs."""
+    selection, length = kept.selection(), kept.length
+    assert kept.scores is not None and selection.relevance is not None
+    positions = kept.position_ids
+    places = positions if isinstance(positions, np.ndarray) else positions.numpy()
+    return {
+        "inputs_embeds": on_host(kept.embeds)[:, :length].copy(),
+        "kept_position_ids": places[:, :, :length].copy(),
+        "kept_indices": selection.indices,
+        "relevance": selection.relevance,
+        "scores": kept.scores.numpy(),
+    }
+
+
+def decoder_arrays(
+    backend: VisualBackend, kept: KeptPrompt, prefill: NDArray[np.float32] | None
+) -> Arrays:
+    """The logits after a prompt, and after the best token of `prefill`, or else of those."""
+    decoder = backend.decoder()
+    assert isinstance(decoder, Decoder)
+    following = kept.next_position
+    settings = Generation(kept.length, following, 2, frozenset(), Sampling())
+    cache = decoder.graph.allocate([settings])
+    try:
+        logits = cache.prefill(0, kept).logits().copy()
+        token = int((logits if prefill is None else prefill).argmax())
+        step = cache.decode({0: (token, following)})[0].logits()
+    finally:
+        cache.release(0)
+    return {"decoder.prefill": logits, "decoder.step": step.copy()}
 
 
 def differences(found: Arrays, reference: Mapping[str, Any]) -> dict[str, float]:

@@ -14,10 +14,10 @@ ZERO = {"vision": 0.0, "merge": 0.0, "compressor": 0.0, "decoder": 0.0}
 def found(tiny_bundle: Bundle) -> Arrays:
     """What the tiny bundle's stages give."""
     backend = open_backend(tiny_bundle, "onnxruntime", device="cpu")
-    vision, prompt = small_request(tiny_bundle)
-    count = vision.tokens // 4
-    first = run_stages(backend, vision, prompt, count, {})
-    again = run_stages(backend, vision, prompt, count, first)
+    visual, prompt = small_request(tiny_bundle)
+    count = visual.tokens // 4
+    first = run_stages(backend, visual, prompt, count, {})
+    again = run_stages(backend, visual, prompt, count, first)
     backend.close()
     assert differences(again, first) == ZERO
     return first
