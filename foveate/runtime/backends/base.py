@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.families.base import Prompt, VisualInput
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.keep import Selection
-from foveate.runtime.kept_prompt import KeptPrompt
+from foveate.runtime.kept_prompt import KeptPrompt, Readable
 from foveate.runtime.language.base import LanguageModel
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 
@@ -138,10 +138,11 @@ class GraphBackend(ABC):
         ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, selection.count)
         if selection.is_top_k and staged.ranked_by is prompt:
             return ranked
+        # Also refuses relevance that is not finite.
         relevance = ranked.selection().relevance
         assert ranked.scores is not None
         indices = selection.choose(ranked.scores.numpy())
-        return self._gathered(visual_embeds, staged, indices, relevance)
+        return self._gathered(visual_embeds, staged, indices, relevance, ranked.scores)
 
     def _gathered(
         self,
@@ -149,6 +150,7 @@ class GraphBackend(ABC):
         staged: StagedPrompt,
         indices: NDArray[np.int64],
         relevance: NDArray[np.float32] | None = None,
+        scores: Readable | None = None,
     ) -> KeptPrompt:
         """The prompt with the visual tokens of these ordinals."""
         prompt = staged.prompt
@@ -156,7 +158,7 @@ class GraphBackend(ABC):
         places = np.sort(np.concatenate([prompt.text_index, visual_index]))
         embeds = self.gather(staged.text_embeds, visual_embeds, prompt, indices)
         positions = prompt.position_ids[:, None, places]
-        return KeptPrompt(prompt, len(places), embeds, positions, indices, relevance)
+        return KeptPrompt(prompt, len(places), embeds, positions, indices, relevance, scores)
 
     @abstractmethod
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
