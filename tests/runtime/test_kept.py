@@ -53,9 +53,7 @@ def test_named_tokens_are_those_of_a_ranking(
 ) -> None:
     """Bit for bit, whether the graph gathers them or they are gathered by their ordinals."""
     ranked = engine.generate(QUESTION, images=pictures, keep=keep, max_new_tokens=6)
-    named = engine.generate(
-        QUESTION, images=pictures, kept=ranked.visual.indices, max_new_tokens=6
-    )
+    named = engine.generate(QUESTION, images=pictures, kept=ranked.visual.indices, max_new_tokens=6)
     assert np.array_equal(named.visual.indices, ranked.visual.indices)
     assert named.token_ids == ranked.token_ids
     assert np.array_equal(
@@ -77,9 +75,7 @@ def test_keeping_all_is_naming_all(engine: Pipeline, pictures: list[Image.Image]
         assert np.array_equal(one, found[0])
 
 
-def test_names_that_no_token_has_are_refused(
-    engine: Pipeline, pictures: list[Image.Image]
-) -> None:
+def test_names_that_no_token_has_are_refused(engine: Pipeline, pictures: list[Image.Image]) -> None:
     total = engine.generate(QUESTION, images=pictures, keep=1.0, max_new_tokens=1).visual.total
     for kept in ([], [total], [-1], [1, 1], [0.5], ["1"]):
         with pytest.raises(KeepError, match=rf"from 0 to {total - 1}, each once"):
@@ -147,7 +143,9 @@ def test_every_picture_keeps_its_own(
     for number in range(len(pictures)):
         here = visual.picture == number
         sizes.append(int(here.sum()))
-        wanted = min(keep, sizes[-1]) if isinstance(keep, int) else max(1, int(sizes[-1] * keep + 0.5))
+        wanted = (
+            min(keep, sizes[-1]) if isinstance(keep, int) else max(1, int(sizes[-1] * keep + 0.5))
+        )
         assert (here & kept).sum() == wanted
         if wanted < sizes[-1]:
             relevance = visual.relevance

@@ -74,9 +74,7 @@ def test_prefills_come_one_by_one_and_later_tokens_together(pipe: Pipeline) -> N
 
 def test_a_stop_token_ends_one_prompt_alone(pipe: Pipeline) -> None:
     language = pipe._language
-    first = [
-        list(step.values())[0].id for step in language.generate(prompts(pipe)[:1], settings()[:1])
-    ]
+    first = [step[0].id for step in language.generate(prompts(pipe)[:1], settings()[:1])]
     stop = first[2]
     first = first[: first.index(stop)]
     several = settings()

@@ -25,8 +25,6 @@ from foveate.errors import (
     LimitError,
     MissingDependencyError,
 )
-from foveate.families.base import Prompt
-from foveate.runtime.backends.base import gather_rows, prompt_order
 from foveate.runtime.backends.trt import cuda
 from foveate.runtime.backends.trt.backend import consecutive
 from foveate.runtime.backends.trt.choose import choose_engines, fitting_engines
@@ -270,25 +268,22 @@ def test_gathering_by_copies_is_what_gathering_by_index_is(dropped: int) -> None
     generator = np.random.default_rng(0)
     for visual_count in (0, 1, 7, 20):
         chosen = generator.permutation(20)
-        visual_index = np.sort(chosen[:visual_count])
-        prompt = Prompt(
-            np.arange(20), visual_index, np.empty(0, np.int64), np.tile(np.arange(20), (3, 1)), 20
-        )
+        text_index, visual_index = np.sort(chosen[visual_count:]), np.sort(chosen[:visual_count])
         indices = np.sort(generator.permutation(visual_count)[dropped:])
-        texts = 20 - visual_count
-        text = generator.standard_normal((texts, 64)).astype(np.float32)
+        text = generator.standard_normal((len(text_index), 64)).astype(np.float32)
         visual = generator.standard_normal((visual_count, 64)).astype(np.float32)
-        whole = gather_rows(text, visual, prompt, indices)
         plain = np.empty((20, 64), np.float32)
-        plain[prompt.text_index], plain[visual_index] = text, visual
-        places = np.sort(np.concatenate([prompt.text_index, visual_index[indices]]))
-        assert np.array_equal(whole[0], plain[places])
-        found = np.full_like(whole, np.nan)
+        plain[text_index], plain[visual_index] = text, visual
+        places = np.concatenate([text_index, visual_index[indices]])
+        order = np.concatenate([np.arange(len(text)), len(text) + indices])[np.argsort(places)]
+        wanted = plain[np.sort(places)]
+        assert np.array_equal(np.concatenate([text, visual])[order], wanted)
+        found = np.full_like(wanted, np.nan)
         copies = 0
-        for begin, row, count in consecutive(prompt_order(prompt, indices), texts):
-            source, start = (text, row) if row < texts else (visual, row - texts)
-            found[0, begin : begin + count] = source[start : start + count]
+        for begin, row, count in consecutive(order, len(text)):
+            source, start = (text, row) if row < len(text) else (visual, row - len(text))
+            found[begin : begin + count] = source[start : start + count]
             copies += 1
-        assert np.array_equal(found, whole)
+        assert np.array_equal(found, wanted)
         if not dropped:
-            assert copies <= 2 * min(visual_count, texts) + 1
+            assert copies <= 2 * min(visual_count, 20 - visual_count) + 1
