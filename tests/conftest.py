@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 
 from foveate.bundle.reader import Bundle
-from foveate.export.exporter import ExportOptions, export
-from foveate.export.quantization.options import QuantizationOptions
-from foveate.modeling.f_theta import FTheta
-from tests.checkpoints import write_checkpoint
-from tests.quantized import quantize_bundle
 
 NANO = Path(__file__).parent.parent / "models" / "nano"
+GPU_TESTS = "test_*_gpu.py"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu` no other modules are imported, which may need what is not installed, such as torch."""
+    if config.option.markexpr != "gpu":
+        return None
+    if collection_path.is_dir():
+        return not any(collection_path.rglob(GPU_TESTS)) or None
+    return not collection_path.match(GPU_TESTS) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +36,41 @@ class Sample:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2-VL checkpoint of two layers."""
+    from tests.checkpoints import write_checkpoint
+
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Bundle:
     """The random checkpoint's fp32 bundle; tests must not write in it."""
-    return export(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
+    from tests.exported import export_tiny
+
+    return export_tiny(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
 
 
 @pytest.fixture(scope="session")
 def half_bundle(tiny_checkpoint: Path) -> Bundle:
     """The random checkpoint's fp16 bundle, ranked by an untrained f_θ; tests must not write in it."""
-    weights = tiny_checkpoint.parent / "f_theta.safetensors"
-    FTheta(4, "log").save(weights, {"trained_on": "nothing"})
-    options = ExportOptions(weights, precision="fp16")
-    return export(tiny_checkpoint, tiny_checkpoint.parent / "half", options)
+    from tests.exported import export_half
+
+    return export_half(tiny_checkpoint, tiny_checkpoint.parent / "half")
 
 
 @pytest.fixture(scope="session")
 def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The nano checkpoint's fp32 bundle, ranked by attention; tests must not write in it."""
-    return export(NANO, tmp_path_factory.mktemp("nano") / "bundle", ExportOptions())
+    from tests.exported import export_nano
+
+    return export_nano(tmp_path_factory.mktemp("nano") / "bundle")
 
 
 @pytest.fixture(scope="session")
 def contrib_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The nano checkpoint's fp32 bundle of contrib operators; tests must not write in it."""
-    options = ExportOptions(operators="contrib")
-    return export(NANO, tmp_path_factory.mktemp("contrib") / "bundle", options)
+    from tests.exported import export_nano
+
+    return export_nano(tmp_path_factory.mktemp("contrib") / "bundle", operators="contrib")
 
 
 @pytest.fixture(scope="session")
@@ -67,15 +78,9 @@ def quantized_bundles(
     nano_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Bundle]:
     """The nano checkpoint's bundles in int8, fp8 and int4; tests must not write in them."""
-    folder = tmp_path_factory.mktemp("quantized")
-    options = {"int4": QuantizationOptions()}
-    calibrated = QuantizationOptions(NANO / "samples" / "data.jsonl", limit=8)
-    return {
-        precision: quantize_bundle(
-            nano_bundle, NANO, folder / precision, precision, options.get(precision, calibrated)
-        )
-        for precision in ("int8", "fp8", "int4")
-    }
+    from tests.exported import quantize_nano
+
+    return quantize_nano(nano_bundle, tmp_path_factory.mktemp("quantized"))
 
 
 @pytest.fixture(scope="session")

@@ -191,14 +191,14 @@ def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
     """What one picture's tokens have, as cells [rows, columns] of the picture.
 
     Cells are as large as the smallest box. Where boxes overlap the maximum counts, and where there is
-    none the least of the picture's values.
+    none the least of the picture's values. A token whose box is empty, such as a newline, shows nothing.
 
     Args:
         values: [N_v], one for each visual token of all pictures.
         shown: Which part of which picture each token shows.
         index: Which picture.
     """
-    here = shown.picture == index
+    here = (shown.picture == index) & (shown.boxes[:, 2:] > shown.boxes[:, :2]).all(axis=1)
     boxes, values = shown.boxes[here].astype(np.float64), values[here]
     across, down = np.rint(1 / (boxes[:, 2:] - boxes[:, :2]).min(axis=0)).astype(int)
     sizes = np.array([across, down, across, down])

@@ -52,10 +52,10 @@ class TestVerify:
 def found(tiny_bundle: Bundle) -> Arrays:
     """What the tiny bundle's stages give."""
     backend = open_backend(tiny_bundle, "onnxruntime", device="cpu")
-    vision, prompt = small_request(tiny_bundle)
-    count = vision.tokens // 4
-    first = run_stages(backend, vision, prompt, count, {})
-    again = run_stages(backend, vision, prompt, count, first)
+    visual, prompt = small_request(tiny_bundle)
+    count = visual.tokens // 4
+    first = run_stages(backend, visual, prompt, count, {})
+    again = run_stages(backend, visual, prompt, count, first)
     backend.close()
     assert differences(again, first) == ZERO
     return first

@@ -1,5 +1,6 @@
 """Heatmaps: what every pixel says, and what cannot be drawn."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError, KeepError, OutputError, OutputExistsError
+from foveate.families.qwen2_vl_pixels import grid_boxes
 from foveate.runtime.answer import Visual
 from foveate.runtime.heatmap import (
     LEAST_WIDTH,
@@ -26,10 +28,18 @@ from foveate.runtime.heatmap import (
 GREEN = (40, 170, 60)
 
 
+def shown(*grids: tuple[int, int, int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which frame, and which part of it, each token of some grids shows."""
+    frames = np.arange(sum(steps for steps, _, _ in grids))
+    sizes = [rows * columns for steps, rows, columns in grids for _ in range(steps)]
+    return np.repeat(frames, sizes), np.concatenate([grid_boxes(grid) for grid in grids])
+
+
 def visual(kept: list[int], *grids: tuple[int, int, int], seed: int = 0) -> Visual:
     total = sum(int(np.prod(grid)) for grid in grids)
     relevance = np.random.default_rng(seed).random(total).astype(np.float32)
-    return Visual(total, len(kept), np.array(kept), relevance / relevance.sum(), grids)
+    relevance /= relevance.sum()
+    return Visual(total, len(kept), np.array(kept), relevance, *shown(*grids))
 
 
 def panel(sheet: Image.Image, number: int, height: int) -> NDArray[np.uint8]:
@@ -69,7 +79,7 @@ def test_kept_region_has_an_outline_on_the_dropped_side() -> None:
 def test_relevance_is_brightest_where_it_is_highest() -> None:
     relevance = np.full(16, 0.01, dtype=np.float32)
     relevance[10] = 0.85
-    answer = Visual(16, 4, np.arange(4), relevance, ((1, 4, 4),))
+    answer = Visual(16, 4, np.arange(4), relevance, *shown((1, 4, 4)))
     sheet = draw_heatmap(Image.new("RGB", (448, 448), GREEN), answer)
     light = panel(sheet, 1, 448).astype(float).mean(axis=-1)
     row, column = np.unravel_index(light.argmax(), light.shape)
@@ -107,9 +117,14 @@ def test_several_pictures_each_get_their_own_tokens() -> None:
 
 
 def test_frames_of_one_place_are_drawn_together() -> None:
-    answer = visual([4], (2, 2, 2))
-    result = panel(draw_heatmap(Image.new("RGB", (448, 448), GREEN), answer), 2, 448)
-    assert (result[:224, :224] == GREEN).all()
+    apart = visual([4], (2, 2, 2))
+    together = dataclasses.replace(apart, picture=np.zeros(8, np.int64))
+    for answer, index in ((together, 0), (apart, 1)):
+        picture = Image.new("RGB", (448, 448), GREEN)
+        result = panel(draw_heatmap(picture, answer, index), 2, 448)
+        assert (result[:224, :224] == GREEN).all()
+        assert not (result[230:, 230:] == GREEN).all(axis=-1).any()
+    assert together.pictures == 1 and apart.pictures == 2
 
 
 @pytest.mark.parametrize(
@@ -137,7 +152,7 @@ def test_colours_grow_lighter() -> None:
 
 def test_what_cannot_be_drawn() -> None:
     picture = Image.new("RGB", (56, 56))
-    everything = Visual(4, 4, np.arange(4), None, ((1, 2, 2),))
+    everything = Visual(4, 4, np.arange(4), None, *shown((1, 2, 2)))
     with pytest.raises(KeepError, match="none were ranked"):
         draw_heatmap(picture, everything)
     with pytest.raises(ImageError, match="no picture 2"):

@@ -1,8 +1,7 @@
-"""The whole chain against transformers on held-out questions, and all that may go wrong with it."""
+"""The whole chain against transformers on held-out questions."""
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,9 @@ from PIL import Image
 
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
-from foveate.errors import (
-    BackendError,
-    BundleNotFoundError,
-    ClosedError,
-    FoveateError,
-    ImageError,
-    KeepError,
-    LimitError,
-    PromptError,
-    SamplingError,
-)
 from tests.conftest import Sample
 from tests.reference import Reference
+from tests.runtime.watched import grids, watch
 
 LOGITS = 1e-4
 """Absolute, on logits of magnitude 20: float32 sums in another order through ten layers."""
@@ -56,12 +45,12 @@ def test_uncompressed_answers_are_those_of_generate(
         picture = Image.open(sample.image)
         request = reference.prepare(sample.question, [picture])
         expected, logits = reference.generate(request, 8)
-        seen: list[np.ndarray[Any, Any]] = []
-        answer = watch_logits(pipe, seen).generate(
+        watching, watched = watch(pipe)
+        answer = watching.generate(
             sample.question, images=[sample.image], keep=1.0, max_new_tokens=8
         )
         assert answer.token_ids == expected, sample.id
-        worst = max(worst, float(np.abs(seen[0] - logits).max()))
+        worst = max(worst, float(np.abs(watched.seen[0] - logits).max()))
     assert worst <= LOGITS
 
 
@@ -101,7 +90,8 @@ def test_several_pictures_in_one_request(
         "What shape has the letter K?", images=pictures, keep=0.3, max_new_tokens=8
     )
     assert part.token_ids == reference.generate_kept(request, part.visual.indices, 8)
-    assert sum(rows * columns for _, rows, columns in part.visual.grids) == part.visual.total
+    assert [number for number, _, _ in grids(part.visual)] == [0, 1, 2]
+    assert sum(rows * columns for _, rows, columns in grids(part.visual)) == part.visual.total
 
 
 def test_pictures_from_everywhere_give_one_answer(pipe: Pipeline, scene: Sample) -> None:
@@ -148,26 +138,6 @@ def test_timing_adds_up(pipe: Pipeline, scene: Sample) -> None:
     assert timing.decode <= timing.total - timing.first_token
 
 
-def test_a_stream_is_the_answer_in_pieces(pipe: Pipeline, scene: Sample) -> None:
-    stream = pipe.stream("Describe the picture.", images=[scene.image], keep=1.0)
-    with pytest.raises(FoveateError):
-        _ = stream.answer
-    pieces = list(stream)
-    assert len(pieces) > 3
-    assert all(pieces)
-    assert "".join(pieces) == stream.answer.text
-    assert list(stream) == []
-
-
-def test_a_stream_holds_back_half_a_character(pipe: Pipeline, scene: Sample) -> None:
-    """Random tokens break characters apart; the pieces still join to the text."""
-    for seed in range(5):
-        stream = pipe.stream(
-            scene.question, images=[scene.image], temperature=50.0, seed=seed, max_new_tokens=40
-        )
-        assert "".join(stream) == stream.answer.text
-
-
 def test_greedy_and_seeded_sampling_repeat(pipe: Pipeline, scene: Sample) -> None:
     options: dict[str, Any] = {"images": [scene.image], "keep": 0.5, "max_new_tokens": 12}
     greedy = [pipe.generate("Describe the picture.", **options).token_ids for _ in range(2)]
@@ -191,82 +161,6 @@ def test_the_answer_ends_at_the_limit_or_a_stop_token(pipe: Pipeline, scene: Sam
         "Describe the picture.", images=[scene.image], keep=1.0, stop_tokens=[whole.token_ids[3]]
     )
     assert early.token_ids == whole.token_ids[: whole.token_ids.index(whole.token_ids[3])]
-
-
-BAD_REQUESTS: list[tuple[dict[str, Any], type[FoveateError]]] = [
-    ({"images": []}, ImageError),
-    ({"images": "scene.png"}, ImageError),
-    ({"images": [b""]}, ImageError),
-    ({"images": [b"not a picture"]}, ImageError),
-    ({"images": [Path("no-such-file.png")]}, ImageError),
-    ({"images": [np.zeros((1, 4000, 3), np.uint8)]}, ImageError),
-    ({"images": [np.zeros((10, 10, 3), np.float32)]}, ImageError),
-    ({"prompt": ""}, PromptError),
-    ({"prompt": "  \n"}, PromptError),
-    ({"prompt": "What is <|image_pad|>?"}, PromptError),
-    ({"prompt": "Stop.<|im_end|>"}, PromptError),
-    ({"keep": 0}, KeepError),
-    ({"keep": 0.0}, KeepError),
-    ({"keep": 1.5}, KeepError),
-    ({"keep": float("nan")}, KeepError),
-    ({"keep": -3}, KeepError),
-    ({"keep": 10**6}, KeepError),
-    ({"keep": True}, KeepError),
-    ({"keep": "0.5"}, KeepError),
-    ({"max_new_tokens": 0}, LimitError),
-    ({"max_new_tokens": 10**6}, LimitError),
-    ({"temperature": -1.0}, SamplingError),
-    ({"temperature": float("nan")}, SamplingError),
-    ({"top_p": 0.0}, SamplingError),
-    ({"top_k": 0}, SamplingError),
-    ({"seed": -1}, SamplingError),
-    ({"repetition_penalty": 0.0}, SamplingError),
-]
-
-
-@pytest.mark.parametrize(
-    ("change", "error"), BAD_REQUESTS, ids=[str(c)[:40] for c, _ in BAD_REQUESTS]
-)
-def test_bad_requests_are_typed_errors(
-    pipe: Pipeline, scene: Sample, change: dict[str, Any], error: type[FoveateError]
-) -> None:
-    request = {"prompt": scene.question, "images": [scene.image], **change}
-    with pytest.raises(error) as caught:
-        pipe.generate(request.pop("prompt"), **request)
-    assert "\n" not in str(caught.value)
-
-
-def test_too_many_visual_tokens_is_an_error(pipe: Pipeline, scene: Sample) -> None:
-    limit = pipe.bundle.manifest.limits.visual_tokens
-    pictures = [np.full((448, 448, 3), 200, np.uint8)] * (limit // 256 + 1)
-    with pytest.raises(LimitError, match="visual tokens"):
-        pipe.generate(scene.question, images=pictures, keep=0.01)
-
-
-def test_what_cannot_be_had_is_refused(nano_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFoundError):
-        Pipeline.load(tmp_path)
-    with pytest.raises(BackendError, match="backend"):
-        Pipeline.load(nano_bundle.root, backend="magic")
-    with pytest.raises(BackendError, match="device"):
-        Pipeline.load(nano_bundle.root, device="abacus")
-
-
-def test_cuda_is_given_or_refused_never_replaced(nano_bundle: Bundle) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(BackendError, match="CUDAExecutionProvider"):
-        Pipeline.load(nano_bundle.root, device="cuda")
-
-
-def test_a_closed_pipeline_refuses(nano_bundle: Bundle, scene: Sample) -> None:
-    pipeline = Pipeline.load(nano_bundle.root)
-    pipeline.close()
-    pipeline.close()
-    with pytest.raises(ClosedError):
-        pipeline.generate(scene.question, images=[scene.image])
 
 
 def test_threads_may_share_a_pipeline(pipe: Pipeline, samples: list[Sample]) -> None:
@@ -302,37 +196,3 @@ def test_a_thousand_requests_leave_no_memory_behind(pipe: Pipeline, samples: lis
         if number == 150:
             after_warming = process.memory_info().rss
     assert process.memory_info().rss - after_warming < 16e6
-
-
-def watch_logits(pipe: Pipeline, seen: list[np.ndarray[Any, Any]]) -> Pipeline:
-    """A copy of the pipeline that notes the logits of each step."""
-
-    class Watched:
-        """A sequence."""
-
-        def __init__(self, sequence: Any) -> None:
-            self.sequence = sequence
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.sequence, name)
-
-        def extend(self, *inputs: Any) -> Any:
-            following = self.sequence.extend(*inputs)
-            seen.append(following.logits().copy())
-            return following
-
-        def step(self, *inputs: Any) -> Any:
-            following = self.sequence.step(*inputs)
-            seen.append(following.logits().copy())
-            return following
-
-    class Watching:
-        """A backend."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(pipe._backend, name)
-
-        def start(self, capacity: int) -> Any:
-            return Watched(pipe._backend.start(capacity))
-
-    return Pipeline(pipe.bundle, Watching(), pipe._family, pipe._tokenizer)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from foveate.runtime.language.base import Following
+from foveate.runtime.language.base import NextLogits
 from foveate.runtime.sampling import Sampler, Sampling, penalised
 
 VOCABULARY = 12
@@ -17,9 +17,9 @@ def unread() -> NDArray[np.float32]:
     raise AssertionError("the logits were read")
 
 
-def following(logits: NDArray[np.float32]) -> Following:
-    """What a graph says that finds the best token itself."""
-    return Following(lambda: logits[None], lambda: logits[None].argmax(axis=1))
+def next_logits(logits: NDArray[np.float32]) -> NextLogits:
+    """The logits of a graph that gives their argmax, too."""
+    return NextLogits(lambda: logits[None], lambda: logits[None].argmax(axis=1))
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.05, 3.0])
@@ -31,13 +31,13 @@ def test_greedy_tokens_are_the_best_of_penalised_logits(penalty: float) -> None:
         seen = random.integers(0, VOCABULARY, random.integers(1, 6))
         sampler = Sampler(Sampling(repetition_penalty=penalty), seen)
         wanted = penalised(logits, set(seen.tolist()), penalty) if penalty != 1 else logits
-        token = sampler.choose(following(logits))
+        token = sampler.choose(next_logits(logits))
         assert token == wanted.argmax()
         assert token in sampler.seen
 
 
 def test_logits_are_read_only_where_they_are_needed() -> None:
-    best = Following(unread, lambda: np.array([4]))
+    best = NextLogits(unread, lambda: np.array([4]))
     assert Sampler(Sampling(), np.array([4])).choose(best) == 4
     assert Sampler(Sampling(repetition_penalty=1.1), np.array([3])).choose(best) == 4
     needing: list[dict[str, Any]] = [
@@ -48,8 +48,8 @@ def test_logits_are_read_only_where_they_are_needed() -> None:
             Sampler(Sampling(**options), np.array([4])).choose(best)
 
 
-def test_a_row_of_what_follows() -> None:
+def test_a_row_of_logits() -> None:
     logits = np.array([[0, 1, 0], [5, 2, 5]], np.float32)
-    assert [Following(lambda: logits, row=row).best() for row in (0, 1)] == [1, 0]
-    assert Following(lambda: logits, lambda: np.array([2, 1]), 1).best() == 1
-    assert Following(lambda: logits, row=1).logits().tolist() == [5, 2, 5]
+    assert [NextLogits(lambda: logits, row=row).argmax() for row in (0, 1)] == [1, 0]
+    assert NextLogits(lambda: logits, lambda: np.array([2, 1]), 1).argmax() == 1
+    assert NextLogits(lambda: logits, row=1).logits().tolist() == [5, 2, 5]

@@ -8,8 +8,10 @@ from PIL import Image
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.errors import ImageError
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.families.base import Video, user_turn
+from foveate.runtime.load import read_family, read_tokenizer
 from tests.reference import Reference
+from tests.runtime.watched import grids
 
 FRAMES = np.random.default_rng(3).integers(0, 256, (4, 224, 280, 3), dtype=np.uint8)
 QUESTION = "What letter is in the red square?"
@@ -27,18 +29,19 @@ def test_a_video_is_answered_as_transformers_answers_it(nano_bundle: Bundle) -> 
             pipe.generate(QUESTION, video=FRAMES[0])
         with pytest.raises(ImageError, match="no frame"):
             pipe.generate(QUESTION, video=[])
-    assert answer.visual.grids == ((2, 8, 10),)
+    assert grids(answer.visual) == [(0, 8, 10), (2, 8, 10)]
     assert (some.visual.total, some.visual.kept) == (160, 40)
 
-    vision = family.preprocess_frames([Image.fromarray(frame) for frame in FRAMES])
-    ids = torch.from_numpy(family.layout(QUESTION, vision).token_ids)[None]
+    video = Video(tuple(Image.fromarray(frame) for frame in FRAMES))
+    visual = family.prepare([video])
+    ids = torch.from_numpy(family.layout(user_turn(QUESTION, [video]), visual).token_ids)[None]
     model = reference.model
     with torch.no_grad():
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_token_type_ids=2 * (ids == model.config.video_token_id).int(),
-            pixel_values_videos=torch.from_numpy(vision.feeds["pixel_values"]),
+            pixel_values_videos=torch.from_numpy(visual.calls[0].inputs["pixel_values"]),
             video_grid_thw=torch.tensor([[2, 16, 20]]),
             max_new_tokens=8,
             do_sample=False,

@@ -162,18 +162,21 @@ class GraphBackend(ABC):
     def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
         """Drop visual tokens by the graph's own top-k, or by ordinals; see `VisualBackend.compress`."""
         prompt, selection, kept = staged.prompt, staged.selection, staged.kept
-        relevance = None
+        relevance = scores = None
         if kept is None:
             assert staged.feeds is not None
             ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, selection.count)
             if selection.is_top_k and staged.ranked_by is prompt:
                 return ranked
-            relevance = ranked.selection().relevance
-            assert ranked.scores is not None
-            kept = KeptRows.of(prompt, selection.choose(ranked.scores.numpy()))
+            # Also refuses relevance that is not finite.
+            relevance, scores = ranked.selection().relevance, ranked.scores
+            assert scores is not None
+            kept = KeptRows.of(prompt, selection.choose(scores.numpy()))
         embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
         length = len(kept.order)
-        return KeptPrompt(prompt, length, embeds, kept.position_ids, kept.indices, relevance)
+        return KeptPrompt(
+            prompt, length, embeds, kept.position_ids, kept.indices, relevance, scores
+        )
 
     @abstractmethod
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:

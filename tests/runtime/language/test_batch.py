@@ -2,23 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
 
 from foveate import Pipeline, Request
 from foveate.bundle.reader import Bundle
-from foveate.errors import BackendError, ClosedError, ImageError, KeepError, LimitError
-from foveate.export.exporter import ExportOptions, export
-from foveate.runtime.backends.trt.backend import TensorRTBackend
-from foveate.runtime.language.base import Alone, Batch, Extent
-from foveate.runtime.language.static_decoder import SPARE, STEP, Cache, SharedDecoder
+from foveate.errors import BackendError, ImageError, KeepError, LimitError
+from foveate.runtime.language.static_decoder import StaticDecoder
 from foveate.runtime.request import Options
-from tests.conftest import NANO, Sample
+from tests.conftest import Sample
+from tests.runtime.prompts import generation, kept_prompt, row
+from tests.runtime.watched import graph_of, grids
 
 LOGITS = 1e-4
 """Absolute, on logits of magnitude 20: float32 sums in another order, and positions moved alike."""
@@ -27,15 +24,15 @@ LONGER = "Describe the picture. Say which letters, which colours and which shape
 
 
 @pytest.fixture(scope="module")
-def pipes(nano_bundle: Bundle, fused_bundle: Bundle) -> Iterator[dict[str, Pipeline]]:
+def pipes(nano_bundle: Bundle, contrib_bundle: Bundle) -> Iterator[dict[str, Pipeline]]:
     with (
         Pipeline.load(nano_bundle.root, device="cpu") as standard,
-        Pipeline.load(fused_bundle.root, device="cpu") as fused,
+        Pipeline.load(contrib_bundle.root, device="cpu") as contrib,
     ):
-        yield {"standard": standard, "onnxruntime": fused}
+        yield {"standard": standard, "contrib": contrib}
 
 
-@pytest.fixture(params=["standard", "onnxruntime"])
+@pytest.fixture(params=["standard", "contrib"])
 def pipe(pipes: dict[str, Pipeline], request: pytest.FixtureRequest) -> Pipeline:
     """The same model in graphs of either operators."""
     return pipes[request.param]
@@ -63,7 +60,7 @@ def test_answers_are_those_of_requests_asked_alone(
     pipe: Pipeline, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows end at a stop token, at different limits, at once; some are sampled. Prompts in rows of a fixed
-    cache are filled up, as they are on CUDA."""
+    cache are padded, as they are on CUDA."""
     first = pipe.generate(**asked[0])
     stop = first.token_ids[5]
     requests = [
@@ -72,16 +69,15 @@ def test_answers_are_those_of_requests_asked_alone(
         {**asked[0], "stop_tokens": first.token_ids[:1]},
     ]
     alone = [pipe.generate(**one) for one in requests]
-    decoder = pipe._backend._decoder  # type: ignore[attr-defined]
-    if isinstance(decoder, SharedDecoder):
-        monkeypatch.setattr(decoder, "pads", True)
+    if isinstance(graph_of(pipe), StaticDecoder):
+        monkeypatch.setattr(graph_of(pipe).engine, "captures", True)
     together = pipe.generate_batch(Request(**one) for one in requests)
     for given, wanted in zip(together, alone, strict=True):
         assert given.token_ids == wanted.token_ids
         assert (given.text, given.finish_reason) == (wanted.text, wanted.finish_reason)
         assert given.prompt_tokens == wanted.prompt_tokens
         assert given.cache_bytes == wanted.cache_bytes
-        assert given.visual.grids == wanted.visual.grids
+        assert grids(given.visual) == grids(wanted.visual)
         assert np.array_equal(given.visual.indices, wanted.visual.indices)
         assert (given.visual.relevance is None) == (wanted.visual.relevance is None)
     assert {one.finish_reason for one in together} == {"stop", "length"}
@@ -103,33 +99,33 @@ def test_timing_of_a_batch(pipe: Pipeline, asked: list[dict[str, Any]]) -> None:
 
 def test_logits_of_a_step_are_those_of_single_steps(pipe: Pipeline) -> None:
     """Prompts of other lengths and positions, one with less behind it than it is long, and a row that ends."""
-    backend, random = pipe._backend, np.random.default_rng(0)
+    graph, random = graph_of(pipe), np.random.default_rng(0)
     width = pipe.bundle.manifest.model.hidden_size
     shapes = [(30, 30), (7, 40), (61, 12), (18, 90)]
     prompts = []
-    for count, after in shapes:
-        embeds = random.standard_normal((1, count, width)).astype(np.float32)
+    for number, (count, after) in enumerate(shapes):
         places = np.sort(random.integers(0, after, (3, 1, count)), axis=-1)
-        prompts.append((embeds, places, count))
-    batch = backend.start_batch([Extent(count, count + 3, after) for count, after in shapes])
-    alone = [backend.start(count + 3) for count, _ in shapes]
-    for one, row, prompt in zip(alone, batch.rows, prompts, strict=True):
-        np.testing.assert_allclose(
-            row.extend(*prompt).logits(), one.extend(*prompt).logits(), atol=LOGITS, rtol=0
-        )
+        prompts.append(kept_prompt(count, width, number, places, after))
+    settings = [generation(count, count + 3, after) for count, after in shapes]
+    together, alone = graph.allocate(settings), [graph.allocate([one]) for one in settings]
+    for number, (one, prompt) in enumerate(zip(alone, prompts, strict=True)):
+        given, wanted = together.prefill(number, prompt), one.prefill(0, prompt)
+        np.testing.assert_allclose(given.logits(), wanted.logits(), atol=LOGITS, rtol=0)
     for number, going in enumerate([(0, 1, 2, 3), (0, 1, 3), (1,)]):
-        tokens = {row: (5 + 3 * row + number, shapes[row][1] + number) for row in going}
-        found = batch.step(tokens)
+        tokens = {place: (5 + 3 * place + number, shapes[place][1] + number) for place in going}
+        found = together.decode(tokens)
         assert list(found) == list(going)
-        for row, token in tokens.items():
-            following = alone[row].step(*token)
-            wanted = following.logits()
-            np.testing.assert_allclose(found[row].logits(), wanted, atol=LOGITS, rtol=0)
-            assert found[row].best() == following.best() == wanted.argmax()
-            assert np.abs(wanted).max() > 5
-            assert batch.rows[row].length == alone[row].length
-    batch.close()
-    batch.close()
+        for place, token in tokens.items():
+            following = alone[place].decode(row(*token))[0]
+            logits = following.logits()
+            np.testing.assert_allclose(found[place].logits(), logits, atol=LOGITS, rtol=0)
+            assert found[place].argmax() == following.argmax() == logits.argmax()
+            assert np.abs(logits).max() > 5
+            assert together.lengths[place] == alone[place].lengths[0]
+            assert together.nbytes(place) == alone[place].nbytes(0)
+    for place in (*range(4), *range(4)):
+        together.release(place)
+        alone[place].release(0)
 
 
 def test_what_is_wrong_with_a_request_is_said_before_anything_runs(
@@ -152,117 +148,31 @@ def test_what_is_wrong_with_a_request_is_said_before_anything_runs(
 def test_what_fails_on_the_way_leaves_no_cache_taken(
     pipes: dict[str, Pipeline], asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = pipes["onnxruntime"]
-    decoder = shared(pipe)
+    pipe = pipes["contrib"]
+    pool = graph_of(pipe).pool
     request = Request(**asked[1])
     pipe.generate_batch([request] * 2)
-    spare = list(decoder.spare)
+    spare = list(pool._spare)
 
     def fail(*_: object) -> None:
         raise BackendError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipe, "_compress", fail)
+        patch.setattr(pipe._backend, "compress", fail)
         with pytest.raises(BackendError, match=r"requests\[0\]: no memory"):
             pipe.generate_batch([request] * 2)
-    assert [one.rows for one in decoder.spare] == [one.rows for one in spare]
+    assert [one.rows for one in pool._spare] == [one.rows for one in spare]
 
 
-def test_a_backend_of_one_sequence_refuses_more(
+def test_a_language_model_of_one_sequence_refuses_more(
     pipe: Pipeline, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert TensorRTBackend.batch == 1
-    backend = pipe._backend
-
-    def start_batch(extents: list[Extent]) -> Batch:
-        (extent,) = extents
-        return Alone(backend.start(extent.capacity))
-
-    monkeypatch.setattr(backend, "batch", 1)
-    monkeypatch.setattr(backend, "start_batch", start_batch)
+    one = dataclasses.replace(pipe._language.capabilities, batch=1)
+    monkeypatch.setattr(pipe._language, "capabilities", one)
     with pytest.raises(BackendError, match=r"decodes 1 together.*backend='onnxruntime'"):
         pipe.generate_batch([Request("no pictures")] * 2)
     (given,) = pipe.generate_batch([Request(**asked[0])])
     assert given.token_ids == pipe.generate(**asked[0]).token_ids
-
-
-def test_spare_caches_have_as_many_rows(pipes: dict[str, Pipeline]) -> None:
-    decoder = shared(pipes["onnxruntime"])
-    decoder.spare.clear()
-    extents = [Extent(9, STEP - 1, 9)] * 3
-    taken = [decoder.take(1, STEP * size) for size in (1, 2, 3)] + [decoder.take(3, STEP)]
-    for cache in taken:
-        decoder.give_back(cache)
-    assert [(one.rows, one.capacity // STEP) for one in decoder.spare] == [(3, 1), (1, 2), (1, 3)]
-    batch = decoder.start_batch(extents)
-    assert batch.cache is taken[-1]
-    batch.rows[0].close()
-    with pytest.raises(ClosedError, match="closed"):
-        batch.step({0: (1, 9)})
-    with pytest.raises(LimitError, match="positions"):
-        batch.step({1: (1, 9), 2: (1, 10)})
-    assert taken[-1] not in decoder.spare
-    batch.close()
-    assert taken[-1] in decoder.spare
-    assert len(decoder.spare) == SPARE + 1
-
-
-def test_spare_caches_make_room(
-    pipes: dict[str, Pipeline], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoder = shared(pipes["onnxruntime"])
-    decoder.give_back(decoder.take(2, STEP))
-    make, tried = decoder.make, []
-
-    def scarce(rows: int, capacity: int) -> Cache:
-        tried.append(len(decoder.spare))
-        if decoder.spare:
-            raise BackendError("no memory")
-        return make(rows, capacity)
-
-    monkeypatch.setattr(decoder, "make", scarce)
-    assert decoder.take(4, STEP + 1).states["0.key"].sizes[:3:2] == (4, 2 * STEP)
-    assert tried[0] > tried[1] == 0
-
-
-def test_a_closed_pipeline_answers_no_batch(nano_bundle: Bundle) -> None:
-    pipe = Pipeline.load(nano_bundle.root, device="cpu")
-    pipe.close()
-    with pytest.raises(ClosedError):
-        pipe.generate_batch([Request("Where is it?")])
-
-
-def shared(pipe: Pipeline) -> SharedDecoder:
-    """The decoder that keeps spare caches."""
-    decoder = pipe._backend._decoder  # type: ignore[attr-defined]
-    assert isinstance(decoder, SharedDecoder)
-    return decoder
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
-    reason="this onnxruntime has no CUDA",
-)
-def test_batches_on_a_gpu(
-    tmp_path: Path, pipes: dict[str, Pipeline], samples: list[Sample]
-) -> None:
-    """fp16 against fp32: nano's answers are one clear token each; later calls replay graphs alone."""
-    options = ExportOptions(precision="fp16", operators="onnxruntime")
-    written = export(NANO, tmp_path / "bundle", options)
-    requests = [
-        Request(sample.question, images=[sample.image], keep=keep)
-        for sample in samples[::20]
-        for keep in (1.0, 0.5, 0.25)
-    ]
-    wanted = [one.text for one in pipes["standard"].generate_batch(requests)]
-    with Pipeline.load(written.root, device="cuda") as pipeline:
-        for _ in range(4):
-            assert [one.text for one in pipeline.generate_batch(requests)] == wanted
-        describe = Request("Describe the picture.", images=[samples[0].image], keep=1.0)
-        (alone,) = pipeline.generate_batch([describe])
-        for one in pipeline.generate_batch([describe] * 5):
-            assert one.token_ids == alone.token_ids
 
 
 def test_options_by_name_are_the_fields_of_a_request() -> None:

@@ -1,6 +1,6 @@
 """CUDA and TensorRT acted out in host memory: the runtime's own code over onnxruntime, without a GPU.
 
-What an engine is asked for is done at the very addresses it was given, now or when a recorded graph is
+What an engine is asked for is done at the very addresses it was given, now or when a captured graph is
 launched. Memory begins as NaN, so that what is read before it is written shows.
 """
 
@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from foveate.bundle.manifest import EngineVariant, GraphSpec
+from foveate import Pipeline
+from foveate.bundle.manifest import Decoder, EngineVariant, GraphSpec
 from foveate.bundle.reader import Bundle
 from foveate.export.tensorrt.axes import axis_size
+from foveate.export.tensorrt.static import static_graph
+from foveate.export.tensorrt.targets import Ranges
+from foveate.runtime.backends.trt.backend import TensorRTBackend
 from foveate.runtime.backends.trt.cuda import Gpu
 from foveate.runtime.backends.trt.engine import TensorRTEngine
 from foveate.runtime.backends.trt.library import Log
 from foveate.runtime.backends.trt.tensor_specs import DTYPES, engine_spec
+from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.load import read_family, read_tokenizer
+from tests.runtime.backends.trt.engines import variants
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TRT = SimpleNamespace(
@@ -33,7 +40,7 @@ class Cuda:
     """What the runtime asks of CUDA.
 
     Attributes:
-        graphs: The work of each recorded graph.
+        graphs: The work of each captured graph.
         launches: The graph of each launch, in order.
         copies: The bytes of each copy to the device, in order.
     """
@@ -46,7 +53,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
-        self.recording: list[Callable[[], None]] | None = None
+        self.capturing: list[Callable[[], None]] | None = None
         self.graphs: list[list[Callable[[], None]]] = []
         self.launches: list[int] = []
         self.copies: list[int] = []
@@ -86,13 +93,13 @@ class Cuda:
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
-        self.recording = []
+        self.capturing = []
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:
-        assert self.recording is not None
-        self.graphs.append(self.recording)
-        self.recording = None
+        assert self.capturing is not None
+        self.graphs.append(self.capturing)
+        self.capturing = None
         return 0, len(self.graphs) - 1
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
@@ -181,15 +188,15 @@ class HostContext:
         return tuple(axis_size(axis, sizes) for axis in self.engine.tensors[name].shape)
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Do the work, or have it recorded with the shapes and addresses that are set now."""
+        """Do the work, or have it captured with the shapes and addresses that are set now."""
         binding = self.engine.session.io_binding()
         for name, one in self.engine.tensors.items():
             given = name in self.engine.inputs
             bind = binding.bind_input if given else binding.bind_output
             shape = self.shapes[name] if given else self.get_tensor_shape(name)
             bind(name, "cpu", 0, np.dtype(one.dtype), list(shape), self.addresses[name])
-        if self.engine.cuda.recording is not None:
-            self.engine.cuda.recording.append(
+        if self.engine.cuda.capturing is not None:
+            self.engine.cuda.capturing.append(
                 lambda: self.engine.session.run_with_iobinding(binding)
             )
         else:
@@ -216,3 +223,25 @@ def host_engines(
     """A target's engines on one GPU that there is not."""
     gpu = Gpu(Cuda())
     return {one.role: host_engine(bundle, gpu, one, graphs.get(one.role)) for one in variants}
+
+
+RANGES = Ranges(
+    visual=(96, 512), pictures=(1, 4), text=(40, 256), keep=(32, 512), prompt=(96, 384), cache=(128, 384)
+)  # fmt: skip
+
+
+def host_backend(bundle: Bundle, decoder: Decoder, profiles: int = 2) -> TensorRTBackend:
+    """A bundle's backend on a GPU that there is not, with a decoder of either kind."""
+    described = variants(bundle, "h100", decoder=decoder, ranges=RANGES, profiles=profiles)
+    graphs = {}
+    if decoder == "static":
+        graphs["decoder"] = static_graph(bundle.file("decoder"), RANGES.cache[1])
+    engines = host_engines(bundle, described, graphs)
+    return TensorRTBackend(bundle, engines["vision"].gpu, engines, EmbeddingTable(bundle))
+
+
+def host_pipeline(bundle: Bundle, decoder: Decoder, profiles: int = 2) -> Pipeline:
+    """A bundle's pipeline on a GPU that there is not."""
+    backend, tokenizer = host_backend(bundle, decoder, profiles), read_tokenizer(bundle)
+    family = read_family(bundle, tokenizer)
+    return Pipeline(bundle, backend, backend.decoder(), family, tokenizer)

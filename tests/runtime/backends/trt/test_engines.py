@@ -25,15 +25,12 @@ from foveate.errors import (
     LimitError,
     MissingDependencyError,
 )
-from foveate.runtime.backends import open_backend
-from foveate.runtime.backends.ort.backend import OnnxBackend
 from foveate.runtime.backends.trt import cuda
-from foveate.runtime.backends.trt.backend import runs
+from foveate.runtime.backends.trt.backend import consecutive
 from foveate.runtime.backends.trt.choose import choose_engines, fitting_engines
 from foveate.runtime.backends.trt.fit import rebuild
 from foveate.runtime.backends.trt.ranges import largest, pick_profile
 from foveate.runtime.backends.trt.tensor_specs import WRITE_INDICES, engine_spec
-from foveate.runtime.embeddings import EmbeddingTable
 from tests.command import invoke, refused
 from tests.runtime.backends.trt.engines import ROLES, copy_of, with_engines
 
@@ -138,7 +135,9 @@ def test_a_static_decoder_is_told_by_its_variant_and_has_one_cache_length(
     spec = engine_spec(bundle.graph("decoder"), decoder)
     assert spec.inputs[2].name == WRITE_INDICES
     capacity = largest(decoder, "past.0.key", 2)
-    assert spec.inputs[3].shape == spec.outputs[1].shape == ["batch", 2, capacity, 16]
+    model = bundle.manifest.model
+    cache = ["batch", model.kv_heads, capacity, model.head_dim]
+    assert spec.inputs[3].shape == spec.outputs[1].shape == cache
     assert engine_spec(bundle.graph("vision"), others[0]) == bundle.graph("vision")
     first, last = decoder.profiles.values()
     low, best, most = last.shapes["past.0.key"]
@@ -205,16 +204,18 @@ def test_importing_the_runtime_pulls_in_no_library_that_runs_graphs() -> None:
 # Shapes and memory
 
 
-def inputs(past: int, count: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of some inputs of the tiny decoder."""
-    return {
-        "inputs_embeds": (1, count, 64),
+def shapes_of(bundle: Bundle) -> Callable[[int, int], dict[str, tuple[int, ...]]]:
+    """The shapes of some inputs of a bundle's decoder, by tokens in the cache and tokens taken in."""
+    model = bundle.manifest.model
+    return lambda past, count: {
+        "inputs_embeds": (1, count, model.hidden_size),
         "attention_mask": (1, past + count),
-        "past.0.key": (1, 2, past, 16),
+        "past.0.key": (1, model.kv_heads, past, model.head_dim),
     }
 
 
 def test_profiles_are_picked_by_what_they_take(bundle: Bundle) -> None:
+    inputs, width = shapes_of(bundle), bundle.manifest.model.hidden_size
     (decoder,) = (engine for engine in bundle.manifest.engines if engine.role == "decoder")
     assert list(decoder.profiles) == ["prefill", "decode"]
     assert pick_profile(decoder, inputs(0, 300), {}) == 0
@@ -231,7 +232,7 @@ def test_profiles_are_picked_by_what_they_take(bundle: Bundle) -> None:
         for word in (name, str(list(shapes[name])), "--targets"):
             assert word in str(caught.value)
     with pytest.raises(
-        LimitError, match=r"'inputs_embeds' is \[1, 2, 64\], outside the \[1, 1, 64\]"
+        LimitError, match=rf"'inputs_embeds' is \[1, 2, {width}\], outside the \[1, 1, {width}\]"
     ):
         pick_profile(decoder, inputs(5, 2), {})
 
@@ -262,49 +263,27 @@ def test_memory_that_nobody_uses_is_used_again_lowest_address_first() -> None:
     assert [block.address for block in taken] == [100, 200, 300]
 
 
-def test_merging_by_runs_is_what_merging_by_index_is(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize("dropped", [0, 1, 3])
+def test_gathering_by_copies_is_what_gathering_by_index_is(dropped: int) -> None:
     generator = np.random.default_rng(0)
-    backend = open_backend(tiny_bundle, "onnxruntime", device="cpu")
-    assert isinstance(backend, OnnxBackend)
     for visual_count in (0, 1, 7, 20):
         chosen = generator.permutation(20)
         text_index, visual_index = np.sort(chosen[visual_count:]), np.sort(chosen[:visual_count])
+        indices = np.sort(generator.permutation(visual_count)[dropped:])
         text = generator.standard_normal((len(text_index), 64)).astype(np.float32)
         visual = generator.standard_normal((visual_count, 64)).astype(np.float32)
-        whole = backend.merge(text, visual, text_index, visual_index)
-        found = np.full_like(whole, np.nan)
+        plain = np.empty((20, 64), np.float32)
+        plain[text_index], plain[visual_index] = text, visual
+        places = np.concatenate([text_index, visual_index[indices]])
+        order = np.concatenate([np.arange(len(text)), len(text) + indices])[np.argsort(places)]
+        wanted = plain[np.sort(places)]
+        assert np.array_equal(np.concatenate([text, visual])[order], wanted)
+        found = np.full_like(wanted, np.nan)
         copies = 0
-        for rows, index in ((text, text_index), (visual, visual_index)):
-            for start, row, count in runs(index):
-                found[0, row : row + count] = rows[start : start + count]
-                copies += 1
-        assert np.array_equal(found, whole)
-        assert copies <= 2 * min(visual_count, 20 - visual_count) + 1
-    backend.close()
-
-
-# Embedding rows
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_rows_of_the_table_are_those_of_the_graph(
-    tiny_bundle: Bundle, half_bundle: Bundle, precision: str
-) -> None:
-    bundle = {"fp32": tiny_bundle, "fp16": half_bundle}[precision]
-    table, backend = EmbeddingTable(bundle), open_backend(bundle, "onnxruntime", device="cpu")
-    ids = np.random.default_rng(0).integers(0, bundle.manifest.model.vocabulary, 200)
-    rows, wanted = table.look_up(ids), backend.embed(ids)
-    assert isinstance(wanted, np.ndarray)
-    assert rows.dtype == wanted.dtype
-    assert np.array_equal(rows, wanted)
-    backend.close()
-    assert table.look_up(np.array([], np.int64)).shape == (0, 64)
-    for token in (-1, len(table.rows)):
-        with pytest.raises(BackendError, match="outside the table"):
-            table.look_up(np.array([token]))
-
-
-def test_a_graph_that_is_no_table(bundle: Bundle) -> None:
-    (bundle.root / "embeddings.onnx").write_bytes((bundle.root / "decoder.onnx").read_bytes())
-    with pytest.raises(BundleError, match="does not hold one table of 64 columns"):
-        EmbeddingTable(bundle)
+        for begin, row, count in consecutive(order, len(text)):
+            source, start = (text, row) if row < len(text) else (visual, row - len(text))
+            found[begin : begin + count] = source[start : start + count]
+            copies += 1
+        assert np.array_equal(found, wanted)
+        if not dropped:
+            assert copies <= 2 * min(visual_count, 20 - visual_count) + 1

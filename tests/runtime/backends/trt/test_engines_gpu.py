@@ -1,4 +1,4 @@
-"""TensorRT engines that are built and run: needs the GPU of a target that TensorRT builds for."""
+"""TensorRT engines on a GPU; see tests/runtime/ready.py."""
 
 import importlib.util
 import shutil
@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate import Pipeline, machine
+from foveate import Pipeline
+from foveate.bundle.manifest import Decoder
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, ClosedError, ExportError, LimitError
-from foveate.export.tensorrt.build import build_engines, check_targets
-from foveate.export.tensorrt.library import numbers
-from foveate.export.tensorrt.targets import read_targets
+from foveate.runtime.backends.trt.choose import fitting_engines
+from foveate.runtime.backends.trt.library import installed_version
 from tests.command import invoke
 from tests.conftest import Sample
+from tests.runtime.ready import need_gpu, ready_bundle
+from tests.runtime.seams import check_encoded_pictures, check_kept_tokens, check_streams_left_early
+from tests.runtime.watched import graph_of
 
 pytestmark = pytest.mark.gpu
 RANGES = """
@@ -33,52 +36,90 @@ cache = [128, 1024]
 """
 
 
-def target_here() -> tuple[str | None, str]:
-    """A target that can be built for and run here; or none, and why."""
-    here = machine.capability()
-    if here is None:
-        return None, "no GPU is to be seen"
+@pytest.fixture(scope="session")
+def capability() -> str:
+    """The GPU's compute capability, where engines can be run."""
+    found = need_gpu()
     if importlib.util.find_spec("cuda") is None:
-        return None, "cuda-bindings is not installed"
+        pytest.skip("cuda-bindings is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def target(capability: str) -> str:
+    """A target that can be built for and run here."""
+    pytest.importorskip("onnx", reason="building engines needs onnx, which is not installed")
+    from foveate.export.tensorrt.library import numbers
+    from foveate.export.tensorrt.targets import read_targets
+
     why = []
-    for name, target in read_targets().items():
-        if here not in target.compute_capabilities:
+    for name, one in read_targets().items():
+        if capability not in one.compute_capabilities:
             continue
-        if importlib.util.find_spec(target.library) is None:
-            why.append(f"{target.library}, for the target {name}, is not installed")
+        if importlib.util.find_spec(one.library) is None:
+            why.append(f"{one.library}, for the target {name}, is not installed")
             continue
-        version = numbers(importlib.import_module(target.library).__version__)
-        first, before = (numbers(one) for one in target.versions)
+        version = numbers(importlib.import_module(one.library).__version__)
+        first, before = (numbers(part) for part in one.versions)
         if first <= version < before:
-            return name, ""
-        why.append(f"{target.library} {version} is not for the target {name}")
-    return None, "; ".join(why) or f"no target has compute capability {here}"
+            return name
+        why.append(f"{one.library} {version} is not for the target {name}")
+    pytest.skip("; ".join(why) or f"no target has compute capability {capability}")
 
 
-NAME, WHY = target_here()
-if NAME is None:
-    pytestmark = [pytest.mark.gpu, pytest.mark.skip(reason=WHY)]
+def build(folder: Path, target: str, decoder: Decoder) -> Bundle:
+    """The nano bundle with engines for this GPU, built in `folder`; skips where they cannot be."""
+    from foveate.export.tensorrt.build import build_engines, check_targets
 
-
-@pytest.fixture(scope="module")
-def built(nano_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The nano bundle with engines for this GPU."""
-    folder = tmp_path_factory.mktemp("engines")
-    shutil.copytree(nano_bundle.root, folder / "bundle")
+    shutil.copytree(ready_bundle("nano-fp32").root, folder / "bundle")
     targets = folder / "targets.toml"
-    targets.write_text(f"[{NAME}]" + RANGES.format(name=NAME))
-    return build_engines(folder / "bundle", [str(NAME)], targets).bundle
+    targets.write_text(f"[{target}]" + RANGES.format(name=target))
+    try:
+        check_targets(folder / "bundle", [target], "fp32", "standard", decoder)
+    except ExportError as error:
+        pytest.skip(str(error))
+    return build_engines(folder / "bundle", [target], targets, decoder=decoder).bundle
+
+
+def ready_engines(capability: str) -> Bundle | None:
+    """The folder's bundle with engines, where they fit this machine."""
+    try:
+        bundle = ready_bundle("nano-engines")
+    except pytest.skip.Exception:
+        return None
+    fitting, _ = fitting_engines(bundle, capability, installed_version)
+    return bundle if fitting else None
 
 
 @pytest.fixture(scope="module")
-def pipe(built: Bundle) -> Iterator[Pipeline]:
-    with Pipeline.load(built.root, backend="tensorrt") as pipeline:
+def built(
+    capability: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The nano bundle with engines for this GPU."""
+    ready = ready_engines(capability)
+    if ready is not None:
+        return ready
+    return build(tmp_path_factory.mktemp("engines"), request.getfixturevalue("target"), "concat")
+
+
+@pytest.fixture(scope="module")
+def name(built: Bundle, capability: str) -> str:
+    """The name of the target whose engines run here."""
+    fitting, _ = fitting_engines(built, capability, installed_version)
+    return next(iter(fitting))
+
+
+@pytest.fixture(scope="module")
+def pipe(built: Bundle, name: str) -> Iterator[Pipeline]:
+    with Pipeline.load(built.root, backend="tensorrt", target=name) as pipeline:
         yield pipeline
 
 
 @pytest.fixture(scope="module")
-def graphs(nano_bundle: Bundle) -> Iterator[Pipeline]:
-    with Pipeline.load(nano_bundle.root, device="cpu") as pipeline:
+def graphs(built: Bundle) -> Iterator[Pipeline]:
+    """The bundle's graphs on the CPU."""
+    pytest.importorskip("onnxruntime", reason="comparing needs onnxruntime, which is not installed")
+    with Pipeline.load(built.root, device="cpu") as pipeline:
         yield pipeline
 
 
@@ -147,40 +188,53 @@ def test_requests_beyond_the_ranges_are_refused(pipe: Pipeline) -> None:
 
 
 def test_a_static_decoder_answers_the_same_and_launches_its_steps(
-    nano_bundle: Bundle, graphs: Pipeline, samples: list[Sample], tmp_path: Path
+    target: str, samples: list[Sample], tmp_path: Path
 ) -> None:
-    shutil.copytree(nano_bundle.root, tmp_path / "bundle")
-    targets = tmp_path / "targets.toml"
-    targets.write_text(f"[{NAME}]" + RANGES.format(name=NAME))
-    try:
-        check_targets(tmp_path / "bundle", [str(NAME)], "fp32", "standard", "static")
-    except ExportError as error:
-        pytest.skip(str(error))
-    built = build_engines(tmp_path / "bundle", [str(NAME)], targets, decoder="static").bundle
-    with Pipeline.load(built.root, backend="tensorrt") as pipeline:
+    pytest.importorskip("onnxruntime", reason="comparing needs onnxruntime, which is not installed")
+    built = build(tmp_path, target, "static")
+    with (
+        Pipeline.load(built.root, backend="tensorrt") as pipeline,
+        Pipeline.load(built.root, device="cpu") as graphs,
+    ):
         for sample in samples[::6]:
             assert ask(pipeline, sample, 0.5).token_ids == ask(graphs, sample, 0.5).token_ids
-        engine = pipeline._backend.engines["decoder"]  # type: ignore[attr-defined]
+        engine = graph_of(pipeline).engine
         assert engine.graphs.refusal is None
         assert engine.graphs.launched > 0
 
 
+def test_kept_tokens(pipe: Pipeline, pictures: list[Image.Image]) -> None:
+    for _ in range(3):
+        check_kept_tokens(pipe, pictures)
+
+
+def test_encoded_pictures(pipe: Pipeline, pictures: list[Image.Image]) -> None:
+    check_encoded_pictures(pipe, pictures)
+
+
+def test_streams_left_early(pipe: Pipeline, pictures: list[Image.Image]) -> None:
+    check_streams_left_early(pipe, pictures)
+
+
 def test_verify_runs_them(built: Bundle) -> None:
+    pytest.importorskip("onnxruntime", reason="comparing needs onnxruntime, which is not installed")
     result = invoke("verify", built.root)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("run, within") == 3
 
 
-def test_a_damaged_engine_is_refused_with_the_librarys_words(built: Bundle, tmp_path: Path) -> None:
+def test_a_damaged_engine_is_refused_with_the_librarys_words(
+    built: Bundle, name: str, tmp_path: Path
+) -> None:
     shutil.copytree(built.root, tmp_path / "bundle")
-    path = Bundle.open(tmp_path / "bundle").file(f"engine.{NAME}.vision")
+    path = Bundle.open(tmp_path / "bundle").file(f"engine.{name}.vision")
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(BackendError, match=r"cannot load it: .*foveate build"):
-        Pipeline.load(tmp_path / "bundle", backend="tensorrt", checksums=False)
+        Pipeline.load(tmp_path / "bundle", backend="tensorrt", target=name, checksums=False)
 
 
-def test_a_closed_pipeline_refuses(built: Bundle, samples: list[Sample]) -> None:
-    pipeline = Pipeline.load(built.root, backend="tensorrt")
+def test_a_closed_pipeline_refuses(built: Bundle, name: str, samples: list[Sample]) -> None:
+    pipeline = Pipeline.load(built.root, backend="tensorrt", target=name)
     stream = pipeline.stream(samples[0].question, images=[samples[0].image])
     pipeline.close()
     pipeline.close()

@@ -12,7 +12,7 @@ from foveate import machine
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, BundleError
 from foveate.runtime.backends.trt.fit import fits
-from tests.bundle.test_bundle import write
+from tests.bundle.example import write
 
 FITTING: tuple[Any, ...] = ("8.7", "tensorrt", "10.3.0")
 

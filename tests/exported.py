@@ -1,0 +1,40 @@
+"""Bundles that tests share, exported with torch: imported where one is asked for, and nowhere before."""
+
+from pathlib import Path
+from typing import Any
+
+from foveate.bundle.reader import Bundle
+from foveate.export.exporter import ExportOptions, export
+from foveate.export.quantization.options import QuantizationOptions
+from foveate.modeling.f_theta import FTheta
+from tests.conftest import NANO
+from tests.quantized import quantize_bundle
+
+
+def export_tiny(checkpoint: Path, target: Path) -> Bundle:
+    """A small checkpoint's fp32 bundle."""
+    return export(checkpoint, target)
+
+
+def export_half(checkpoint: Path, target: Path) -> Bundle:
+    """A small checkpoint's fp16 bundle, ranked by an untrained f_θ."""
+    weights = target.parent / "f_theta.safetensors"
+    FTheta(4, "log").save(weights, {"trained_on": "nothing"})
+    return export(checkpoint, target, ExportOptions(weights, precision="fp16"))
+
+
+def export_nano(target: Path, **options: Any) -> Bundle:
+    """A bundle of the nano checkpoint."""
+    return export(NANO, target, ExportOptions(**options))
+
+
+def quantize_nano(bundle: Bundle, folder: Path) -> dict[str, Bundle]:
+    """The nano checkpoint's quantized bundles by precision, made from its fp32 one."""
+    options = {"int4": QuantizationOptions()}
+    calibrated = QuantizationOptions(NANO / "samples" / "data.jsonl", limit=8)
+    return {
+        precision: quantize_bundle(
+            bundle, NANO, folder / precision, precision, options.get(precision, calibrated)
+        )
+        for precision in ("int8", "fp8", "int4")
+    }

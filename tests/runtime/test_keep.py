@@ -1,0 +1,152 @@
+"""How many tokens are kept and which, as numbers alone."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foveate.errors import KeepError
+from foveate.families.base import VisualInput
+from foveate.runtime.keep import Rank, kept_count, parse_keep, select
+
+
+def visual(sizes: list[int], fixed: tuple[int, ...] = ()) -> VisualInput:
+    """Pictures of so many tokens, of which those of the ordinals `fixed` may not be dropped."""
+    total = sum(sizes)
+    candidates = np.ones(total, bool)
+    candidates[list(fixed)] = False
+    return VisualInput(
+        calls=(),
+        candidates=candidates,
+        picture=np.repeat(np.arange(len(sizes)) * 2, sizes),
+        boxes=np.zeros((total, 4), np.float32),
+    )
+
+
+def descending(total: int) -> np.ndarray[Any, Any]:
+    """Scores that rank tokens from the last to the first."""
+    return np.arange(total, dtype=np.float32)
+
+
+# Counts
+
+
+@pytest.mark.parametrize(
+    ("keep", "total", "count"),
+    [(0.25, 8, 2), (0.25, 10, 3), (0.25, 9, 2), (0.01, 8, 1), (1.0, 8, 8), (0.5, 1, 1), (3, 8, 3),
+     (8, 8, 8), (np.int64(3), 8, 3), (np.float32(0.5), 8, 4)],
+)  # fmt: skip
+def test_ratios_and_counts(keep: Any, total: int, count: int) -> None:
+    assert kept_count(keep, total) == count
+    found = select(visual([total]), keep)
+    assert (found.total, found.count) == (total, count)
+
+
+@pytest.mark.parametrize(
+    "keep", [0, -1, 9, 0.0, 1.5, float("nan"), float("inf"), True, "0.5", None]
+)
+def test_what_is_no_count_is_refused(keep: Any) -> None:
+    with pytest.raises(KeepError, match="give a ratio"):
+        select(visual([8]), keep)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"), [("0.25", 0.25), ("300", 300), ("1", 1.0), (" 1 ", 1.0), ("1.0", 1.0)]
+)
+def test_keep_on_a_command_line(text: str, keep: float | int) -> None:
+    assert parse_keep(text) == keep
+    assert type(parse_keep(text)) is type(keep)
+    with pytest.raises(KeepError, match=r"such as 0\.25"):
+        parse_keep("much")
+
+
+# One budget
+
+
+def test_one_budget_is_a_top_k_of_all() -> None:
+    found = select(visual([4, 6]), 0.3)
+    assert found.is_top_k and found.indices is None
+    assert found.choose(descending(10)).tolist() == [7, 8, 9]
+    assert found.choose(np.zeros(10)).tolist() == [0, 1, 2]
+    assert found.choose(np.array([0, 5, 1, 5, 5, 0, 5, 2, 2, 2])).tolist() == [1, 3, 4]
+
+
+def test_all_tokens_need_no_ranking() -> None:
+    for rank in ("together", "each"):
+        for keep in (1.0, 0.96) if rank == "together" else (1.0, 6):
+            found = select(visual([4, 6]), keep, rank=rank)  # type: ignore[arg-type]
+            assert not found.is_top_k and found.indices is not None
+            assert found.indices.tolist() == list(range(10))
+            assert found.count == 10
+
+
+# Budgets of pictures
+
+
+@pytest.mark.parametrize(
+    ("keep", "budgets", "chosen"),
+    [(0.5, [2, 3, 1], [2, 3, 7, 8, 9, 10]), (0.1, [1, 1, 1], [3, 9, 10]), (2, [2, 2, 1], [2, 3, 8, 9, 10]),
+     (5, [4, 5, 1], [0, 1, 2, 3, 5, 6, 7, 8, 9, 10])],
+)  # fmt: skip
+def test_each_picture_has_a_budget(
+    keep: float | int, budgets: list[int], chosen: list[int]
+) -> None:
+    found = select(visual([4, 6, 1]), keep, rank="each")
+    assert not found.is_top_k
+    assert found.budgets.tolist() == budgets
+    assert found.count == sum(budgets)
+    assert found.choose(descending(11)).tolist() == chosen
+
+
+def test_a_count_beyond_the_largest_picture_is_refused() -> None:
+    assert select(visual([4, 6]), 6, rank="each").count == 10
+    with pytest.raises(KeepError, match="keep is 7 tokens and the request has 6"):
+        select(visual([4, 6]), 7, rank="each")
+    with pytest.raises(KeepError, match="give 'together' or 'each'"):
+        select(visual([4]), 0.5, rank="apart")  # type: ignore[arg-type]
+
+
+# Tokens that may not be dropped
+
+
+@pytest.mark.parametrize("rank", ["together", "each"])
+def test_tokens_that_may_not_be_dropped_are_kept_beside_the_budget(rank: Rank) -> None:
+    found = select(visual([5, 5], fixed=(0, 9)), 0.5, rank=rank)
+    assert not found.is_top_k
+    assert found.count == 6
+    kept = found.choose(-descending(10)).tolist()
+    assert kept == ([0, 1, 2, 3, 4, 9] if rank == "together" else [0, 1, 2, 5, 6, 9])
+
+
+def test_a_picture_of_fixed_tokens_alone_has_no_budget() -> None:
+    found = select(visual([2, 4], fixed=(0, 1)), 0.5, rank="each")
+    assert found.budgets.tolist() == [0, 2]
+    assert found.choose(descending(6)).tolist() == [0, 1, 4, 5]
+    assert select(visual([2, 4], fixed=(0, 1)), 3, rank="each").budgets.tolist() == [0, 3]
+    assert select(visual([3], fixed=(0, 2)), 1.0).count == 3
+    with pytest.raises(KeepError, match="keep is 5 tokens and the request has 4"):
+        select(visual([2, 4], fixed=(0, 1)), 5)
+
+
+def test_nothing_but_fixed_tokens_is_kept_whole() -> None:
+    for rank in ("together", "each"):
+        found = select(visual([2], fixed=(0, 1)), 0.5, rank=rank)  # type: ignore[arg-type]
+        assert found.indices is not None
+        assert found.indices.tolist() == [0, 1]
+
+
+# Named tokens
+
+
+def test_named_tokens_come_in_order_and_fixed_ones_with_them() -> None:
+    found = select(visual([4, 6], fixed=(5,)), 0.5, kept=iter([8, 2]))
+    assert found.indices is not None
+    assert (found.indices.tolist(), found.count, found.total) == ([2, 5, 8], 3, 10)
+    assert not found.is_top_k
+    assert select(visual([4]), 0.5, kept=np.array([3, 1], np.int32)).count == 2
+
+
+@pytest.mark.parametrize("kept", [[], [10], [-1], [2, 2], [1.0], [True], ["1"], [[1], [2]]])
+def test_odd_names_are_refused(kept: Any) -> None:
+    with pytest.raises(KeepError, match="whole numbers from 0 to 9, each once"):
+        select(visual([4, 6]), 0.5, kept=kept)
