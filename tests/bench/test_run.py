@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from foveate.bench.result import STAGES
 from foveate.bench.run import BenchOptions
 from foveate.bundle.reader import Bundle
 from foveate.errors import LimitError
-from foveate.runtime.backends.ort.backend import OnnxBackend
+from foveate.runtime.backends.ort.backend import OrtBackend, OrtGrowing
 from tests.command import invoke, refused
 
 QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")
@@ -152,6 +153,12 @@ def test_a_backend_that_takes_one_sequence_is_refused(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is measured, with the reason."""
-    monkeypatch.setattr(OnnxBackend, "batch", 1)
-    monkeypatch.setattr(OnnxBackend, "encode", None)
+    begin = OrtGrowing.__init__
+
+    def begin_alone(self: OrtGrowing, *parts: Any) -> None:
+        begin(self, *parts)
+        self.capabilities = replace(self.capabilities, batch=1)
+
+    monkeypatch.setattr(OrtGrowing, "__init__", begin_alone)
+    monkeypatch.setattr(OrtBackend, "encode", None)
     refused(invoke("bench", tiny_bundle.root, *SIZE, "--batch", "1,4"), "decodes 1 together")
