@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from foveate.bench.result import FORMAT, MEASURES, OURS, VERSION, Bench, Case, Row, Spread
+from foveate.bench.result import FORMAT, MEASURES, OURS, VERSION, Bench, Case, Row
 
 
 def bench_facts(bench: Bench) -> dict[str, Any]:
@@ -15,24 +15,21 @@ def bench_facts(bench: Bench) -> dict[str, Any]:
         "machine": bench.machine,
         "memory": asdict(bench.memory),
         "transformers": bench.transformers,
-        "cases": [_case_facts(case) for case in bench.cases],
-    }
-
-
-def _case_facts(case: Case) -> dict[str, Any]:
-    """One picture or video."""
-    return {
-        "scene": case.scene,
-        "visual_tokens": case.total,
-        "text_tokens": case.text_tokens,
-        "rows": [_row_facts(case, row) for row in case.rows],
+        "cases": [
+            {
+                "scene": case.scene,
+                "visual_tokens": case.total,
+                "text_tokens": case.text_tokens,
+                "rows": [_row_facts(case, row) for row in case.rows],
+            }
+            for case in bench.cases
+        ],
     }
 
 
 def _row_facts(case: Case, row: Row) -> dict[str, Any]:
     """One way to answer."""
     spreads = {measure: row.spread(measure) for measure in MEASURES}
-    ours = row.side == OURS
     return {
         "side": row.side,
         "keep": row.keep,
@@ -42,12 +39,7 @@ def _row_facts(case: Case, row: Row) -> dict[str, Any]:
         "cache_bytes": row.cache_bytes,
         "tokens_per_second": row.tokens_per_second,
         "first_token_id": row.first,
-        "seconds": {measure: _spread_facts(one) for measure, one in spreads.items() if one},
-        **({"times_faster_than": case.ratios(row)} if ours else {}),
+        "seconds": {measure: asdict(one) for measure, one in spreads.items() if one},
+        **({"times_faster_than": case.ratios(row)} if row.side == OURS else {}),
         "rounds": row.samples,
     }
-
-
-def _spread_facts(spread: Spread) -> dict[str, float]:
-    """A median and its spread."""
-    return {"median": spread.median, "p5": spread.low, "p95": spread.high}

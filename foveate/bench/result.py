@@ -27,8 +27,8 @@ class Spread:
     """A median, and where 5 % and 95 % of the values lie, in seconds."""
 
     median: float
-    low: float
-    high: float
+    p5: float
+    p95: float
 
 
 @dataclass(slots=True)
@@ -58,10 +58,7 @@ class Row:
     def spread(self, measure: str) -> Spread | None:
         """Of one measure; None where this side does not have it."""
         values = [sample[measure] for sample in self.samples if measure in sample]
-        if not values:
-            return None
-        low, median, high = np.percentile(values, (5, 50, 95))
-        return Spread(float(median), float(low), float(high))
+        return Spread(*np.percentile(values, (50, 5, 95)).tolist()) if values else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -96,16 +93,20 @@ class Case:
     text_tokens: int
     rows: list[Row]
 
+    @property
+    def ours(self) -> list[Row]:
+        """Foveate's rows."""
+        return [row for row in self.rows if row.side == OURS]
+
     def find(self, side: str, keep: float | int | None = None) -> Row | None:
         """The row of a side, at one keep or the first."""
-        return next(
-            (row for row in self.rows if row.side == side and keep in (None, row.keep)), None
-        )
+        found = (row for row in self.rows if row.side == side and keep in (None, row.keep))
+        return next(found, None)
 
     def whole(self, batch: int) -> Row | None:
         """Foveate's row with all visual tokens, of so many requests at once."""
-        ours = (row for row in self.rows if row.side == OURS and row.batch == batch)
-        return next((row for row in ours if row.visual.kept == self.total), None)
+        batched = (row for row in self.ours if row.batch == batch)
+        return next((row for row in batched if row.visual.kept == self.total), None)
 
     def ratios(self, row: Row) -> dict[str, dict[str, float]]:
         """How many times faster one of Foveate's rows is than others as large, by what and by measure."""
