@@ -1,6 +1,5 @@
 """Sheets of questions: R_v and f_θ's prediction over their pictures, and answers from what they keep."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,9 +78,8 @@ def show(
         progress(f"answering: {one_line(sample.question, 60)}", number, len(samples))
         entries.append(sheet_entry(model, sample, keeps, network, mode))
     progress("drawing", 0, 0)
-    data = io.BytesIO()
-    draw_sheet(entries).save(data, "PNG")
-    replace_file(out, data.getvalue(), force=force)
+    sheet = draw_sheet(entries)
+    replace_file(out, lambda file: sheet.save(file, "PNG"), force=force)
     return entries
 
 
@@ -106,7 +104,7 @@ def sheet_entry(
         KeepError: A keep that is more tokens than there are.
         PromptError: A question that the model cannot take, or that gets an empty answer.
     """
-    pictures = tuple(open_picture(path) for path in sample.pictures)
+    pictures = tuple(map(open_picture, sample.pictures))
     question = model.prepare(sample.question, pictures)
     answer = model.answer(question)
     if not answer:
@@ -137,14 +135,9 @@ def sheet_entry(
         logits = predicted(network, attention)
         probable = _array(logits.softmax(-1))
         rankings.append(ranked("f_θ", "predicted before answering", _array(logits), probable))
+    names, said = tuple(path.name for path in sample.pictures), model.text(answer)
     return SheetEntry(
-        sample.question,
-        pictures,
-        tuple(path.name for path in sample.pictures),
-        question.visual,
-        model.text(answer),
-        sample.answers,
-        tuple(rankings),
+        sample.question, pictures, names, question.visual, said, sample.answers, tuple(rankings)
     )
 
 
@@ -161,7 +154,16 @@ def gather_samples(
     if data is not None:
         if images or questions:
             raise PromptError(f"the pictures and questions come from {data}; {ADVICE}")
-        return _chosen(data, ids)
+        records = {record.id: record for record in read_records(data, answers_needed=False)}
+        some = ", ".join(list(records)[:3])
+        if not ids:
+            raise DataError(f"{data}: choose questions with --id, such as {some}")
+        for wanted in ids:
+            if wanted not in records:
+                raise DataError(
+                    f"{data} has no {wanted!r}; give --id one of its ids, such as {some}"
+                )
+        return [records[one] for one in ids]
     if ids:
         raise PromptError(f"--id chooses from a data file; {ADVICE}")
     if not images:
@@ -170,18 +172,6 @@ def gather_samples(
         raise PromptError(f"there is no question; {ADVICE}")
     pictures = tuple(Path(image) for image in images)
     return [Record(str(n), pictures, text, ()) for n, text in enumerate(questions, start=1)]
-
-
-def _chosen(data: Path, ids: Sequence[str]) -> list[Record]:
-    """The records of `data` with these ids, in their order."""
-    records = {record.id: record for record in read_records(data, answers_needed=False)}
-    some = ", ".join(list(records)[:3])
-    if not ids:
-        raise DataError(f"{data}: choose questions with --id, such as {some}")
-    for wanted in ids:
-        if wanted not in records:
-            raise DataError(f"{data} has no {wanted!r}; give --id one of its ids, such as {some}")
-    return [records[one] for one in ids]
 
 
 def show_facts(

@@ -92,9 +92,7 @@ class AnswerCache:
         if count < len(counts):
             return None, count
         try:
-            question = model.prepare_shrunk(
-                self.text, self.pictures, shares(counts.tolist(), count)
-            )
+            question = model.prepare(self.text, self.pictures, shares(counts.tolist(), count))
         except ImageError:
             return None, count
         return model.text(model.answer(question, most=self.most)), question.visual.tokens
