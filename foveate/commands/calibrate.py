@@ -126,7 +126,7 @@ def show(
 
         samples = showing.gather_samples(images, questions, data, ids)
         drawn = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
-    facts = showing.show_facts(samples, drawn, out)
+    facts = showing.show_facts(drawn, out)
     tell_json(facts) if as_json else tell(showing.describe_show(drawn, out))
 
 

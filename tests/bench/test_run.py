@@ -127,12 +127,28 @@ def test_it_needs_no_torch(tiny_bundle: Bundle) -> None:
     words = [str(word) for word in ("bench", tiny_bundle.root, *QUICK, *SIZE)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for more, extra in ((["--plot", "x.png"], "bench"), (["--against", "x"], "export")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words, *more], capture_output=True, text=True
-        )
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].endswith(f"pip install 'foveate[{extra}]'")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "more", "extra"),
+    [
+        ("matplotlib.axes", "plot", ("--plot", "x.png"), "bench"),
+        ("torch", "transformers_run", ("--against", "x"), "export"),
+    ],
+)
+def test_what_is_missing_is_named(
+    tiny_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    module: str,
+    more: tuple[str, str],
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"foveate.bench.{module}", raising=False)
+    told = invoke("bench", tiny_bundle.root, *QUICK, *SIZE, *more)
+    assert told.exit_code == 2
+    assert told.stderr.splitlines()[-1].endswith(f"pip install 'foveate[{extra}]'")
 
 
 def test_what_is_refused(tiny_bundle: Bundle, evaluation: Path, tmp_path: Path) -> None:

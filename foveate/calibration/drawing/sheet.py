@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from foveate.calibration.dataset import Record
 from foveate.calibration.drawing import text
 from foveate.calibration.drawing.text import Line
 from foveate.families.pixels import to_rgb
@@ -73,21 +74,17 @@ class SheetEntry:
     """A question with its pictures, its answers and the rankings of its visual tokens.
 
     Attributes:
-        question: Its text.
+        record: The question, with its right answers where they are known.
         pictures: Its pictures, in order.
-        names: What to call each of them.
         visual: Which part of which picture each visual token shows.
         answer: The model's answer from all tokens.
-        expected: Right answers, where known.
         rankings: All with the same keeps.
     """
 
-    question: str
+    record: Record
     pictures: tuple[Image.Image, ...]
-    names: tuple[str, ...]
     visual: heatmap.Shown
     answer: str
-    expected: tuple[str, ...]
     rankings: tuple[RankedTokens, ...]
 
     @property
@@ -191,7 +188,7 @@ def _cells(entry: SheetEntry, ranking: RankedTokens, index: int, panel: Image.Im
     drawn = heatmap.under_relevance(panel, values.repeat(3, axis=0).repeat(3, axis=1), paint)
     told = (Line(f"{ranking.name}: {ranking.meaning}"),)
     cells = [
-        Cell(panel, (Line(entry.names[index], most=2), Line(facts, MUTED))),
+        Cell(panel, (Line(entry.record.pictures[index].name, most=2), Line(facts, MUTED))),
         Cell(drawn, told, (paint, -1.0 if signed else 0.0, ends)),
     ]
     for kept in ranking.kept:
@@ -218,15 +215,14 @@ def _result(entry: SheetEntry, kept: KeptAnswer, here: int) -> tuple[Line, ...]:
 def _header(entry: SheetEntry, width: int, *, ruled: bool) -> Image.Image:
     """A question and its answer from all tokens."""
     lines = [
-        Line(entry.question, bold=True, size=HEAD, most=QUESTION_LINES),
+        Line(entry.record.question, bold=True, size=HEAD, most=QUESTION_LINES),
         Line(f"With all {entry.tokens} tokens: “{entry.answer}”", most=ANSWER_LINES),
     ]
-    if entry.expected:
-        expected = " or ".join(f"“{answer}”" for answer in entry.expected)
+    if entry.record.answers:
+        expected = " or ".join(f"“{answer}”" for answer in entry.record.answers)
         lines.append(Line(f"Expected: {expected}", MUTED, most=ANSWER_LINES))
     room = width - GAP
-    height = sum(text.text_height(line, room) for line in lines)
-    block = Image.new("RGB", (width, height + 2 * AIR + GAP), PAPER)
+    block = Image.new("RGB", (width, text.height(lines, room) + 2 * AIR + GAP), PAPER)
     if ruled:
         ImageDraw.Draw(block).line((GAP // 2, 0, width - GAP // 2, 0), fill=RULE, width=2)
     text.write_lines(block, lines, GAP // 2, GAP, room)
@@ -237,10 +233,7 @@ def _row(cells: Sequence[Cell], width: int, name: str, colour: text.Colour) -> I
     """Cells side by side, after a label that stands upright at their left."""
     tall = max(cell.panel.height for cell in cells)
     below = max(
-        sum(
-            text.text_height(line, PANEL) for line in [*cell.lines, *[Line("")] * bool(cell.legend)]
-        )
-        for cell in cells
+        text.height([*cell.lines, *([Line("")] if cell.legend else [])], PANEL) for cell in cells
     )
     block = Image.new("RGB", (width, tall + AIR + below + GAP), PAPER)
     pen = ImageDraw.Draw(block)

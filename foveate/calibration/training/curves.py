@@ -1,7 +1,7 @@
 """Training's curves: events that TensorBoard follows, and a picture of them."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -31,14 +31,16 @@ class Events(AbstractContextManager["Events"]):
     """Event files for TensorBoard, one run a line, so that references stand in the same charts."""
 
     def __init__(
-        self,
-        folder: Path,
-        attention: Sequence[float],
-        chance: Sequence[float],
-        history: Iterable[Epoch],
+        self, folder: Path, references: Mapping[str, Sequence[float]], history: Iterable[Epoch]
     ) -> None:
-        """Write anew what `history` holds, in place of the events that are there."""
-        self._references = {"attention": attention, "random": chance}
+        """Write anew what `history` holds, in place of the events that are there.
+
+        Args:
+            folder: Has a folder for each of `RUNS`.
+            references: The overlaps of "attention" and of "random", which no epoch changes.
+            history: The epochs so far.
+        """
+        self._references = references
         with writing(folder):
             for path in events(folder):
                 path.unlink()

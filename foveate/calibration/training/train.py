@@ -84,7 +84,8 @@ def train(
     attention = mean(overlap_at_ratios(one.attention, one.relevance) for one in validation)
     random = mean(chance(len(example.label)) for example in validation)
 
-    with Events(log_dir, attention, random, state.history) as events:
+    references = {"attention": attention, "random": random}
+    with Events(log_dir, references, state.history) as events:
         for epoch in run.epochs(state, progress):
             state.write(aside)
             events.add(epoch)
