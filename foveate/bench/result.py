@@ -114,15 +114,12 @@ class Case:
         if row.batch == 1:
             others["transformers"] = self.find(ALL)
             others["transformers_same_tokens"] = self.find(SAME, row.keep)
-        return {
-            name: {
-                measure: ratio
-                for measure in MEASURES
-                if (ratio := speedup(other, row, measure)) is not None
-            }
-            for name, other in others.items()
-            if other is not None and other is not row
-        }
+        ratios: dict[str, dict[str, float]] = {}
+        for name, other in others.items():
+            if other is not None and other is not row:
+                found = {measure: speedup(other, row, measure) for measure in MEASURES}
+                ratios[name] = {measure: one for measure, one in found.items() if one is not None}
+        return ratios
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,13 +151,9 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
                     _run_foveate(pipe, work, options, batch)
                 if other is not None:
                     _run_transformers(other, work, options)
-        return Bench(
-            made=_made(bundle, pipe, options),
-            machine=machine_facts(device),
-            memory=memory,
-            cases=[_finish(work) for work in works],
-            transformers=None if other is None else other.facts(),
-        )
+        made, cases = _made(bundle, pipe, options), [_finish(work) for work in works]
+        facts = None if other is None else other.facts()
+        return Bench(made, machine_facts(device), memory, cases, facts)
 
 
 def _run_foveate(pipe: Pipeline, work: Work, options: BenchOptions, batch: int) -> None:

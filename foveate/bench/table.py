@@ -8,11 +8,7 @@ from foveate.terminal import one_line, plural, size, table
 
 LAST = "last_first_token"
 TOGETHER = "; of a batch, stages are all requests' together and a step gives each of them a token"
-RATIOS = {
-    "all_tokens": "all visual tokens",
-    "transformers": ALL,
-    "transformers_same_tokens": SAME,
-}
+RATIOS = {"all_tokens": "all visual tokens", "transformers": ALL, "transformers_same_tokens": SAME}
 SIDES = {OURS: "", ALL: "transformers", SAME: "transformers, same"}
 
 

@@ -22,11 +22,7 @@ def checkpoint_facts(source: str) -> dict[str, Any]:
     paths = {path for pattern in CHECKPOINT_FILES for path in checkpoint.root.glob(pattern)}
     lines = [f"{file_digest(path)}  {path.name}\n" for path in sorted(paths)]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return {
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": digest,
-        "family": checkpoint.family,
-    }
+    return {"checkpoint": checkpoint.name, "checkpoint_sha256": digest, "family": checkpoint.family}
 
 
 def tool_versions() -> dict[str, str]:

@@ -42,25 +42,21 @@ _AGAIN = (
     "run the same `foveate calibrate relevance` again, which makes what is missing, "
     "or copy the folder again"
 )
-_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("id", pa.string()),
-            ("outcome", pa.string()),
-            ("reason", pa.string()),
-            ("question", pa.string()),
-            ("answers", pa.list_(pa.string())),
-            ("answer", pa.string()),
-            ("tokens", pa.int32()),
-            ("pictures", pa.list_(pa.string())),
-            ("picture", pa.list_(pa.int32())),
-            ("boxes", pa.list_(pa.float32())),
-            ("relevance", pa.list_(pa.float32())),
-            ("attention", pa.list_(pa.float32())),
-        )
-    ]
-)
+_COLUMNS = {
+    "id": pa.string(),
+    "outcome": pa.string(),
+    "reason": pa.string(),
+    "question": pa.string(),
+    "answers": pa.list_(pa.string()),
+    "answer": pa.string(),
+    "tokens": pa.int32(),
+    "pictures": pa.list_(pa.string()),
+    "picture": pa.list_(pa.int32()),
+    "boxes": pa.list_(pa.float32()),
+    "relevance": pa.list_(pa.float32()),
+    "attention": pa.list_(pa.float32()),
+}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +242,8 @@ class Writer(AbstractContextManager["Writer"]):
     def _write(self, file: Any) -> None:
         """Write the rows as an Arrow file."""
         heads = max(len(sample.attention) for sample, _, _ in self._rows)
-        about = {
-            "format": manifest.FORMAT,
-            "version": str(manifest.VERSION),
-            "key": self._key,
-            "heads": str(heads),
-        }
+        about = {"format": manifest.FORMAT, "version": str(manifest.VERSION)}
+        about |= {"key": self._key, "heads": str(heads)}
         schema = _SCHEMA.with_metadata(about)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_file(file, schema, options=options) as shard:

@@ -20,10 +20,7 @@ from foveate.modeling.f_theta import FTheta
 
 
 def train_store(
-    folder: Path,
-    out: Path,
-    options: TrainingOptions,
-    progress: Progress = lambda status: None,
+    folder: Path, out: Path, options: TrainingOptions, progress: Progress = lambda status: None
 ) -> TrainingResult:
     """Train on the relevance maps in `folder`; see `train`.
 
@@ -90,18 +87,10 @@ def train(
             state.write(aside)
             events.add(epoch)
 
+    trained_on = f"{source}, {len(data.all):,} samples"
+    counts = len(training), len(validation), data.skipped
     result = TrainingResult(
-        out,
-        f"{source}, {len(training) + len(validation):,} samples",
-        state.history,
-        attention,
-        random,
-        len(training),
-        len(validation),
-        data.skipped,
-        state.seconds,
-        plot,
-        log_dir,
+        out, trained_on, state.history, attention, random, *counts, state.seconds, plot, log_dir
     )
     network = FTheta(data.channels_in, options.scaling)
     network.load_state_dict(state.best)
