@@ -1,14 +1,13 @@
 """A bench as a picture: time to the first token against tokens kept, and answers that stay right."""
 
-import io
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from foveate.atomic_write import replace_file
-from foveate.bench.result import OURS, STAGES, Bench, Case
+from foveate.bench.result import STAGES, Bench, Case
 from foveate.errors import DataError, MissingDependencyError
 
 try:
@@ -73,9 +72,8 @@ def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
 
     Where there are several batches, another panel has the tokens of a second by batch.
     """
-    width, height = PANEL
     batched = len(bench.made["batches"]) > 1 < bench.made["new_tokens"]
-    size = (width * len(bench.cases), height * (1 + batched))
+    size = (PANEL[0] * len(bench.cases), PANEL[1] * (1 + batched))
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     facts = bench.made["bundle"]
     gpu = bench.machine["gpu"]
@@ -87,14 +85,11 @@ def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
         _draw_case(axes, case)
         if quality:
             _draw_quality(axes, case, quality)
-    names = {
-        name: mark
-        for axes in figure.axes
-        for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        list(names.values()), list(names), fontsize="small", loc="outside lower center", ncols=4
-    )
+    names: dict[str, Any] = {}
+    for axes in figure.axes:
+        marks, labels = axes.get_legend_handles_labels()
+        names |= zip(labels, marks, strict=True)
+    figure.legend(names.values(), names, fontsize="small", loc="outside lower center", ncols=4)
     if batched:
         for axes, case in zip(panels[1], bench.cases, strict=True):
             _draw_batches(axes, case)
@@ -110,24 +105,24 @@ def write_plot(
         OutputExistsError: Something is there, and `force` was not given.
         OutputError: It could not be written.
     """
-    buffer = io.BytesIO()
-    draw_bench(bench, quality).savefig(buffer, format="png")
-    replace_file(path, buffer.getvalue(), force=force)
+    figure = draw_bench(bench, quality)
+    replace_file(path, lambda file: figure.savefig(file, format="png"), force=force)
 
 
 def _draw_case(axes: Axes, case: Case) -> None:
     """Foveate's stages as bars, transformers' first tokens as marks."""
-    ours = [row for row in case.rows if row.side == OURS]
-    batch = min(row.batch for row in ours)
-    rows = [row for row in ours if row.batch == batch]
+    batch = min(row.batch for row in case.ours)
+    rows = [row for row in case.ours if row.batch == batch]
     whose = "" if batch == 1 else f" of the last of {batch}"
     places = [row.visual.kept for row in rows]
-    width = _bar_width(places, case.total)
-    bottom = [0.0] * len(rows)
+    gaps = np.diff(np.unique(places))
+    # As wide as bars can be without touching, and no wider than a twelfth of all.
+    width = min([*(0.8 * gaps), case.total / 12])
+    bottom = np.zeros(len(rows))
     for stage, colour in COLOURS.items():
         heights = [1000 * spread.median if (spread := row.spread(stage)) else 0.0 for row in rows]
         axes.bar(places, heights, width, bottom, color=colour, label=stage)
-        bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
+        bottom = bottom + np.array(heights)
     for side, (marker, colour) in STYLES.items():
         marks = [
             (row.visual.kept, 1000 * spread.median)
@@ -135,48 +130,38 @@ def _draw_case(axes: Axes, case: Case) -> None:
             if row.side == side and (spread := row.spread("first_token"))
         ]
         if marks:
-            kept, times = zip(*marks, strict=True)
-            axes.plot(kept, times, marker, color=colour, label=side)
-    axes.set(
-        title=f"{case.scene}, {case.total} visual tokens",
-        xlabel="visual tokens kept",
-        ylabel=f"median time to the first token{whose} [ms]",
-        xlim=(0, case.total + width),
-    )
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", alpha=0.25)
+            axes.plot(*zip(*marks, strict=True), marker, color=colour, label=side)
+    axes.set(title=f"{case.scene}, {case.total} visual tokens", xlim=(0, case.total + width))
+    _label(axes, "visual tokens kept", f"median time to the first token{whose} [ms]")
 
 
 def _draw_batches(axes: Axes, case: Case) -> None:
     """Tokens of a second of all requests at once, a line for each number of tokens kept."""
-    ours = [row for row in case.rows if row.side == OURS]
-    counts = sorted({row.batch for row in ours})
-    for kept in dict.fromkeys(row.visual.kept for row in ours):
+    counts = sorted({row.batch for row in case.ours})
+    for kept in dict.fromkeys(row.visual.kept for row in case.ours):
         curve = [
             (counts.index(row.batch), speed)
-            for row in ours
+            for row in case.ours
             if row.visual.kept == kept and (speed := row.tokens_per_second)
         ]
         axes.plot(*zip(*curve, strict=True), "o-", label=str(kept))
     axes.legend(title="visual tokens kept", fontsize="small", loc="lower right")
-    axes.set(xlabel="requests at once", ylabel="tokens per second, all requests together")
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", alpha=0.25)
+    _label(axes, "requests at once", "tokens per second, all requests together")
 
 
 def _draw_quality(axes: Axes, case: Case, quality: dict[str, Curve]) -> None:
     """Right answers at the same shares of tokens, on an axis of their own."""
     right: Any = axes.twinx()
     for (name, curve), colour in zip(quality.items(), QUALITY * len(quality), strict=False):
-        shares, accuracy = zip(*curve, strict=True)
-        places = [share * case.total for share in shares]
-        right.plot(places, accuracy, "o-", color=colour, label=f"right answers, {name}")
+        shares, accuracy = np.array(curve).T
+        label = f"right answers, {name}"
+        right.plot(shares * case.total, accuracy, "o-", color=colour, label=label)
     right.set(ylabel="right answers [%]", ylim=(0, 103))
 
 
-def _bar_width(places: Sequence[int], total: int) -> float:
-    """As wide as bars can be without touching, and no wider than a twelfth of all."""
-    ordered = sorted(set(places))
-    gaps = [after - before for before, after in itertools.pairwise(ordered)]
-    return min([0.8 * gap for gap in gaps] + [total / 12])
+def _label(axes: Axes, below: str, beside: str) -> None:
+    """Name both axes, and draw lines across from zero on."""
+    axes.set(xlabel=below, ylabel=beside)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.25)

@@ -1,6 +1,6 @@
 """What a bench measured: seconds by stage and round, and what follows from them."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ class Spread:
     """A median, and where 5 % and 95 % of the values lie, in seconds."""
 
     median: float
-    low: float
-    high: float
+    p5: float
+    p95: float
 
 
 @dataclass(slots=True)
@@ -58,10 +58,7 @@ class Row:
     def spread(self, measure: str) -> Spread | None:
         """Of one measure; None where this side does not have it."""
         values = [sample[measure] for sample in self.samples if measure in sample]
-        if not values:
-            return None
-        low, median, high = np.percentile(values, (5, 50, 95))
-        return Spread(float(median), float(low), float(high))
+        return Spread(*np.percentile(values, (50, 5, 95)).tolist()) if values else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -96,16 +93,20 @@ class Case:
     text_tokens: int
     rows: list[Row]
 
+    @property
+    def ours(self) -> list[Row]:
+        """Foveate's rows."""
+        return [row for row in self.rows if row.side == OURS]
+
     def find(self, side: str, keep: float | int | None = None) -> Row | None:
         """The row of a side, at one keep or the first."""
-        return next(
-            (row for row in self.rows if row.side == side and keep in (None, row.keep)), None
-        )
+        found = (row for row in self.rows if row.side == side and keep in (None, row.keep))
+        return next(found, None)
 
     def whole(self, batch: int) -> Row | None:
         """Foveate's row with all visual tokens, of so many requests at once."""
-        ours = (row for row in self.rows if row.side == OURS and row.batch == batch)
-        return next((row for row in ours if row.visual.kept == self.total), None)
+        batched = (row for row in self.ours if row.batch == batch)
+        return next((row for row in batched if row.visual.kept == self.total), None)
 
     def ratios(self, row: Row) -> dict[str, dict[str, float]]:
         """How many times faster one of Foveate's rows is than others as large, by what and by measure."""
@@ -113,15 +114,12 @@ class Case:
         if row.batch == 1:
             others["transformers"] = self.find(ALL)
             others["transformers_same_tokens"] = self.find(SAME, row.keep)
-        return {
-            name: {
-                measure: ratio
-                for measure in MEASURES
-                if (ratio := speedup(other, row, measure)) is not None
-            }
-            for name, other in others.items()
-            if other is not None and other is not row
-        }
+        ratios: dict[str, dict[str, float]] = {}
+        for name, other in others.items():
+            if other is not None and other is not row:
+                found = {measure: speedup(other, row, measure) for measure in MEASURES}
+                ratios[name] = {measure: one for measure, one in found.items() if one is not None}
+        return ratios
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +158,42 @@ class Bench:
     memory: Memory
     cases: list[Case]
     transformers: dict[str, Any] | None
+
+
+def bench_facts(bench: Bench) -> dict[str, Any]:
+    """All that was measured; times are in seconds, memory in bytes."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **bench.made,
+        "machine": bench.machine,
+        "memory": asdict(bench.memory),
+        "transformers": bench.transformers,
+        "cases": [
+            {
+                "scene": case.scene,
+                "visual_tokens": case.total,
+                "text_tokens": case.text_tokens,
+                "rows": [_row_facts(case, row) for row in case.rows],
+            }
+            for case in bench.cases
+        ],
+    }
+
+
+def _row_facts(case: Case, row: Row) -> dict[str, Any]:
+    """One way to answer."""
+    spreads = {measure: row.spread(measure) for measure in MEASURES}
+    return {
+        "side": row.side,
+        "keep": row.keep,
+        "batch": row.batch,
+        "kept": row.visual.kept,
+        "prompt_tokens": row.prompt_tokens,
+        "cache_bytes": row.cache_bytes,
+        "tokens_per_second": row.tokens_per_second,
+        "first_token_id": row.first,
+        "seconds": {measure: asdict(one) for measure, one in spreads.items() if one},
+        **({"times_faster_than": case.ratios(row)} if row.side == OURS else {}),
+        "rounds": row.samples,
+    }

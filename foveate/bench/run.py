@@ -75,15 +75,27 @@ class BenchOptions:
 class Work:
     """One scene under measurement: its pixels, its prompt, and the rows so far."""
 
+    family: Family
     scene: Scene
     pictures: list[Image]
     prompt: Prompt
     rows: dict[tuple[str, float | int, int], Row] = field(default_factory=dict)
 
-    @property
-    def request(self) -> dict[str, Any]:
-        """The part of a request that is the scene: pixels in memory."""
-        return {"video" if self.scene.frames else "images": self.pictures}
+    @classmethod
+    def of(cls, family: Family, scene: Scene, prompt: str) -> "Work":
+        """Make the noise, and lay the prompt out around it."""
+        pictures = scene.pictures()
+        media = scene.media(pictures)
+        layout = family.layout(user_turn(prompt, media), family.prepare(media))
+        return cls(family, scene, pictures, layout)
+
+    def prepare(self, pictures: list[Image]) -> VisualInput:
+        """Foveate's preprocessing."""
+        return self.family.prepare(self.scene.media(pictures))
+
+    def add(self, row: Row, sample: Sample) -> None:
+        """Add a round's sample to the row of its side, keep and batch; `row` is the first one's."""
+        self.rows.setdefault((row.side, row.keep, row.batch), row).samples.append(sample)
 
 
 def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage: None) -> Bench:
@@ -108,7 +120,7 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
         pipe.check_batch(max(options.batches))
         loaded = read()
         family = read_family(pipe.bundle, read_tokenizer(pipe.bundle))
-        works = [_prepare(family, scene, options.prompt) for scene in options.scenes]
+        works = [Work.of(family, scene, options.prompt) for scene in options.scenes]
         progress("warm-up")
         peaks: dict[int, int | None] = {}
         for batch in options.batches:
@@ -123,11 +135,13 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
         other = None
         if options.against is not None:
             progress("loading transformers")
-            other = _load_transformers(options.against, pipe, device)
+            from foveate.bench.transformers_run import TransformersModel
+
+            other = TransformersModel.load(options.against, pipe.bundle.manifest, device)
             progress("warm-up of transformers")
             for work in works:
                 for _ in range(options.warmup):
-                    _run_transformers(other, family, work, options)
+                    _run_transformers(other, work, options)
         for work in works:
             for row in work.rows.values():
                 row.samples.clear()
@@ -136,44 +150,29 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
                 for batch in options.batches:
                     _run_foveate(pipe, work, options, batch)
                 if other is not None:
-                    _run_transformers(other, family, work, options)
-        return Bench(
-            made=_made(bundle, pipe, options),
-            machine=machine_facts(device),
-            memory=memory,
-            cases=[_finish(work) for work in works],
-            transformers=None if other is None else other.facts(),
-        )
-
-
-def _prepare(family: Family, scene: Scene, prompt: str) -> Work:
-    """Make the noise, and lay the prompt out around it."""
-    pictures = scene.pictures()
-    media = scene.media(pictures)
-    layout = family.layout(user_turn(prompt, media), family.prepare(media))
-    return Work(scene, pictures, layout)
+                    _run_transformers(other, work, options)
+        made, cases = _made(bundle, pipe, options), [_finish(work) for work in works]
+        facts = None if other is None else other.facts()
+        return Bench(made, machine_facts(device), memory, cases, facts)
 
 
 def _run_foveate(pipe: Pipeline, work: Work, options: BenchOptions, batch: int) -> None:
     """Run one round of Foveate's: each keep once, in as many requests at once."""
+    how: dict[str, Any] = {
+        "video" if work.scene.frames else "images": work.pictures,
+        "max_new_tokens": options.new_tokens,
+        "ignore_eos": True,
+    }
     for keep in options.keeps:
-        how: dict[str, Any] = {
-            **work.request,
-            "keep": keep,
-            "max_new_tokens": options.new_tokens,
-            "ignore_eos": True,
-        }
         if batch == 1:
-            answers = [pipe.generate(options.prompt, **how)]
+            answers = [pipe.generate(options.prompt, keep=keep, **how)]
         else:
-            answers = pipe.generate_batch([Request(options.prompt, **how)] * batch)
-        row = work.rows.get((OURS, keep, batch))
-        if row is None:
-            row = work.rows[OURS, keep, batch] = Row(
-                OURS, keep, answers[0].visual, answers[0].prompt_tokens,
-                sum(one.cache_bytes for one in answers), answers[0].token_ids[0], batch=batch,
-            )  # fmt: skip
-        row.samples.append(_sample(answers))
+            answers = pipe.generate_batch([Request(options.prompt, keep=keep, **how)] * batch)
+        one, cache_bytes = answers[0], sum(answer.cache_bytes for answer in answers)
+        row = Row(
+            OURS, keep, one.visual, one.prompt_tokens, cache_bytes, one.token_ids[0], batch=batch
+        )
+        work.add(row, _sample(answers))
 
 
 def _sample(answers: list[Answer]) -> Sample:
@@ -188,72 +187,44 @@ def _sample(answers: list[Answer]) -> Sample:
     return sample
 
 
-def _load_transformers(against: str, pipe: Pipeline, device: str) -> "TransformersModel":
-    """Load the checkpoint in transformers, which nothing else here needs."""
-    from foveate.bench.transformers_run import TransformersModel
-
-    return TransformersModel.load(against, pipe.bundle.manifest, device)
-
-
-def _run_transformers(
-    model: "TransformersModel", family: Family, work: Work, options: BenchOptions
-) -> None:
+def _run_transformers(model: "TransformersModel", work: Work, options: BenchOptions) -> None:
     """Run one round of transformers': all visual tokens, then those that Foveate kept."""
-    prompt = model.give(work.prompt)
 
-    def prepare(frames: list[Image]) -> VisualInput:
-        """Foveate's preprocessing of a video."""
-        return family.prepare(work.scene.media(frames))
+    def add(side: str, keep: float | int, visual: Visual, answer: "TransformersAnswer") -> None:
+        """Add an answer with some visual tokens."""
+        tokens = len(work.prompt.token_ids) - visual.total + visual.kept
+        row = Row(side, keep, visual, tokens, answer.cache_bytes, answer.first)
+        work.add(row, answer.sample)
 
-    own = model.through(prepare) if work.scene.frames else None
+    prompt, own = work.prompt, work.prepare if work.scene.frames else None
     whole, embeds = model.whole(work.pictures, prompt, options.new_tokens, own)
     ours = [row for row in work.rows.values() if row.side == OURS and row.batch == 1]
-    visual = ours[0].visual
-    total = visual.total
-    everything = replace(visual, kept=total, indices=np.arange(total), relevance=None)
-    _add(work, ALL, 1.0, everything, whole)
+    total = ours[0].visual.total
+    everything = replace(ours[0].visual, kept=total, indices=np.arange(total), relevance=None)
+    add(ALL, 1.0, everything, whole)
     for row in ours:
         if row.visual.kept < total:
             kept = row.visual.indices
             answer = model.pruned(embeds, kept, prompt, whole, options.new_tokens)
-            _add(work, SAME, row.keep, row.visual, answer)
-
-
-def _add(
-    work: Work, side: str, keep: float | int, visual: Visual, answer: "TransformersAnswer"
-) -> None:
-    """Add one answer of transformers' to its row."""
-    row = work.rows.get((side, keep, 1))
-    if row is None:
-        tokens = len(work.prompt.token_ids) - visual.total + visual.kept
-        row = Row(side, keep, visual, tokens, answer.cache_bytes, answer.first)
-        work.rows[side, keep, 1] = row
-    row.samples.append(answer.sample)
+            add(SAME, row.keep, row.visual, answer)
 
 
 def _made(path: Path, pipe: Pipeline, options: BenchOptions) -> dict[str, Any]:
     """Bundle and settings, for the record."""
     manifest = pipe.bundle.manifest
+    facts = ("family", "precision", "weights", "operators")
+    settings = ("prompt", "new_tokens", "repeats", "warmup", "keeps", "batches", "against")
     return {
         "bundle": {
             "path": str(path),
-            "family": manifest.family,
-            "precision": manifest.precision,
-            "weights": manifest.weights,
-            "operators": manifest.operators,
+            **{name: getattr(manifest, name) for name in facts},
             "compressor": manifest.compressor.kind,
             "tools": manifest.tools,
         },
         "device": pipe.device,
         "backend": options.backend,
         "provider": PROVIDERS[pipe.device],
-        "prompt": options.prompt,
-        "new_tokens": options.new_tokens,
-        "repeats": options.repeats,
-        "warmup": options.warmup,
-        "keeps": list(options.keeps),
-        "batches": list(options.batches),
-        "against": options.against,
+        **{name: getattr(options, name) for name in settings},
     }
 
 

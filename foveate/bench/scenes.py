@@ -103,9 +103,8 @@ def parse_batches(text: str) -> tuple[int, ...]:
 
 def parse_list(text: str | None, parse: Callable[[str], Scene]) -> tuple[Scene, ...]:
     """Read scenes with commas between them, each once; none where nothing was given."""
-    if text is None:
-        return ()
-    return tuple(dict.fromkeys(parse(part) for part in text.split(",") if part.strip()))
+    parts = (text or "").split(",")
+    return tuple(dict.fromkeys(parse(part) for part in parts if part.strip()))
 
 
 def _checked(scene: Scene, text: str) -> Scene:

@@ -6,18 +6,9 @@ from typing import Any
 from foveate.bench.result import ALL, MEASURES, OURS, SAME, Bench, Case, Row, Spread
 from foveate.terminal import one_line, plural, size, table
 
-NAMES = {
-    "first_token": "first token",
-    "last_first_token": "last first token",
-    "per_token": "per token",
-}
 LAST = "last_first_token"
 TOGETHER = "; of a batch, stages are all requests' together and a step gives each of them a token"
-RATIOS = {
-    "all_tokens": "all visual tokens",
-    "transformers": ALL,
-    "transformers_same_tokens": SAME,
-}
+RATIOS = {"all_tokens": "all visual tokens", "transformers": ALL, "transformers_same_tokens": SAME}
 SIDES = {OURS: "", ALL: "transformers", SAME: "transformers, same"}
 
 
@@ -25,13 +16,8 @@ def describe_bench(bench: Bench) -> str:
     """All that `foveate bench` shows."""
     made = bench.made
     rounds = f"{plural(made['repeats'], 'round')} after {made['warmup']} to warm up"
-    return "\n\n".join(
-        [
-            "\n".join(_describe_made(bench)),
-            *(_describe_case(case, rounds) for case in bench.cases),
-            _describe_memory(bench),
-        ]
-    )
+    cases = (_describe_case(case, rounds) for case in bench.cases)
+    return "\n\n".join(["\n".join(_describe_made(bench)), *cases, _describe_memory(bench)])
 
 
 def _describe_made(bench: Bench) -> Iterable[str]:
@@ -71,24 +57,26 @@ def _describe_case(case: Case, rounds: str) -> str:
     """One picture or video: its rows, and what is how many times faster."""
     batched = any(row.batch > 1 for row in case.rows)
     measures = [name for name in MEASURES if batched or name != LAST]
-    names = [NAMES.get(measure, measure) for measure in measures]
-    lines = [["", *_way("batch", "kept", batched), *names, "tokens/s", "KV cache"]]
+    names = [measure.replace("_", " ") for measure in measures]
+    way = ["batch", "kept"] if batched else ["kept"]
+    lines = [["", *way, *names, "tokens/s", "KV cache"]]
     lines += [_describe_row(row, measures, batched) for row in case.rows]
     parts = [
         f"{case.scene}: {case.total} visual tokens and {case.text_tokens} others; {rounds}; "
         f"medians (5–95 %) in ms{TOGETHER if batched else ''}\n{table(lines)}"
     ]
-    for other in RATIOS:
-        lines = [_way("batch", "kept", batched) + names]
-        lines += _describe_ratios(case, other, measures, batched)
-        if len(lines) > 1:
-            parts.append(f"times faster than {RATIOS[other]}, round by round\n{table(lines)}")
+    for other, name in RATIOS.items():
+        lines = list(_describe_ratios(case, other, measures, batched))
+        if lines:
+            parts.append(
+                f"times faster than {name}, round by round\n{table([way + names, *lines])}"
+            )
     return "\n".join(parts)
 
 
-def _way(batch: object, kept: object, batched: bool) -> list[str]:
+def _way(row: Row, batched: bool) -> list[str]:
     """Requests at once, where that may be several, and tokens kept."""
-    return [str(batch), str(kept)] if batched else [str(kept)]
+    return [str(row.batch), str(row.visual.kept)] if batched else [str(row.visual.kept)]
 
 
 def _describe_row(row: Row, measures: list[str], batched: bool) -> list[str]:
@@ -96,7 +84,7 @@ def _describe_row(row: Row, measures: list[str], batched: bool) -> list[str]:
     speed = row.tokens_per_second
     return [
         SIDES[row.side],
-        *_way(row.batch, row.visual.kept, batched),
+        *_way(row, batched),
         *(_milliseconds(row.spread(measure)) for measure in measures),
         "–" if speed is None else f"{speed:.1f}",
         size(row.cache_bytes),
@@ -107,45 +95,31 @@ def _milliseconds(spread: Spread | None) -> str:
     """A cell: 12.3 (12.1–12.9)."""
     if spread is None:
         return "–"
-    median, low, high = (
-        f"{1000 * value:.2f}" for value in (spread.median, spread.low, spread.high)
-    )
-    return f"{median} ({low}–{high})"
+    return f"{1000 * spread.median:.2f} ({1000 * spread.p5:.2f}–{1000 * spread.p95:.2f})"
 
 
 def _describe_ratios(
     case: Case, other: str, measures: list[str], batched: bool
 ) -> Iterable[list[str]]:
     """How many times faster than something each of Foveate's rows is; nothing where it is not there."""
-    for row in case.rows:
-        ratios = case.ratios(row).get(other) if row.side == OURS else None
-        if ratios:
+    for row in case.ours:
+        if ratios := case.ratios(row).get(other):
             cells = [f"{ratios[name]:.2f}" if name in ratios else "–" for name in measures]
-            yield _way(row.batch, row.visual.kept, batched) + cells
+            yield _way(row, batched) + cells
 
 
 def _describe_memory(bench: Bench) -> str:
     """Memory of Foveate alone, and of transformers where it tells."""
     memory = bench.memory
     whose = "of the GPU as a whole" if memory.of == "device" else "of this process"
-    lines = [(name, _bytes(getattr(memory, key))) for key, name in _MOMENTS]
+    moments = {
+        "before the bundle": memory.before,
+        "the bundle loaded": memory.loaded,
+        "at most, over all that was kept": memory.peak,
+    }
     if len(memory.by_batch) > 1:
-        lines += [
-            (f"at most, up to batch {n}", _bytes(most)) for n, most in memory.by_batch.items()
-        ]
-    other = bench.transformers
-    if other is not None and other["peak_bytes"] is not None:
-        lines.append(("transformers alone, at most", size(other["peak_bytes"])))
+        moments |= {f"at most, up to batch {n}": most for n, most in memory.by_batch.items()}
+    if bench.transformers and bench.transformers["peak_bytes"] is not None:
+        moments["transformers alone, at most"] = bench.transformers["peak_bytes"]
+    lines = [(name, "unknown" if count is None else size(count)) for name, count in moments.items()]
     return f"memory in use {whose}\n{table(lines)}"
-
-
-_MOMENTS = (
-    ("before", "before the bundle"),
-    ("loaded", "the bundle loaded"),
-    ("peak", "at most, over all that was kept"),
-)
-
-
-def _bytes(count: int | None) -> str:
-    """A size, or that there is none."""
-    return "unknown" if count is None else size(count)

@@ -29,28 +29,12 @@ except ImportError as error:
         "pip install 'foveate[export]'"
     ) from error
 
-from foveate.modeling.base import Processed, Processor, TorchFamily
+from foveate.modeling.base import Processor, TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
 from foveate.modeling.families import torch_family
+from foveate.modeling.language_model import Language
 
 ATTENTION = "sdpa"
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A request's prompt on the device.
-
-    Attributes:
-        token_ids: int64 [T], visual placeholders among them.
-        visual_index: int64 [N_v], where visual tokens stand.
-        position_ids: int64 [A, 1, T].
-        next_position: Of the first generated token.
-    """
-
-    token_ids: Tensor
-    visual_index: Tensor
-    position_ids: Tensor
-    next_position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +46,15 @@ class TransformersAnswer:
     cache_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
 class TransformersModel:
-    """A checkpoint in transformers, on one device."""
+    """A checkpoint in transformers, on one device; `load` makes one."""
 
-    def __init__(
-        self, torch_half: TorchFamily, model: Any, processor: Processor, device: str
-    ) -> None:
-        """Put loaded parts together; use `TransformersModel.load`."""
-        self.model = model
-        self.device = device
-        self._torch_half = torch_half
-        self._language = torch_half.language(model)
-        self._processor = processor
+    device: str
+    model: Any
+    _torch_half: TorchFamily
+    _language: Language
+    _processor: Processor
 
     @classmethod
     def load(cls, source: str, manifest: Manifest, device: str) -> "TransformersModel":
@@ -105,7 +86,8 @@ class TransformersModel:
             model = torch_half.blank(checkpoint, dtype, ATTENTION, device)
         else:
             model = torch_half.load(checkpoint, dtype, ATTENTION).to(device)
-        return cls(torch_half, model, torch_half.processor(checkpoint), device)
+        language, processor = torch_half.language(model), torch_half.processor(checkpoint)
+        return cls(device, model, torch_half, language, processor)
 
     def facts(self) -> dict[str, Any]:
         """Versions, and the most memory that torch held on the device."""
@@ -119,66 +101,50 @@ class TransformersModel:
             "peak_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         }
 
-    def give(self, prompt: Prompt) -> Given:
-        """Put a prompt on the device."""
-        return Given(
-            torch.from_numpy(prompt.token_ids).to(self.device),
-            torch.from_numpy(prompt.visual_index).to(self.device),
-            torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
-            prompt.next_position,
-        )
-
-    def through(self, prepare: Callable[[list[Image]], VisualInput]) -> Processor:
-        """Another preprocessing, in the form that the vision tower takes."""
-
-        def processor(pictures: list[Image]) -> Processed:
-            """What `prepare` makes of pictures, in transformers' form."""
-            return self._torch_half.processed(self.model, prepare(pictures))
-
-        return processor
-
     @torch.inference_mode()
     def whole(
         self,
         pictures: list[Image],
-        given: Given,
+        prompt: Prompt,
         new_tokens: int,
-        processor: Processor | None = None,
+        prepare: Callable[[list[Image]], VisualInput] | None = None,
     ) -> tuple[TransformersAnswer, Tensor]:
         """Answer from pixels in memory, with all visual tokens.
 
         Args:
             pictures: What the prompt is about.
-            given: The prompt.
+            prompt: The prompt.
             new_tokens: How many tokens to generate.
-            processor: Preprocessing to use instead of transformers'.
+            prepare: Preprocessing to use instead of transformers'.
 
         Returns:
             What the pass gave, and the visual tokens E_v [N_v, H].
         """
+        token_ids, index = self._sent(prompt.token_ids), self._sent(prompt.visual_index)
+        positions = self._sent(prompt.position_ids[:, None])
         began = self._now()
-        processed = (processor or self._processor)(pictures)
+        if prepare is None:
+            processed = self._processor(pictures)
+        else:
+            processed = self._torch_half.processed(self.model, prepare(pictures))
         prepared = time.perf_counter()
         visual = self._torch_half.encode_processed(self.model, processed)
         encoded = self._now()
-        embeds = self._embed(given.token_ids)
-        embeds[given.visual_index] = visual
+        embeds = self._language.embedding(token_ids)
+        embeds[index] = visual
         placed = self._now()
-        sample, first, cache_bytes = self._generate(embeds, given.position_ids, given, new_tokens)
-        stages = {
-            "preprocess": prepared - began,
-            "vision": encoded - prepared,
-            **sample,
-            "first_token": placed - began + sample["prefill"],
-        }
-        return TransformersAnswer(stages, first, cache_bytes), visual
+        answer = self._generate(embeds, positions, prompt.next_position, new_tokens)
+        first_token = placed - began + answer.sample["prefill"]
+        stages = {"preprocess": prepared - began, "vision": encoded - prepared}
+        answer.sample.update(stages, first_token=first_token)
+        return answer, visual
 
     @torch.inference_mode()
     def pruned(
         self,
         visual: Tensor,
         kept: NDArray[np.int64],
-        given: Given,
+        prompt: Prompt,
         before: TransformersAnswer,
         new_tokens: int,
     ) -> TransformersAnswer:
@@ -187,54 +153,52 @@ class TransformersModel:
         Args:
             visual: E_v [N_v, H], as `whole` gave it.
             kept: int64 [K], ordinals of the visual tokens to keep, ascending.
-            given: The prompt.
+            prompt: The prompt.
             before: The pass with all tokens: what came before prefill is the same.
             new_tokens: How many tokens to generate.
         """
-        chosen = torch.from_numpy(np.asarray(kept, dtype=np.int64)).to(self.device)
-        stays = torch.ones(len(given.token_ids), dtype=torch.bool, device=self.device)
-        stays[given.visual_index] = False
-        stays[given.visual_index[chosen]] = True
-        index = stays.nonzero()[:, 0]
-        places = (stays.cumsum(0) - 1)[given.visual_index[chosen]]
+        dropped = np.delete(prompt.visual_index, kept)
+        stays = np.setdiff1d(np.arange(len(prompt.token_ids)), dropped)
+        places = self._sent(np.searchsorted(stays, prompt.visual_index[kept]))
+        token_ids, index = self._sent(prompt.token_ids), self._sent(stays)
+        everywhere, chosen = self._sent(prompt.position_ids[:, None]), self._sent(kept)
         began = self._now()
-        embeds = self._embed(given.token_ids[index])
+        embeds = self._language.embedding(token_ids[index])
         embeds[places] = visual[chosen]
-        positions = given.position_ids[:, :, index]
+        positions = everywhere[:, :, index]
         gathered = self._now() - began
-        sample, first, cache_bytes = self._generate(embeds, positions, given, new_tokens)
-        ahead = before.sample["preprocess"] + before.sample["vision"]
-        sample |= {stage: before.sample[stage] for stage in ("preprocess", "vision")}
-        sample |= {"first_token": ahead + gathered + sample["prefill"]}
-        return TransformersAnswer(sample, first, cache_bytes)
+        answer = self._generate(embeds, positions, prompt.next_position, new_tokens)
+        ahead = {stage: before.sample[stage] for stage in ("preprocess", "vision")}
+        first_token = sum(ahead.values()) + gathered + answer.sample["prefill"]
+        answer.sample.update(ahead, first_token=first_token)
+        return answer
 
     def _generate(
-        self, embeds: Tensor, positions: Tensor, given: Given, new_tokens: int
-    ) -> tuple[Sample, int, int]:
-        """Prefill and greedy steps: seconds, the first token, and the cache's bytes at the end."""
+        self, embeds: Tensor, positions: Tensor, next_position: int, new_tokens: int
+    ) -> TransformersAnswer:
+        """Prefill and greedy steps."""
         cache = DynamicCache()
         began = self._now()
         first = token = self._step(embeds[None], positions, cache)
         prefilled = self._now()
         for number in range(new_tokens - 1):
-            row = self._embed(torch.tensor([token], device=self.device))
-            place = torch.full_like(positions[:, :, :1], given.next_position + number)
+            row = self._language.embedding(torch.tensor([token], device=self.device))
+            place = torch.full_like(positions[:, :, :1], next_position + number)
             token = self._step(row[None], place, cache)
         sample = {"prefill": prefilled - began}
         if new_tokens > 1:
             sample["per_token"] = (self._now() - prefilled) / (new_tokens - 1)
         states = [state for layer in cache.layers for state in (layer.keys, layer.values)]
-        return sample, first, sum(state.nbytes for state in states)
+        return TransformersAnswer(sample, first, sum(state.nbytes for state in states))
 
     def _step(self, embeds: Tensor, positions: Tensor, cache: Any) -> int:
         """Take tokens in; the argmax of the logits after them."""
         hidden = self._torch_half.decode(self.model, embeds, positions, cache)
         return int(self._language.head(hidden[:, -1]).argmax())
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        """Embeddings [N, H] that may be written to."""
-        embeds: Tensor = self._language.embedding(token_ids)
-        return embeds
+    def _sent(self, values: NDArray[np.int64]) -> Tensor:
+        """Values on the device."""
+        return torch.from_numpy(values).to(self.device)
 
     def _now(self) -> float:
         """The time, when all that was given to the device is done."""

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Literal
 
 Rule = Literal["exact", "contains"]
-RULES: tuple[Rule, ...] = ("exact", "contains")
 
 ARTICLES = ("a", "an", "the")
 JOINING = ("and", "or")

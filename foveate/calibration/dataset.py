@@ -118,7 +118,7 @@ def _pictures(document: dict[str, Any]) -> tuple[str, ...]:
         raise DataError(
             "'video': videos are not supported yet; give some of its frames as 'images'"
         )
-    return _texts(document, "images") if given == ["images"] else (_text(document, "image"),)
+    return _texts(document, given[0])
 
 
 def _answers(document: dict[str, Any], needed: bool) -> tuple[str, ...]:
@@ -128,13 +128,13 @@ def _answers(document: dict[str, Any], needed: bool) -> tuple[str, ...]:
         raise DataError("both 'answer' and 'answers'; give one of them")
     if not given and needed:
         raise DataError("no answer; give 'answer', or 'answers' where several are right")
-    if not given:
-        return ()
-    return _texts(document, "answers") if given == ["answers"] else (_text(document, "answer"),)
+    return _texts(document, given[0]) if given else ()
 
 
 def _texts(document: dict[str, Any], key: str) -> tuple[str, ...]:
-    """A list of texts, at least one."""
+    """The texts of a key: where its name is a plural, of a list of at least one."""
+    if not key.endswith("s"):
+        return (_text(document, key),)
     values = document[key]
     if not isinstance(values, list) or not values:
         raise DataError(f'{key!r} is no list of at least one text; write ["…"]')

@@ -1,8 +1,10 @@
 """The processes that share a run, which `accelerate launch` may start; without it there is one."""
 
 import atexit
+import contextlib
 import datetime
 import os
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from foveate.errors import BackendError, MissingDependencyError
@@ -18,6 +20,8 @@ except ImportError as error:
     ) from error
 
 from foveate.calibration.device import pick_device
+from foveate.calibration.progress import Meter
+from foveate.calibration.torch_model import TorchModel
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -45,6 +49,32 @@ def join_processes(device: str) -> PartialState:
     if world > 1:
         atexit.register(state.destroy_process_group)
     return state
+
+
+def load_model(
+    source: str, dtype: str, state: PartialState, meter: Meter, records: int
+) -> TorchModel:
+    """Load a checkpoint on the process's device, and begin to count its share of the records.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
+    with meter.stage(f"loading {source}"):
+        model = TorchModel.load(source, dtype, str(state.device))
+    meter.start(records, state.num_processes)
+    return model
+
+
+@contextlib.contextmanager
+def stopping(state: PartialState, meter: Meter, remark: Callable[[], str]) -> Iterator[None]:
+    """Say, where an interrupt ends the block, what `remark` returns; only the main process raises it on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        meter.stop(remark())
+        if not state.is_main_process:
+            raise SystemExit(130) from None
+        raise
 
 
 def gather(items: list[ITEM]) -> list[ITEM]:

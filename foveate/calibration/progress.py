@@ -84,6 +84,11 @@ class Meter:
         self._began = time.monotonic()
         self._line.wait()
 
+    @property
+    def seconds(self) -> float:
+        """How long ago `start` was called; 0 before that."""
+        return time.monotonic() - self._began if self._began else 0.0
+
     def step(self, outcome: str) -> None:
         """Count one record."""
         self._outcomes[outcome] += 1

@@ -2,20 +2,27 @@
 
 import hashlib
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 from foveate._version import __version__
 from foveate.bundle.reader import file_digest
+from foveate.modeling.checkpoint import Checkpoint
 
 CHECKPOINT_FILES = ("*.json", "*.jinja", "model*.safetensors", "pytorch_model*.bin")
 TOOLS = ("torch", "transformers", "accelerate", "pyarrow", "pillow", "tokenizers", "numpy")
 
 
-def checkpoint_digest(root: Path) -> str:
-    """One SHA-256 for all files that make a checkpoint what it is."""
-    paths = {path for pattern in CHECKPOINT_FILES for path in root.glob(pattern)}
+def checkpoint_facts(source: str) -> dict[str, Any]:
+    """A checkpoint's name, one SHA-256 for all files that make it what it is, and its family.
+
+    Raises:
+        CheckpointError: No checkpoint that can be read.
+    """
+    checkpoint = Checkpoint.open(source)
+    paths = {path for pattern in CHECKPOINT_FILES for path in checkpoint.root.glob(pattern)}
     lines = [f"{file_digest(path)}  {path.name}\n" for path in sorted(paths)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return {"checkpoint": checkpoint.name, "checkpoint_sha256": digest, "family": checkpoint.family}
 
 
 def tool_versions() -> dict[str, str]:

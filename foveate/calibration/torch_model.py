@@ -45,11 +45,10 @@ class PreparedQuestion:
 class TorchModel:
     """A loaded checkpoint; `load` makes one."""
 
-    checkpoint: Checkpoint
     family: Family
     tokenizer: Tokenizer
     language: Language
-    stops: frozenset[int]
+    stops: set[int]
     device: torch.device
     _torch_half: TorchFamily
     _model: Any
@@ -79,54 +78,34 @@ class TorchModel:
             chat_template=checkpoint.chat_template(),
             tokens=torch_half.tokens(checkpoint, model, tokenizer),
         )
-        return cls(
-            checkpoint,
-            family,
-            tokenizer,
-            torch_half.language(model),
-            frozenset(checkpoint.stops()),
-            torch.device(device),
-            torch_half,
-            model,
-        )
+        language, stops = torch_half.language(model), set(checkpoint.stops())
+        return cls(family, tokenizer, language, stops, torch.device(device), torch_half, model)
 
-    def prepare(self, question: str, pictures: Sequence[Image]) -> PreparedQuestion:
-        """Prepare a question about pictures.
-
-        Raises:
-            ImageError: A picture that the family cannot take.
-            PromptError: A question that the family cannot take.
-        """
-        return self._place(question, pictures, self.family.prepare(pictures))
-
-    def prepare_shrunk(
-        self, question: str, pictures: Sequence[Image], most: Sequence[int]
+    @torch.no_grad()
+    def prepare(
+        self, question: str, pictures: Sequence[Image], most: Sequence[int] | None = None
     ) -> PreparedQuestion:
-        """Prepare a question about pictures made smaller, aspects kept.
+        """Embed a question about pictures, each token in its place.
 
         Args:
             question: The user's text.
-            pictures: As for `prepare`.
-            most: The most visual tokens that each picture is to give, at least one.
+            pictures: Its pictures, in order.
+            most: The most visual tokens that each picture is to give, at least one: it is made
+                smaller, its aspect kept. None leaves all as they are.
 
         Raises:
             ImageError: A picture that the family cannot take.
             PromptError: A question that the family cannot take.
         """
-        smaller = self._torch_half.shrink(self.family, pictures, most)
-        return self._place(question, pictures, smaller)
-
-    @torch.no_grad()
-    def _place(
-        self, question: str, pictures: Sequence[Image], visual: VisualInput
-    ) -> PreparedQuestion:
-        """A question and prepared pictures embedded, each token in its place."""
+        if most is None:
+            visual = self.family.prepare(pictures)
+        else:
+            visual = self._torch_half.shrink(self.family, pictures, most)
         prompt = self.family.layout(user_turn(question, pictures), visual)
-        embeds = self.language.embedding(torch.from_numpy(prompt.token_ids).to(self.device))
-        index = torch.from_numpy(prompt.visual_index).to(self.device)
-        embeds = embeds.index_copy(0, index, self._torch_half.encode(self._model, visual))
-        positions = torch.from_numpy(prompt.position_ids).to(self.device)
-        return PreparedQuestion(embeds[None], positions, prompt, visual)
+        embeds = self.language.embedding(self._sent(prompt.token_ids))
+        encoded = self._torch_half.encode(self._model, visual)
+        embeds = embeds.index_copy(0, self._sent(prompt.visual_index), encoded)
+        return PreparedQuestion(embeds[None], self._sent(prompt.position_ids), prompt, visual)
 
     def answer(
         self,
@@ -143,12 +122,10 @@ class TorchModel:
         if kept is not None:
             prompt = question.prompt
             dropped = np.delete(prompt.visual_index, kept)
-            index = np.setdiff1d(np.arange(len(prompt.token_ids)), dropped)
-            rows = torch.from_numpy(index).to(self.device)
+            rows = self._sent(np.setdiff1d(np.arange(len(prompt.token_ids)), dropped))
             embeds, positions = embeds[:, rows], positions[:, rows]
-        return self.language.answer(
-            embeds, positions, question.prompt.next_position, set(self.stops), most
-        )
+        first = question.prompt.next_position
+        return self.language.answer(embeds, positions, first, self.stops, most)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as words, control tokens left out."""
@@ -157,13 +134,10 @@ class TorchModel:
     @torch.no_grad()
     def attention(self, question: PreparedQuestion) -> Tensor:
         """A⁰ from each instruction token to each visual token: float32 [heads, N_u, N_v]."""
-        return first_layer_attention(
-            self.language,
-            question.embeds,
-            question.positions,
-            torch.from_numpy(question.prompt.instruction_index).to(self.device),
-            torch.from_numpy(question.prompt.visual_index).to(self.device),
-        )
+        prompt = question.prompt
+        rows, columns = self._sent(prompt.instruction_index), self._sent(prompt.visual_index)
+        embeds, positions = question.embeds, question.positions
+        return first_layer_attention(self.language, embeds, positions, rows, columns)
 
     def relevance(
         self, question: PreparedQuestion, said: Sequence[int], mode: Mode = "grad"
@@ -171,13 +145,13 @@ class TorchModel:
         """R_v (Eq. 1) of an answer's tokens, averaged over them: float32 [N_v]."""
         tokens = torch.tensor(list(said), dtype=torch.int64, device=self.device)
         rows = self.language.embedding(tokens)[None]
-        following = question.prompt.next_position
-        places = torch.arange(following, following + len(said), device=self.device)
-        whole = relevance(
-            self.language,
-            torch.cat([question.embeds, rows], dim=1),
-            torch.cat([question.positions, places.expand(len(question.positions), -1)], dim=1),
-            tokens,
-            mode,
-        )
-        return whole[torch.from_numpy(question.prompt.visual_index).to(self.device)]
+        first, axes = question.prompt.next_position, len(question.positions)
+        places = torch.arange(first, first + len(said), device=self.device).expand(axes, -1)
+        embeds = torch.cat([question.embeds, rows], dim=1)
+        positions = torch.cat([question.positions, places], dim=1)
+        whole = relevance(self.language, embeds, positions, tokens, mode)
+        return whole[self._sent(question.prompt.visual_index)]
+
+    def _sent(self, values: NDArray[np.int64]) -> Tensor:
+        """Values on the device."""
+        return torch.from_numpy(values).to(self.device)

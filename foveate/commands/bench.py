@@ -112,7 +112,7 @@ def run_bench(
     Raises:
         FoveateError: Whatever was wrong with any of it.
     """
-    from foveate.bench.facts import bench_facts
+    from foveate.bench.result import bench_facts
     from foveate.bench.run import PICTURE, PROMPT, BenchOptions
     from foveate.bench.run import bench as measure
     from foveate.bench.scenes import (

@@ -60,13 +60,10 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
     was stopped goes on by the same command. For several processes put `accelerate launch -m` in
     front.
     """
-    from foveate.calibration.progress import Meter
     from foveate.calibration.relevance import collect as collecting
-    from foveate.calibration.relevance.manifest import OUTCOMES
 
-    meter = Meter(OUTCOMES)
     options = collecting.CollectOptions(**how)
-    collected = collecting.collect(checkpoint, data, out, options, meter)
+    collected = collecting.collect(checkpoint, data, out, options, quiet=False)
     if collected is None:
         return
     facts = collecting.collected_facts(collected)
@@ -129,7 +126,7 @@ def show(
 
         samples = showing.gather_samples(images, questions, data, ids)
         drawn = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
-    facts = showing.show_facts(samples, drawn, out)
+    facts = showing.show_facts(drawn, out)
     tell_json(facts) if as_json else tell(showing.describe_show(drawn, out))
 
 
@@ -231,11 +228,9 @@ def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any)
     from foveate.calibration.evaluation import evaluate as evaluating
     from foveate.calibration.evaluation.result import evaluation_facts
     from foveate.calibration.evaluation.table import describe_evaluation
-    from foveate.calibration.progress import Meter
 
-    meter = Meter(evaluating.OUTCOMES)
     options = evaluating.EvaluateOptions(**how)
-    evaluation = evaluating.evaluate(checkpoint, data, options, meter)
+    evaluation = evaluating.evaluate(checkpoint, data, options, quiet=False)
     if evaluation is None:
         return
     tell_json(evaluation_facts(evaluation)) if as_json else tell(describe_evaluation(evaluation))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from foveate.bench.result import STAGES
 from foveate.bench.run import BenchOptions
 from foveate.bundle.reader import Bundle
 from foveate.errors import LimitError
-from foveate.runtime.backends.ort.backend import OnnxBackend
+from foveate.runtime.backends.ort.backend import OrtBackend, OrtGrowing
 from tests.command import invoke, refused
 
 QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")
@@ -126,12 +127,28 @@ def test_it_needs_no_torch(tiny_bundle: Bundle) -> None:
     words = [str(word) for word in ("bench", tiny_bundle.root, *QUICK, *SIZE)]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for more, extra in ((["--plot", "x.png"], "bench"), (["--against", "x"], "export")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words, *more], capture_output=True, text=True
-        )
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].endswith(f"pip install 'foveate[{extra}]'")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "more", "extra"),
+    [
+        ("matplotlib.axes", "plot", ("--plot", "x.png"), "bench"),
+        ("torch", "transformers_run", ("--against", "x"), "export"),
+    ],
+)
+def test_what_is_missing_is_named(
+    tiny_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    module: str,
+    more: tuple[str, str],
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"foveate.bench.{module}", raising=False)
+    told = invoke("bench", tiny_bundle.root, *QUICK, *SIZE, *more)
+    assert told.exit_code == 2
+    assert told.stderr.splitlines()[-1].endswith(f"pip install 'foveate[{extra}]'")
 
 
 def test_what_is_refused(tiny_bundle: Bundle, evaluation: Path, tmp_path: Path) -> None:
@@ -152,6 +169,12 @@ def test_a_backend_that_takes_one_sequence_is_refused(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is measured, with the reason."""
-    monkeypatch.setattr(OnnxBackend, "batch", 1)
-    monkeypatch.setattr(OnnxBackend, "encode", None)
+    begin = OrtGrowing.__init__
+
+    def begin_alone(self: OrtGrowing, *parts: Any) -> None:
+        begin(self, *parts)
+        self.capabilities = replace(self.capabilities, batch=1)
+
+    monkeypatch.setattr(OrtGrowing, "__init__", begin_alone)
+    monkeypatch.setattr(OrtBackend, "encode", None)
     refused(invoke("bench", tiny_bundle.root, *SIZE, "--batch", "1,4"), "decodes 1 together")

@@ -1,5 +1,6 @@
 """What the tests of calibration share: the nano checkpoint and its questions, loaded once."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,10 +26,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Checkpoints loaded once for all runs, since none changes a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchModel, "load", functools.cache(TorchModel.load))
+        yield
+
+
 @pytest.fixture(scope="session")
 def model() -> TorchModel:
     """The nano checkpoint in float32."""
-    return TorchModel.load(NANO)
+    return TorchModel.load(str(NANO), "fp32", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.calibration.relevance.manifest import MANIFEST, Manifest, encode
+from foveate.calibration.relevance.manifest import Manifest, write_manifest
 from foveate.calibration.relevance.store import Sample, Writer
 
 FIELDS: dict[str, Any] = {
@@ -20,7 +20,7 @@ def write_store(
 ) -> None:
     """One process's samples, all kept; the store is unfinished."""
     folder.mkdir(exist_ok=True)
-    (folder / MANIFEST).write_bytes(encode(made))
+    write_manifest(folder, made)
     with Writer(folder, made, rank, seconds=1e9) as writer:
         for sample in samples:
             writer.add(sample, "kept")

@@ -57,18 +57,18 @@ class TestShrunk:
         columns, rows = sides(whole.visual.boxes)
         used = []
         for most in (1, 2, 5, 11, 32, whole.visual.tokens - 1):
-            smaller = model.prepare_shrunk("What?", [picture], [most])
+            smaller = model.prepare("What?", [picture], [most])
             used.append(smaller.visual.tokens)
             assert most / 3 <= used[-1] <= most
             some_columns, some_rows = sides(smaller.visual.boxes)
             assert some_rows <= rows
             assert some_columns <= columns
         assert used == sorted(used)
-        same = model.prepare_shrunk("What?", [picture], [whole.visual.tokens])
+        same = model.prepare("What?", [picture], [whole.visual.tokens])
         assert torch.equal(same.embeds, whole.embeds)
 
     @pytest.mark.parametrize("size", [(30, 3000), (4000, 40), (7, 900), (1, 1), (3000, 2900)])
     def test_odd_shapes(self, model: TorchModel, size: tuple[int, int]) -> None:
         picture = Image.new("RGBA", size, (200, 10, 10, 90))
         for most in (1, 3, 20):
-            assert 1 <= model.prepare_shrunk("What?", [picture], [most]).visual.tokens <= most
+            assert 1 <= model.prepare("What?", [picture], [most]).visual.tokens <= most

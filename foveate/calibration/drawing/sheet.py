@@ -13,28 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from foveate.calibration.drawing.text import (
-    BODY,
-    Colour,
-    Line,
-    legible,
-    text_height,
-    typeface,
-    write_lines,
-)
+from foveate.calibration.dataset import Record
+from foveate.calibration.drawing import text
+from foveate.calibration.drawing.text import Line
 from foveate.families.pixels import to_rgb
-from foveate.runtime.heatmap import (
-    COLOURS,
-    OUTLINE,
-    PAPER,
-    Paint,
-    Shown,
-    colours,
-    enlarged,
-    spread,
-    token_map,
-    under_relevance,
-)
+from foveate.runtime import heatmap
+from foveate.runtime.heatmap import PAPER
 from foveate.terminal import plural
 
 PANEL, HIGH, LEAST = 384, 448, 48
@@ -90,21 +74,17 @@ class SheetEntry:
     """A question with its pictures, its answers and the rankings of its visual tokens.
 
     Attributes:
-        question: Its text.
+        record: The question, with its right answers where they are known.
         pictures: Its pictures, in order.
-        names: What to call each of them.
         visual: Which part of which picture each visual token shows.
         answer: The model's answer from all tokens.
-        expected: Right answers, where known.
         rankings: All with the same keeps.
     """
 
-    question: str
+    record: Record
     pictures: tuple[Image.Image, ...]
-    names: tuple[str, ...]
-    visual: Shown
+    visual: heatmap.Shown
     answer: str
-    expected: tuple[str, ...]
     rankings: tuple[RankedTokens, ...]
 
     @property
@@ -119,7 +99,7 @@ class Cell:
 
     panel: Image.Image
     lines: tuple[Line, ...]
-    legend: tuple[Paint, float, tuple[str, ...]] | None = None
+    legend: tuple[heatmap.Paint, float, tuple[str, ...]] | None = None
 
 
 def draw_sheet(entries: Sequence[SheetEntry]) -> Image.Image:
@@ -169,9 +149,9 @@ def masked(panel: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
     Returns:
         RGB, of the panel's size.
     """
-    mask = Image.fromarray((enlarged(kept, panel.size) * 255).astype(np.uint8))
+    mask = Image.fromarray((heatmap.enlarged(kept, panel.size) * 255).astype(np.uint8))
     result = Image.new("RGB", panel.size, PAPER)
-    result.paste(OUTLINE, mask=mask)
+    result.paste(heatmap.OUTLINE, mask=mask)
     result.paste(panel, mask=mask.filter(ImageFilter.MinFilter(3)))
     return result
 
@@ -180,15 +160,16 @@ def signed_spread(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Scale scores [N_v] to float64 from -1 to 1: signs stay, and both sides are on the scale of `spread`."""
     values = np.nan_to_num(scores.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     sizes: NDArray[np.float64] = (
-        np.sign(values) * spread(np.append(np.abs(values), 0.0), SIGNED_MIDDLE)[:-1]
+        np.sign(values) * heatmap.spread(np.append(np.abs(values), 0.0), SIGNED_MIDDLE)[:-1]
     )
     return sizes
 
 
 def signed_colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """The colours, RGB from 0 to 255, of values from -1 (cold) over 0 (dark) to 1 (warm)."""
-    stops = np.concatenate([np.linspace(-1, 0, len(COLD)), np.linspace(0, 1, len(COLOURS))[1:]])
-    ramp = np.concatenate([COLD[::-1], COLOURS[1:]])
+    warm = heatmap.COLOURS
+    stops = np.concatenate([np.linspace(-1, 0, len(COLD)), np.linspace(0, 1, len(warm))[1:]])
+    ramp = np.concatenate([COLD[::-1], warm[1:]])
     return np.stack([np.interp(values, stops, channel) for channel in ramp.T], axis=-1)
 
 
@@ -198,31 +179,24 @@ def _cells(entry: SheetEntry, ranking: RankedTokens, index: int, panel: Image.Im
     facts = f"{picture.width} × {picture.height} pixels, {plural(int(here.sum()), 'token')}"
     facts += ", drawn out of shape" if _stretched(picture.size) else ""
     signed = bool((ranking.scores < 0).any())
-    paint = signed_colours if signed else colours
-    scaled = (signed_spread if signed else spread)(ranking.scores)
+    paint = signed_colours if signed else heatmap.colours
+    scaled = (signed_spread if signed else heatmap.spread)(ranking.scores)
     ends = ("against", "0", "for the answer") if signed else ("low", "high")
+    values = heatmap.token_map(scaled, entry.visual, index)
+    # Smoothing leaves each cell its own value in its middle if it is cut into 3 x 3: a token for the
+    # answer among tokens against it would be smoothed away.
+    drawn = heatmap.under_relevance(panel, values.repeat(3, axis=0).repeat(3, axis=1), paint)
+    told = (Line(f"{ranking.name}: {ranking.meaning}"),)
     cells = [
-        Cell(panel, (Line(entry.names[index], most=2), Line(facts, MUTED))),
-        Cell(
-            under_relevance(panel, _plateaus(token_map(scaled, entry.visual, index)), paint),
-            (Line(f"{ranking.name}: {ranking.meaning}"),),
-            (paint, -1.0 if signed else 0.0, ends),
-        ),
+        Cell(panel, (Line(entry.record.pictures[index].name, most=2), Line(facts, MUTED))),
+        Cell(drawn, told, (paint, -1.0 if signed else 0.0, ends)),
     ]
     for kept in ranking.kept:
         chosen = np.zeros(entry.tokens, dtype=np.bool_)
         chosen[kept.indices] = True
-        left = masked(panel, token_map(chosen, entry.visual, index))
+        left = masked(panel, heatmap.token_map(chosen, entry.visual, index))
         cells.append(Cell(left, _result(entry, kept, int(chosen[here].sum()))))
     return cells
-
-
-def _plateaus(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cells [rows, columns] as 3 x 3 each, so that smoothing leaves each its own value in its middle.
-
-    A token for the answer among tokens against it would be smoothed away.
-    """
-    return cells.repeat(3, axis=0).repeat(3, axis=1)
 
 
 def _result(entry: SheetEntry, kept: KeptAnswer, here: int) -> tuple[Line, ...]:
@@ -241,59 +215,56 @@ def _result(entry: SheetEntry, kept: KeptAnswer, here: int) -> tuple[Line, ...]:
 def _header(entry: SheetEntry, width: int, *, ruled: bool) -> Image.Image:
     """A question and its answer from all tokens."""
     lines = [
-        Line(entry.question, bold=True, size=HEAD, most=QUESTION_LINES),
+        Line(entry.record.question, bold=True, size=HEAD, most=QUESTION_LINES),
         Line(f"With all {entry.tokens} tokens: “{entry.answer}”", most=ANSWER_LINES),
     ]
-    if entry.expected:
-        expected = " or ".join(f"“{answer}”" for answer in entry.expected)
+    if entry.record.answers:
+        expected = " or ".join(f"“{answer}”" for answer in entry.record.answers)
         lines.append(Line(f"Expected: {expected}", MUTED, most=ANSWER_LINES))
     room = width - GAP
-    height = sum(text_height(line, room) for line in lines)
-    block = Image.new("RGB", (width, height + 2 * AIR + GAP), PAPER)
+    block = Image.new("RGB", (width, text.height(lines, room) + 2 * AIR + GAP), PAPER)
     if ruled:
         ImageDraw.Draw(block).line((GAP // 2, 0, width - GAP // 2, 0), fill=RULE, width=2)
-    write_lines(block, lines, GAP // 2, GAP, room)
+    text.write_lines(block, lines, GAP // 2, GAP, room)
     return block
 
 
-def _row(cells: Sequence[Cell], width: int, name: str, colour: Colour) -> Image.Image:
+def _row(cells: Sequence[Cell], width: int, name: str, colour: text.Colour) -> Image.Image:
     """Cells side by side, after a label that stands upright at their left."""
     tall = max(cell.panel.height for cell in cells)
-    text = max(
-        sum(text_height(line, PANEL) for line in cell.lines)
-        + (text_height(Line(""), PANEL) if cell.legend else 0)
-        for cell in cells
+    below = max(
+        text.height([*cell.lines, *([Line("")] if cell.legend else [])], PANEL) for cell in cells
     )
-    block = Image.new("RGB", (width, tall + AIR + text + GAP), PAPER)
+    block = Image.new("RGB", (width, tall + AIR + below + GAP), PAPER)
     pen = ImageDraw.Draw(block)
     label = Image.new("RGB", (tall, GUTTER - AIR - 4), colour)
-    font = typeface(HEAD, True)
+    font = text.typeface(HEAD, True)
     middle = (label.width / 2, label.height / 2)
-    ImageDraw.Draw(label).text(middle, legible(name, font), PAPER, font=font, anchor="mm")
+    ImageDraw.Draw(label).text(middle, text.legible(name, font), PAPER, font=font, anchor="mm")
     block.paste(label.transpose(Image.Transpose.ROTATE_90), (GAP // 2, 0))
     for place, cell in enumerate(cells):
         left = GUTTER + GAP // 2 + place * (PANEL + GAP)
         right, bottom = left + cell.panel.width, cell.panel.height
         block.paste(cell.panel, (left, 0))
         pen.rectangle((left - 1, -1, right, bottom), outline=RULE)
-        under = write_lines(block, cell.lines, left, tall + AIR, PANEL)
+        under = text.write_lines(block, cell.lines, left, tall + AIR, PANEL)
         if cell.legend:
             _draw_scale(block, left, under, *cell.legend)
     return block
 
 
 def _draw_scale(
-    block: Image.Image, left: int, top: int, paint: Paint, least: float, ends: Sequence[str]
+    block: Image.Image, left: int, top: int, paint: heatmap.Paint, least: float, ends: Sequence[str]
 ) -> None:
     """A map's colours in a bar, each of `ends` named: low, high, and zero where there is one."""
-    font, pen = typeface(BODY), ImageDraw.Draw(block)
+    font, pen = text.typeface(text.BODY), ImageDraw.Draw(block)
     bar = paint(np.tile(np.linspace(least, 1, 160), (12, 1))).round().astype(np.uint8)
     pen.text((left, top), ends[0], MUTED, font=font)
     left += math.ceil(font.getlength(f"{ends[0]} "))
     block.paste(Image.fromarray(bar), (left, top + 4))
     if len(ends) == 3:
         middle = left + bar.shape[1] // 2
-        pen.text((middle, top + 9), ends[1], PAPER, font=typeface(11, True), anchor="mm")
+        pen.text((middle, top + 9), ends[1], PAPER, font=text.typeface(11, True), anchor="mm")
     pen.text((left + bar.shape[1] + 6, top), ends[-1], MUTED, font=font)
 
 

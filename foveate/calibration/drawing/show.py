@@ -1,6 +1,5 @@
 """Sheets of questions: R_v and f_θ's prediction over their pictures, and answers from what they keep."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,9 +78,8 @@ def show(
         progress(f"answering: {one_line(sample.question, 60)}", number, len(samples))
         entries.append(sheet_entry(model, sample, keeps, network, mode))
     progress("drawing", 0, 0)
-    data = io.BytesIO()
-    draw_sheet(entries).save(data, "PNG")
-    replace_file(out, data.getvalue(), force=force)
+    sheet = draw_sheet(entries)
+    replace_file(out, lambda file: sheet.save(file, "PNG"), force=force)
     return entries
 
 
@@ -106,7 +104,7 @@ def sheet_entry(
         KeepError: A keep that is more tokens than there are.
         PromptError: A question that the model cannot take, or that gets an empty answer.
     """
-    pictures = tuple(open_picture(path) for path in sample.pictures)
+    pictures = tuple(map(open_picture, sample.pictures))
     question = model.prepare(sample.question, pictures)
     answer = model.answer(question)
     if not answer:
@@ -117,9 +115,7 @@ def sheet_entry(
     attention = model.attention(question)
     relevance = _array(model.relevance(question, answer, mode))
 
-    def ranked(
-        name: str, meaning: str, scores: NDArray[np.float32], shown: NDArray[np.float32]
-    ) -> RankedTokens:
+    def ranked(name: str, meaning: str, scores: NDArray[Any], shown: NDArray[Any]) -> RankedTokens:
         kept = []
         for keep in keeps:
             count = kept_count(keep, len(scores))
@@ -137,15 +133,7 @@ def sheet_entry(
         logits = predicted(network, attention)
         probable = _array(logits.softmax(-1))
         rankings.append(ranked("f_θ", "predicted before answering", _array(logits), probable))
-    return SheetEntry(
-        sample.question,
-        pictures,
-        tuple(path.name for path in sample.pictures),
-        question.visual,
-        model.text(answer),
-        sample.answers,
-        tuple(rankings),
-    )
+    return SheetEntry(sample, pictures, question.visual, model.text(answer), tuple(rankings))
 
 
 def gather_samples(
@@ -161,7 +149,14 @@ def gather_samples(
     if data is not None:
         if images or questions:
             raise PromptError(f"the pictures and questions come from {data}; {ADVICE}")
-        return _chosen(data, ids)
+        records = {record.id: record for record in read_records(data, answers_needed=False)}
+        some = ", ".join(list(records)[:3])
+        if not ids:
+            raise DataError(f"{data}: choose questions with --id, such as {some}")
+        for one in ids:
+            if one not in records:
+                raise DataError(f"{data} has no {one!r}; give --id one of its ids, such as {some}")
+        return [records[one] for one in ids]
     if ids:
         raise PromptError(f"--id chooses from a data file; {ADVICE}")
     if not images:
@@ -172,41 +167,28 @@ def gather_samples(
     return [Record(str(n), pictures, text, ()) for n, text in enumerate(questions, start=1)]
 
 
-def _chosen(data: Path, ids: Sequence[str]) -> list[Record]:
-    """The records of `data` with these ids, in their order."""
-    records = {record.id: record for record in read_records(data, answers_needed=False)}
-    some = ", ".join(list(records)[:3])
-    if not ids:
-        raise DataError(f"{data}: choose questions with --id, such as {some}")
-    for wanted in ids:
-        if wanted not in records:
-            raise DataError(f"{data} has no {wanted!r}; give --id one of its ids, such as {some}")
-    return [records[one] for one in ids]
-
-
-def show_facts(
-    samples: Sequence[Record], entries: Sequence[SheetEntry], out: Path
-) -> dict[str, Any]:
+def show_facts(entries: Iterable[SheetEntry], out: Path) -> dict[str, Any]:
     """What was drawn, for JSON."""
+    return {"sheet": str(out), "samples": [_entry_facts(entry) for entry in entries]}
+
+
+def _entry_facts(entry: SheetEntry) -> dict[str, Any]:
+    """One question, for JSON."""
+    record, by_image = (
+        entry.record,
+        np.bincount(entry.visual.picture, minlength=len(entry.pictures)),
+    )
     return {
-        "sheet": str(out),
-        "samples": [
-            {
-                "id": sample.id,
-                "question": entry.question,
-                "images": [str(path) for path in sample.pictures],
-                "tokens": entry.tokens,
-                "tokens_by_image": np.bincount(
-                    entry.visual.picture, minlength=len(entry.pictures)
-                ).tolist(),
-                "answer": entry.answer,
-                "expected": list(entry.expected),
-                "rankings": [
-                    {"ranking": one.name, "keeps": [_kept_facts(kept) for kept in one.kept]}
-                    for one in entry.rankings
-                ],
-            }
-            for sample, entry in zip(samples, entries, strict=True)
+        "id": record.id,
+        "question": record.question,
+        "images": [str(path) for path in record.pictures],
+        "tokens": entry.tokens,
+        "tokens_by_image": by_image.tolist(),
+        "answer": entry.answer,
+        "expected": list(record.answers),
+        "rankings": [
+            {"ranking": one.name, "keeps": [_kept_facts(kept) for kept in one.kept]}
+            for one in entry.rankings
         ],
     }
 
@@ -215,19 +197,13 @@ def describe_show(entries: Iterable[SheetEntry], out: Path) -> str:
     """What was drawn, for people."""
     parts = []
     for entry in entries:
-        rows = [
-            (
-                ranking.name,
-                f"{len(kept.indices)} of {entry.tokens} tokens",
-                "" if kept.overlap is None else f"{100 * kept.overlap:.0f} % as R_v",
-                "same" if kept.same else "another",
-                one_line(kept.answer),
-            )
-            for ranking in entry.rankings
-            for kept in ranking.kept
-        ]
-        rows.insert(0, ("all", f"{entry.tokens} tokens", "", "", one_line(entry.answer)))
-        parts.append(f"{one_line(entry.question)}\n{table(rows)}")
+        rows = [("all", f"{entry.tokens} tokens", "", "", one_line(entry.answer))]
+        for ranking, kept in ((one, kept) for one in entry.rankings for kept in one.kept):
+            count = f"{len(kept.indices)} of {entry.tokens} tokens"
+            shared = "" if kept.overlap is None else f"{100 * kept.overlap:.0f} % as R_v"
+            same = "same" if kept.same else "another"
+            rows.append((ranking.name, count, shared, same, one_line(kept.answer)))
+        parts.append(f"{one_line(entry.record.question)}\n{table(rows)}")
     return "\n\n".join([*parts, f"drawn: {out}"])
 
 

@@ -40,10 +40,13 @@ def write_lines(block: Image.Image, lines: Sequence[Line], left: int, top: int, 
     return top
 
 
-def text_height(line: Line, room: int) -> int:
-    """How many pixels a line takes once wrapped."""
-    font = typeface(line.size, line.bold)
-    return len(wrapped(line.text, font, room, line.most)) * (line.size * 3 // 2)
+def height(lines: Sequence[Line], room: int) -> int:
+    """How many pixels lines take once wrapped."""
+    fonts = [typeface(line.size, line.bold) for line in lines]
+    return sum(
+        len(wrapped(line.text, font, room, line.most)) * (line.size * 3 // 2)
+        for line, font in zip(lines, fonts, strict=True)
+    )
 
 
 def wrapped(text: str, font: Font, room: float, most: int) -> list[str]:

@@ -66,7 +66,12 @@ class AnswerCache:
             return self.full, count
         if ranking.scores is None:
             return self._answer_shrunk(count)
-        scores = self._ranked(ranking)
+        if ranking.name not in self._scores:
+            found = ranking.scores(self.answered)
+            if found is not None and not found.isfinite().all():
+                found = None
+            self._scores[ranking.name] = None if found is None else found.cpu().numpy()
+        scores = self._scores[ranking.name]
         if scores is None:
             return None, count
         kept = top(scores, count)
@@ -76,15 +81,6 @@ class AnswerCache:
             self._answers[key] = model.text(model.answer(question, kept, self.most))
         return self._answers[key], count
 
-    def _ranked(self, ranking: Ranking) -> NDArray[np.floating] | None:
-        """A ranking's scores [N_v]; None where there are none, or not finite ones."""
-        if ranking.name not in self._scores and ranking.scores is not None:
-            found = ranking.scores(self.answered)
-            if found is not None and not found.isfinite().all():
-                found = None
-            self._scores[ranking.name] = None if found is None else found.cpu().numpy()
-        return self._scores[ranking.name]
-
     def _answer_shrunk(self, count: int) -> tuple[str | None, int]:
         """Answer with the pictures made so small that they give `count` tokens at most."""
         model = self.answered.model
@@ -92,9 +88,7 @@ class AnswerCache:
         if count < len(counts):
             return None, count
         try:
-            question = model.prepare_shrunk(
-                self.text, self.pictures, shares(counts.tolist(), count)
-            )
+            question = model.prepare(self.text, self.pictures, shares(counts.tolist(), count))
         except ImageError:
             return None, count
         return model.text(model.answer(question, most=self.most)), question.visual.tokens

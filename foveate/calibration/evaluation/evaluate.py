@@ -2,11 +2,11 @@
 
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,16 @@ from foveate.atomic_write import replace_file
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.dataset import Record, read_records
+from foveate.calibration.evaluation import result
 from foveate.calibration.evaluation.answer_cache import AnswerCache
 from foveate.calibration.evaluation.rankings import Ranking, find_rankings
-from foveate.calibration.evaluation.result import (
-    Evaluation,
-    Judged,
-    Trial,
-    evaluation_facts,
-    group,
-)
+from foveate.calibration.evaluation.result import Evaluation, Judged, Trial
 from foveate.calibration.outputs import check_output
-from foveate.calibration.processes import gather, join_processes
+from foveate.calibration.processes import gather, join_processes, load_model, stopping
 from foveate.calibration.progress import Meter
-from foveate.calibration.provenance import checkpoint_digest, tool_versions
+from foveate.calibration.provenance import checkpoint_facts, tool_versions
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
 from foveate.errors import DataError, ImageError, PromptError
-from foveate.modeling.checkpoint import Checkpoint
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.terminal import plural
 
@@ -65,7 +59,7 @@ class EvaluateOptions:
 
 
 def evaluate(
-    source: str, data: Sequence[Path], options: EvaluateOptions, meter: Meter | None = None
+    source: str, data: Sequence[Path], options: EvaluateOptions, *, quiet: bool = True
 ) -> Evaluation | None:
     """Answer every question of some data sets with all visual tokens, and with those that rankings keep.
 
@@ -73,7 +67,7 @@ def evaluate(
         source: The checkpoint: a folder or a hub id.
         data: The records, as JSON Lines files.
         options: How.
-        meter: Told how far the run is, in `OUTCOMES`; without one nothing is shown.
+        quiet: Do not show how far the run is.
 
     Returns:
         What came of it; None in all processes of a run but the main one.
@@ -87,8 +81,7 @@ def evaluate(
         BackendError: The device cannot be had.
     """
     state = join_processes(options.device)
-    if meter is None or not state.is_main_process:
-        meter = Meter(OUTCOMES, quiet=True)
+    meter = Meter(OUTCOMES, quiet or not state.is_main_process)
     made: dict[str, Any] = {}
     if state.is_main_process:
         with meter.stage("checking"):
@@ -97,35 +90,29 @@ def evaluate(
             made = _made(source, data, options)
     state.wait_for_everyone()
     rankings, keeps = find_rankings(options.rank), parse_keeps(options.keep)
-    records = _read(data, options.limit)
-    mine = list(enumerate(records))[state.process_index :: state.num_processes]
+    mine = list(enumerate(_read(data, options.limit)))[state.process_index :: state.num_processes]
     done: list[tuple[int, Judged]] = []
-    seconds = 0.0
-    try:
+
+    def remark() -> str:
+        return f"stopped after {plural(len(done), 'record')}; the next run starts afresh"
+
+    with stopping(state, meter, remark):
         if mine:
-            with meter.stage(f"loading {source}"):
-                model = TorchModel.load(source, options.dtype, str(state.device))
-            meter.start(len(mine), state.num_processes)
-            began = time.perf_counter()
+            model = load_model(source, options.dtype, state, meter, len(mine))
             for number, (file, record) in mine:
                 judged = judge(model, record, rankings, keeps, options, file)
                 done.append((number, judged))
-                meter.step(_outcome(judged))
-            seconds = time.perf_counter() - began
+                right = "right" if judged.right else "wrong"
+                meter.step("unreadable" if judged.unreadable else right)
+        slowest = max(gather([meter.seconds]))
         everything = gather(done)
-        slowest = max(gather([seconds]))
-    except KeyboardInterrupt:
-        meter.stop(f"stopped after {plural(len(done), 'record')}; the next run starts afresh")
-        if not state.is_main_process:
-            raise SystemExit(130) from None
-        raise
     if not state.is_main_process:
         return None
-    judged_all = [judged for _, judged in sorted(everything, key=lambda pair: pair[0])]
-    groups = group(judged_all)
+    judged_all = [judged for _, judged in sorted(everything, key=itemgetter(0))]
+    groups = result.group(judged_all)
     evaluation = Evaluation(made, judged_all, groups, slowest, state.num_processes)
     if options.out:
-        text = json.dumps(evaluation_facts(evaluation), indent=2, ensure_ascii=False)
+        text = json.dumps(result.evaluation_facts(evaluation), indent=2, ensure_ascii=False)
         replace_file(options.out, f"{text}\n".encode(), force=options.force)
     if not groups:
         first = judged_all[0]
@@ -158,12 +145,9 @@ def judge(
     for ranking, keep in product(rankings, keeps):
         answer, used = answers.answer(ranking, capped_count(keep, answers.total))
         trials.append(Trial(ranking.name, keep, answer, right(answer), used / answers.total))
+    full = answers.full
     return replace(
-        judged,
-        tokens=answers.total,
-        answer=answers.full,
-        right=right(answers.full),
-        trials=tuple(trials),
+        judged, tokens=answers.total, answer=full, right=right(full), trials=tuple(trials)
     )
 
 
@@ -194,31 +178,19 @@ def _read(data: Sequence[Path], limit: int | None) -> list[tuple[str, Record]]:
 def _made(source: str, data: Sequence[Path], options: EvaluateOptions) -> dict[str, Any]:
     """What an evaluation is of, for JSON; reads all of it to refuse what is bad early."""
     counts = Counter(file for file, _ in _read(data, options.limit))
-    rankings, keeps = find_rankings(options.rank), parse_keeps(options.keep)
-    checkpoint = Checkpoint.open(source)
+    settings = ("dtype", "rule", "max_new_tokens", "limit")
     return {
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": checkpoint_digest(checkpoint.root),
-        "family": checkpoint.family,
-        "dtype": options.dtype,
-        "rule": options.rule,
-        "max_new_tokens": options.max_new_tokens,
-        "limit": options.limit,
+        **checkpoint_facts(source),
+        **{name: getattr(options, name) for name in settings},
         "data": [
             {"path": str(path), "sha256": file_digest(path), "records": counts[str(path)]}
             for path in data
         ],
         "rankings": [
             {"name": one.name}
-            if one.file is None
-            else {"name": one.name, "sha256": file_digest(one.file), "facts": one.facts}
-            for one in rankings
+            | ({"sha256": file_digest(one.file), "facts": one.facts} if one.file else {})
+            for one in find_rankings(options.rank)
         ],
-        "keeps": keeps,
+        "keeps": parse_keeps(options.keep),
         "tools": tool_versions(),
     }
-
-
-def _outcome(judged: Judged) -> str:
-    """What came of a record with all its visual tokens."""
-    return "unreadable" if judged.unreadable else "right" if judged.right else "wrong"

@@ -1,6 +1,8 @@
 """What an evaluation gave: each answer, and counts by group, ranking and keep."""
 
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -158,12 +160,11 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 def group(judged: Iterable[Judged]) -> list[Group]:
     """Count the records that were answered: all, those of each file if several, scope and task."""
-    members: dict[tuple[str, str], list[Judged]] = {}
+    members: defaultdict[tuple[str, str], list[Judged]] = defaultdict(list)
     for one in judged:
         if not one.unreadable:
-            names = {"all": "", "data": one.data, **one.tags}
-            for named in names.items():
-                members.setdefault(named, []).append(one)
+            for named in {"all": "", "data": one.data, **one.tags}.items():
+                members[named].append(one)
     files = sum(kind == "data" for kind, _ in members)
     order = ("all", *KINDS)
     return [
@@ -178,7 +179,7 @@ def _counted(kind: str, name: str, members: Sequence[Judged]) -> Group:
     rows = []
     for trials in zip(*(one.trials for one in members), strict=True):
         score = Score(len(trials), sum(trial.right for trial in trials))
-        used = math.fsum(trial.used for trial in trials) / len(trials)
+        used = statistics.fmean(trial.used for trial in trials)
         unranked = sum(trial.answer is None for trial in trials)
         rows.append(Row(trials[0].ranking, trials[0].keep, score, used, unranked))
     full = Score(len(members), sum(one.right for one in members))
@@ -203,29 +204,17 @@ def evaluation_facts(evaluation: Evaluation) -> dict[str, Any]:
 
 def _group_facts(group: Group) -> dict[str, Any]:
     """One group, for JSON."""
-    return {
-        "kind": group.kind,
-        "name": group.name,
-        "full": _score_facts(group.full),
-        "rows": [
-            {
-                "ranking": row.ranking,
-                "keep": row.keep,
-                **_score_facts(row.score),
-                "of_full": group.of_full(row),
-                "used": row.used,
-                "unranked": row.unranked,
-            }
-            for row in group.rows
-        ],
-    }
+    rows = []
+    for row in group.rows:
+        way, found = {"ranking": row.ranking, "keep": row.keep}, _score_facts(row.score)
+        of_full = group.of_full(row)
+        rows.append(
+            {**way, **found, "of_full": of_full, "used": row.used, "unranked": row.unranked}
+        )
+    full = _score_facts(group.full)
+    return {"kind": group.kind, "name": group.name, "full": full, "rows": rows}
 
 
 def _score_facts(score: Score) -> dict[str, Any]:
     """One score, for JSON."""
-    return {
-        "n": score.n,
-        "right": score.right,
-        "accuracy": score.accuracy,
-        "interval": list(score.interval),
-    }
+    return {**asdict(score), "accuracy": score.accuracy, "interval": list(score.interval)}

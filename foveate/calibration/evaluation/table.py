@@ -1,6 +1,5 @@
 """An evaluation for people: tables of accuracy by ranking, keep and group."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,9 +71,8 @@ def _describe_used(everything: Group) -> str:
 
 def _describe_unranked(everything: Group) -> str:
     """For how many records nothing could be ranked."""
-    counts: Counter[str] = Counter()
-    for row in everything.rows:
-        counts[row.ranking] = max(counts[row.ranking], row.unranked)
+    ways = _by_ranking(everything).items()
+    counts = {ranking: max(row.unranked for row in rows) for ranking, rows in ways}
     lines = [[ranking, plural(count, "record")] for ranking, count in counts.items() if count]
     return f"nothing to rank by, and counted as wrong\n{table(lines)}" if lines else ""
 

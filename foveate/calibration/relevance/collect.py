@@ -2,44 +2,32 @@
 
 import contextlib
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveate.atomic_write import replace_file, writing
+from foveate.atomic_write import writing
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.dataset import Record, read_records
-from foveate.calibration.processes import join_processes
+from foveate.calibration.processes import join_processes, load_model, stopping
 from foveate.calibration.progress import Meter
-from foveate.calibration.provenance import checkpoint_digest, tool_versions
-from foveate.calibration.relevance.manifest import (
-    MANIFEST,
-    OUTCOMES,
-    SHARD,
-    Manifest,
-    Outcome,
-    check_format,
-    encode,
-)
+from foveate.calibration.provenance import checkpoint_facts, tool_versions
+from foveate.calibration.relevance import manifest as manifests
+from foveate.calibration.relevance import store as stores
+from foveate.calibration.relevance.manifest import Manifest, Outcome
 from foveate.calibration.relevance.propagation import Mode
-from foveate.calibration.relevance.store import (
-    FLUSH_SECONDS,
-    LEFTOVER,
-    Sample,
-    Store,
-    Writer,
-    finish,
-)
+from foveate.calibration.relevance.store import Sample, Store, Writer
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
 from foveate.errors import ImageError, OutputExistsError, PromptError
-from foveate.modeling.checkpoint import Checkpoint
 from foveate.runtime.media.pictures import open_pictures
 from foveate.terminal import plural, table
+
+SETTINGS = ("mode", "dtype", "rule", "keep_wrong", "max_new_tokens")
+"""The options that a store's manifest holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +54,7 @@ class CollectOptions:
     max_new_tokens: int = NEW_TOKENS
     limit: int | None = None
     force: bool = False
-    flush_seconds: float = FLUSH_SECONDS
+    flush_seconds: float = stores.FLUSH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +82,7 @@ class Collected:
 
 
 def collect(
-    source: str, data: Path, out: Path, options: CollectOptions, meter: Meter | None = None
+    source: str, data: Path, out: Path, options: CollectOptions, *, quiet: bool = True
 ) -> Collected | None:
     """Make the relevance maps of a data set, or go on with those that an earlier run left.
 
@@ -103,7 +91,7 @@ def collect(
         data: The records, as JSON Lines.
         out: The store's folder; its parent must exist.
         options: How; all but the device, the limit and the flushing must be an earlier run's.
-        meter: Told how far the run is; without one nothing is shown.
+        quiet: Do not show how far the run is.
 
     Returns:
         What was done; None in all processes of a run but the main one.
@@ -116,8 +104,7 @@ def collect(
         BackendError: The device cannot be had.
     """
     state = join_processes(options.device)
-    if meter is None or not state.is_main_process:
-        meter = Meter(OUTCOMES, quiet=True)
+    meter = Meter(manifests.OUTCOMES, quiet or not state.is_main_process)
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
             with meter.stage("checking"):
@@ -129,43 +116,27 @@ def collect(
         todo = sorted((r for r in records if r.id not in store.ids), key=lambda record: record.id)
         state.wait_for_everyone()
         mine = todo[state.process_index :: state.num_processes]
-        seconds = 0.0
         if mine:
-            with meter.stage(f"loading {source}"):
-                model = TorchModel.load(source, options.dtype, str(state.device))
-            meter.start(len(mine), state.num_processes)
-            began = time.perf_counter()
-            with Writer(out, store.manifest, state.process_index, options.flush_seconds) as writer:
-                _collect_all(model, mine, options, writer, meter)
+            model = load_model(source, options.dtype, state, meter, len(mine))
+            writer = Writer(out, store.manifest, state.process_index, options.flush_seconds)
+            with writer, stopping(state, meter, lambda: _leave(writer)):
+                for record in mine:
+                    sample, outcome, reason = map_relevance(model, record, options)
+                    writer.add(sample, outcome, reason)
+                    meter.step(outcome)
         state.wait_for_everyone()
         if not state.is_main_process:
             return None
-        if mine:
-            seconds = time.perf_counter() - began
-        outcomes = finish(out).outcomes()
+        seconds = meter.seconds
+        outcomes = stores.finish(out).outcomes()
         return Collected(out, outcomes, len(todo), seconds, state.num_processes)
 
 
-def _collect_all(
-    model: TorchModel,
-    records: Iterable[Record],
-    options: CollectOptions,
-    writer: Writer,
-    meter: Meter,
-) -> None:
-    """Map records one by one; an interrupt loses none that is done."""
-    try:
-        for record in records:
-            sample, outcome, reason = map_relevance(model, record, options)
-            writer.add(sample, outcome, reason)
-            meter.step(outcome)
-    except KeyboardInterrupt:
-        writer.flush()
-        stored = plural(len(Store.open(writer.folder, complete=False).ids), "record")
-        meter.stop(f"{writer.folder} holds {stored}; the same command goes on from there")
-        if writer.rank:
-            raise SystemExit(130) from None
-        raise
+def _leave(writer: Writer) -> str:
+    """Flush what is done, so that an interrupt loses none of it, and say how much there is."""
+    writer.flush()
+    stored = plural(len(Store.open(writer.folder, complete=False).ids), "record")
+    return f"{writer.folder} holds {stored}; the same command goes on from there"
 
 
 def map_relevance(
@@ -220,33 +191,21 @@ def collected_facts(collected: Collected) -> dict[str, Any]:
 def describe_collected(collected: Collected) -> str:
     """What was done, for people."""
     records = sum(collected.outcomes.values())
-    rows = [(str(collected.outcomes[outcome]), outcome) for outcome in OUTCOMES]
+    rows = [(str(count), outcome) for outcome, count in collected.outcomes.items()]
     pace = (
-        f", {collected.new} of them new in {collected.seconds:.1f} s: {collected.rate:.1f} a second "
+        f"{collected.new} of them new in {collected.seconds:.1f} s: {collected.rate:.1f} a second "
         f"(processes: {collected.processes})"
     )
-    return "\n".join(
-        [
-            f"{collected.out}: {plural(records, 'record')}"
-            + (pace if collected.new else ", none new"),
-            table(rows),
-        ]
-    )
+    new = pace if collected.new else "none new"
+    return f"{collected.out}: {plural(records, 'record')}, {new}\n{table(rows)}"
 
 
 def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
     """How this run makes samples; reads the data set to refuse a bad one early."""
     read_records(data)
-    checkpoint = Checkpoint.open(source)
     return Manifest(
-        checkpoint=checkpoint.name,
-        checkpoint_sha256=checkpoint_digest(checkpoint.root),
-        family=checkpoint.family,
-        mode=options.mode,
-        dtype=options.dtype,
-        rule=options.rule,
-        keep_wrong=options.keep_wrong,
-        max_new_tokens=options.max_new_tokens,
+        **checkpoint_facts(source),
+        **{name: getattr(options, name) for name in SETTINGS},
         data=str(data),
         data_sha256=file_digest(data),
         tools=tool_versions(),
@@ -280,34 +239,26 @@ def _claimed(folder: Path, manifest: Manifest, force: bool) -> Iterator[None]:
 
 def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
     """Check what a folder holds, clean up after a killed run, and write the manifest."""
-    if not (folder / MANIFEST).exists():
-        strangers = [name for name in os.listdir(folder) if not LEFTOVER.fullmatch(name)]
+    if not (folder / manifests.MANIFEST).exists():
+        strangers = [name for name in os.listdir(folder) if not stores.LEFTOVER.fullmatch(name)]
         if strangers:
             raise OutputExistsError(
                 f"{folder} holds {min(strangers)} and no relevance maps. Give another path."
             )
     elif force:
-        check_format(folder)
-        for path in folder.iterdir():
-            if SHARD.fullmatch(path.name):
-                path.unlink()
+        manifests.check_format(folder)
     else:
-        _check_settings(folder, Store.open(folder, complete=False).manifest, manifest)
+        before = Store.open(folder, complete=False).manifest
+        for name, value in manifest.settings().items():
+            if (was := getattr(before, name)) != value:
+                raise OutputExistsError(
+                    f"{folder} was made with another {name} ({was!r}, now {value!r}), and samples "
+                    "of both do not mix. Give another path, or delete them with force (--force)."
+                )
     for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name):
+        if stores.LEFTOVER.fullmatch(path.name) or (force and manifests.SHARD.fullmatch(path.name)):
             path.unlink()
-    replace_file(folder / MANIFEST, encode(manifest), force=True)
-
-
-def _check_settings(folder: Path, before: Manifest, now: Manifest) -> None:
-    """OutputExistsError for a store that was made otherwise."""
-    was, wanted = before.settings(), now.settings()
-    for name, value in wanted.items():
-        if was[name] != value:
-            raise OutputExistsError(
-                f"{folder} was made with another {name} ({was[name]!r}, now {value!r}), and samples of "
-                "both do not mix. Give another path, or delete them with force (--force)."
-            )
+    manifests.write_manifest(folder, manifest)
 
 
 @contextlib.contextmanager

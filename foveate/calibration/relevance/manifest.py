@@ -3,14 +3,15 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
+from foveate.atomic_write import replace_file
 from foveate.errors import DataError
 
-FORMAT: Literal["foveate-relevance"] = "foveate-relevance"
-VERSION: Literal[2] = 2
+FORMAT: Final = "foveate-relevance"
+VERSION: Final = 2
 MANIFEST = "manifest.json"
 
 Outcome = Literal["kept", "wrong", "unreadable"]
@@ -57,9 +58,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return hashlib.sha256(msgspec.json.encode(self.settings(), order="sorted")).hexdigest()
 
 
-def encode(manifest: Manifest) -> bytes:
-    """The manifest's file."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a store's manifest, in place of one that is there.
+
+    Raises:
+        OutputError: The disk did not take it.
+    """
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    replace_file(folder / MANIFEST, content, force=True)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -6,12 +6,11 @@ with O = A·V the gradient is ∇A = ∇O·Vᵀ, so that (v·(A ⊙ ∇A))_j = V
 attention's own backward pass for V; the other modes take rows in blocks.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from foveate.modeling.language_model import Language, Trace
 
@@ -45,7 +44,8 @@ def relevance(
         states = list(language.states(embeds, positions))
     count = len(tokens)
     rows = torch.arange(embeds.shape[1] - count - 1, embeds.shape[1] - 1, device=embeds.device)
-    total = torch.zeros(embeds.shape[1], dtype=_exact(embeds.dtype), device=embeds.device)
+    exact = torch.promote_types(embeds.dtype, torch.float32)
+    total = torch.zeros(embeds.shape[1], dtype=exact, device=embeds.device)
     rotation = language.rotation(embeds, positions)
     for begin in range(0, count, TOKENS_AT_ONCE):
         some = slice(begin, begin + TOKENS_AT_ONCE)
@@ -63,9 +63,8 @@ def _backward(
 ) -> Tensor:
     """The last row of R for each of some generated tokens, [t, N], each read at its own row."""
     gradients = _logit_gradients(language, states[-1], rows, tokens) if mode != "mean" else None
-    length = states[-1].shape[1]
-    relevant = torch.zeros(len(rows), length, dtype=_exact(states[0].dtype), device=rows.device)
-    relevant[torch.arange(len(rows)), rows] = 1
+    exact = torch.promote_types(states[0].dtype, torch.float32)
+    relevant = one_hot(rows, states[0].shape[1]).to(exact)
     for number in range(len(language.layers) - 1, -1, -1):
         state = states[number].detach().requires_grad_(mode != "mean")
         trace = Trace()
@@ -80,7 +79,8 @@ def _backward(
                     output, (state, trace.output), gradients[index][None], retain_graph=True
                 )
                 gradients[index] = below[0]
-            relevant[index] += PRODUCTS[mode](trace, relevant[index], mixed)
+            product = _product if mode == "grad" else _product_in_blocks
+            relevant[index] += product(trace, relevant[index], mixed)
     return relevant
 
 
@@ -101,13 +101,9 @@ def _product(trace: Trace, relevant: Tensor, gradient: Tensor | None) -> Tensor:
     assert gradient is not None
     value = trace.value.detach().requires_grad_()
     with torch.enable_grad():
+        query, key = trace.query.detach(), trace.key.detach()
         output = scaled_dot_product_attention(
-            trace.query.detach(),
-            trace.key.detach(),
-            value,
-            is_causal=True,
-            scale=trace.scaling,
-            enable_gqa=True,
+            query, key, value, is_causal=True, scale=trace.scaling, enable_gqa=True
         )
         upstream = gradient * relevant[:, None].to(gradient.dtype)
         (mixed,) = torch.autograd.grad(output, value, upstream)
@@ -115,33 +111,20 @@ def _product(trace: Trace, relevant: Tensor, gradient: Tensor | None) -> Tensor:
     return (mixed.to(exact) * value.to(exact)).sum((0, 1, 3)) / trace.query.shape[1]
 
 
-def _clamped_product(trace: Trace, relevant: Tensor, gradient: Tensor | None) -> Tensor:
-    """v·E_h(max(A ⊙ ∇A, 0)), rows in blocks."""
-    assert gradient is not None
-    value = _per_head(trace.value, trace.query)
-
-    def weigh(weights: Tensor, rows: slice) -> Tensor:
-        return (
-            weights * (gradient[0, :, rows].to(weights.dtype) @ value[:, : rows.stop].mT)
-        ).clamp_(min=0)
-
-    return _in_blocks(trace, relevant, weigh)
-
-
-def _mean_product(trace: Trace, relevant: Tensor, gradient: Tensor | None) -> Tensor:
-    """v·E_h(A), rows in blocks."""
-    return _in_blocks(trace, relevant, lambda weights, rows: weights)
-
-
 @torch.no_grad()
-def _in_blocks(trace: Trace, relevant: Tensor, weigh: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """v·E_h(weigh(A, rows)) with A computed some rows at a time; rows where v is 0 are left out."""
+def _product_in_blocks(trace: Trace, relevant: Tensor, gradient: Tensor | None) -> Tensor:
+    """v·E_h(max(A ⊙ ∇A, 0)), or v·E_h(A) without a gradient.
+
+    A is computed some rows at a time; rows where v is 0 are left out.
+    """
     exact = relevant.dtype
     heads, length = trace.query.shape[1:3]
-    key = _per_head(trace.key, trace.query)
     query = trace.query[0].to(exact)
-    stop = int(relevant.nonzero()[-1]) + 1
-    start = int(relevant.nonzero()[0])
+    key, value = (
+        grouped[0].detach().to(exact).repeat_interleave(heads // grouped.shape[1], 0)
+        for grouped in (trace.key, trace.value)
+    )
+    start, stop = int(relevant.nonzero()[0]), int(relevant.nonzero()[-1]) + 1
     height = max(1, BLOCK_BYTES // (heads * length * exact.itemsize))
     total = torch.zeros_like(relevant)
     for top in range(start, stop, height):
@@ -149,24 +132,9 @@ def _in_blocks(trace: Trace, relevant: Tensor, weigh: Callable[[Tensor, slice], 
         scores = query[:, rows] @ key[:, : rows.stop].mT * trace.scaling
         place = torch.arange(rows.stop, device=key.device)
         scores.masked_fill_(place > place[rows, None], float("-inf"))
-        weighed = weigh(scores.softmax(-1), rows)
-        total[: rows.stop] += relevant[rows] @ weighed.mean(0)
+        weights = scores.softmax(-1)
+        if gradient is not None:
+            mixed = gradient[0, :, rows].to(exact) @ value[:, : rows.stop].mT
+            weights = (weights * mixed).clamp_(min=0)
+        total[: rows.stop] += relevant[rows] @ weights.mean(0)
     return total
-
-
-def _per_head(grouped: Tensor, query: Tensor) -> Tensor:
-    """Keys or values [1, kv_heads, N, D] repeated for each head, in the exact dtype: [heads, N, D]."""
-    groups = query.shape[1] // grouped.shape[1]
-    return grouped[0].detach().to(_exact(grouped.dtype)).repeat_interleave(groups, 0)
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-PRODUCTS: dict[Mode, Callable[[Trace, Tensor, Tensor | None], Tensor]] = {
-    "grad": _product,
-    "grad-clamp": _clamped_product,
-    "mean": _mean_product,
-}

@@ -18,18 +18,8 @@ from numpy.typing import NDArray
 
 from foveate.atomic_write import replace_file
 from foveate.bundle.reader import file_digest
-from foveate.calibration.relevance.manifest import (
-    FORMAT,
-    MANIFEST,
-    OUTCOMES,
-    SHARD,
-    VERSION,
-    Manifest,
-    Outcome,
-    ShardEntry,
-    encode,
-    read_manifest,
-)
+from foveate.calibration.relevance import manifest
+from foveate.calibration.relevance.manifest import Manifest, Outcome
 from foveate.errors import DataError, MissingDependencyError, OutputError
 
 try:
@@ -42,7 +32,6 @@ except ImportError as error:
 BATCH_ROWS = 8
 SHARD_ROWS = 256
 FLUSH_SECONDS = 20.0
-OPEN_SHARDS = 64
 OPEN_BATCHES = 16
 
 ARRAYS = ("picture", "boxes", "relevance", "attention")
@@ -53,25 +42,21 @@ _AGAIN = (
     "run the same `foveate calibrate relevance` again, which makes what is missing, "
     "or copy the folder again"
 )
-_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("id", pa.string()),
-            ("outcome", pa.string()),
-            ("reason", pa.string()),
-            ("question", pa.string()),
-            ("answers", pa.list_(pa.string())),
-            ("answer", pa.string()),
-            ("tokens", pa.int32()),
-            ("pictures", pa.list_(pa.string())),
-            ("picture", pa.list_(pa.int32())),
-            ("boxes", pa.list_(pa.float32())),
-            ("relevance", pa.list_(pa.float32())),
-            ("attention", pa.list_(pa.float32())),
-        )
-    ]
-)
+_COLUMNS = {
+    "id": pa.string(),
+    "outcome": pa.string(),
+    "reason": pa.string(),
+    "question": pa.string(),
+    "answers": pa.list_(pa.string()),
+    "answer": pa.string(),
+    "tokens": pa.int32(),
+    "pictures": pa.list_(pa.string()),
+    "picture": pa.list_(pa.int32()),
+    "boxes": pa.list_(pa.float32()),
+    "relevance": pa.list_(pa.float32()),
+    "attention": pa.list_(pa.float32()),
+}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +100,12 @@ class Store:
         ids: Of every record that was processed, whatever came of it.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, shards: list[Path]) -> None:
+    def __init__(self, folder: Path, made: Manifest, shards: list[Path]) -> None:
         """Read what came of each record; use `Store.open`."""
         self.folder = folder
-        self.manifest = manifest
-        self.facts: dict[str, Any] = msgspec.to_builtins(manifest)
+        self.manifest = made
+        self.facts: dict[str, Any] = msgspec.to_builtins(made)
         self._shards = shards
-        self._reader = functools.lru_cache(OPEN_SHARDS)(self._open_shard)
         self._batch = functools.lru_cache(OPEN_BATCHES)(self._read_batch)
         self._outcomes: Counter[str] = Counter()
         self.ids: set[str] = set()
@@ -139,25 +123,25 @@ class Store:
         Raises:
             DataError: No store there, or one that is damaged; names the file.
         """
-        manifest = read_manifest(folder)
-        shards = sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
-        for name, entry in (manifest.shards or {}).items():
+        made = manifest.read_manifest(folder)
+        shards = sorted(path for path in folder.iterdir() if manifest.SHARD.fullmatch(path.name))
+        for name, entry in (made.shards or {}).items():
             path = folder / name
             if path in shards and file_digest(path) != entry.sha256:
                 raise DataError(
-                    f"{path} is damaged: its checksum is not {MANIFEST}'s. {_fix(path)}"
+                    f"{path} is damaged: its checksum is not {manifest.MANIFEST}'s. {_fix(path)}"
                 )
             if complete and path not in shards:
-                raise DataError(f"{path} is missing, and {MANIFEST} lists it; {_AGAIN}")
-        if complete and manifest.shards is not None:
+                raise DataError(f"{path} is missing, and {manifest.MANIFEST} lists it; {_AGAIN}")
+        if complete and made.shards is not None:
             for path in shards:
-                if path.name not in manifest.shards:
+                if path.name not in made.shards:
                     raise DataError(f"{path} is none of this store's shards; move it elsewhere")
-        return cls(folder, manifest, shards)
+        return cls(folder, made, shards)
 
     def outcomes(self) -> dict[str, int]:
         """How many records came out how."""
-        return {outcome: self._outcomes[outcome] for outcome in OUTCOMES}
+        return {outcome: self._outcomes[outcome] for outcome in manifest.OUTCOMES}
 
     def __len__(self) -> int:
         """How many samples were kept."""
@@ -183,18 +167,11 @@ class Store:
         if not heads or any(len(arrays[name]) != length for name, length in lengths.items()):
             path = self._shards[shard]
             raise DataError(f"{path} is damaged: its arrays do not fit each other. {_fix(path)}")
-        return Sample(
-            id=cells["id"].as_py(),
-            question=cells["question"].as_py(),
-            answers=tuple(cells["answers"].as_py()),
-            answer=cells["answer"].as_py(),
-            tokens=cells["tokens"].as_py(),
-            pictures=tuple(cells["pictures"].as_py()),
-            picture=arrays["picture"],
-            boxes=arrays["boxes"].reshape(visual, 4),
-            relevance=arrays["relevance"],
-            attention=arrays["attention"].reshape(heads, visual),
-        )
+        arrays["boxes"] = arrays["boxes"].reshape(visual, 4)
+        arrays["attention"] = arrays["attention"].reshape(heads, visual)
+        texts = {name: cells[name].as_py() for name in ("id", "question", "answer", "tokens")}
+        lists: Any = {name: tuple(cells[name].as_py()) for name in ("answers", "pictures")}
+        return Sample(**texts, **lists, **arrays)
 
     def _scan(self, number: int) -> Iterator[tuple[str, int, int, int]]:
         """Note a shard's outcomes; id, shard, batch and row of each sample that was kept."""
@@ -204,7 +181,7 @@ class Store:
             found = [_valid(reader, batch) for batch in range(reader.num_record_batches)]
         for batch, columns in enumerate(found):
             for row, (name, outcome) in enumerate(zip(*columns.to_pydict().values(), strict=True)):
-                if outcome not in OUTCOMES:
+                if outcome not in manifest.OUTCOMES:
                     raise DataError(f"{path} is damaged: an outcome {outcome!r}. {_fix(path)}")
                 if name in self.ids:
                     raise DataError(f"{path}: {name!r} is in the store twice; {_fix(path)}")
@@ -213,27 +190,22 @@ class Store:
                 if outcome == "kept":
                     yield name, number, batch, row
 
-    def _open_shard(self, number: int) -> pa.ipc.RecordBatchFileReader:
-        """A shard to read samples from."""
-        path = self._shards[number]
-        with _reading(path):
-            return _opened(path, self.manifest.key(), _SCHEMA.names)
-
     def _read_batch(self, shard: int, number: int) -> pa.RecordBatch:
         """Some rows of a shard."""
-        with _reading(self._shards[shard]):
-            return _valid(self._reader(shard), number)
+        path = self._shards[shard]
+        with _reading(path):
+            return _valid(_opened(path, self.manifest.key(), _SCHEMA.names), number)
 
 
 class Writer(AbstractContextManager["Writer"]):
     """One process's shards of a store that is `claimed`; a kill costs what is not flushed yet."""
 
-    def __init__(self, folder: Path, manifest: Manifest, rank: int, seconds: float) -> None:
+    def __init__(self, folder: Path, made: Manifest, rank: int, seconds: float) -> None:
         """Begin after the process's last shard; flush every so many seconds, or SHARD_ROWS rows."""
-        taken = [SHARD.fullmatch(name) for name in os.listdir(folder)]
+        taken = [manifest.SHARD.fullmatch(name) for name in os.listdir(folder)]
         numbers = [int(found[2]) for found in taken if found and int(found[1]) == rank]
         self.folder, self.rank = folder, rank
-        self._key = manifest.key()
+        self._key = made.key()
         self._number = max(numbers, default=-1) + 1
         self._seconds, self._flushed = seconds, time.monotonic()
         self._rows: list[tuple[Sample, Outcome, str]] = []
@@ -270,17 +242,14 @@ class Writer(AbstractContextManager["Writer"]):
     def _write(self, file: Any) -> None:
         """Write the rows as an Arrow file."""
         heads = max(len(sample.attention) for sample, _, _ in self._rows)
-        about = {"format": FORMAT, "version": str(VERSION), "key": self._key, "heads": str(heads)}
+        about = {"format": manifest.FORMAT, "version": str(manifest.VERSION)}
+        about |= {"key": self._key, "heads": str(heads)}
         schema = _SCHEMA.with_metadata(about)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_file(file, schema, options=options) as shard:
             for begin in range(0, len(self._rows), BATCH_ROWS):
                 rows = [_cells(*row) for row in self._rows[begin : begin + BATCH_ROWS]]
-                columns = [
-                    pa.array([row[column.name] for row in rows], type=column.type)
-                    for column in schema
-                ]
-                shard.write_batch(pa.record_batch(columns, schema=schema))
+                shard.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
 
 
 def _cells(sample: Sample, outcome: Outcome, reason: str) -> dict[str, Any]:
@@ -299,11 +268,12 @@ def finish(folder: Path) -> Store:
     """
     found = Store.open(folder, complete=False)
     shards = {
-        path.name: ShardEntry(file_digest(path), path.stat().st_size) for path in found._shards
+        path.name: manifest.ShardEntry(file_digest(path), path.stat().st_size)
+        for path in found._shards
     }
-    manifest = msgspec.structs.replace(found.manifest, counts=found.outcomes(), shards=shards)
-    replace_file(folder / MANIFEST, encode(manifest), force=True)
-    return Store(folder, manifest, found._shards)
+    made = msgspec.structs.replace(found.manifest, counts=found.outcomes(), shards=shards)
+    manifest.write_manifest(folder, made)
+    return Store(folder, made, found._shards)
 
 
 @contextlib.contextmanager

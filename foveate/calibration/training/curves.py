@@ -1,8 +1,7 @@
 """Training's curves: events that TensorBoard follows, and a picture of them."""
 
 import contextlib
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from foveate.calibration.training.result import Epoch, TrainingResult
 from foveate.errors import MissingDependencyError, OutputExistsError
 
 try:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from torch.utils.tensorboard import SummaryWriter
@@ -33,14 +31,16 @@ class Events(AbstractContextManager["Events"]):
     """Event files for TensorBoard, one run a line, so that references stand in the same charts."""
 
     def __init__(
-        self,
-        folder: Path,
-        attention: Sequence[float],
-        chance: Sequence[float],
-        history: Iterable[Epoch],
+        self, folder: Path, references: Mapping[str, Sequence[float]], history: Iterable[Epoch]
     ) -> None:
-        """Write anew what `history` holds, in place of the events that are there."""
-        self._references = {"attention": attention, "random": chance}
+        """Write anew what `history` holds, in place of the events that are there.
+
+        Args:
+            folder: Has a folder for each of `RUNS`.
+            references: The overlaps of "attention" and of "random", which no epoch changes.
+            history: The epochs so far.
+        """
+        self._references = references
         with writing(folder):
             for path in events(folder):
                 path.unlink()
@@ -51,11 +51,12 @@ class Events(AbstractContextManager["Events"]):
     def add(self, epoch: Epoch) -> None:
         """Add an epoch's points."""
         with writing(self._writers["train"].log_dir):
-            self._point("train", "KL", epoch.train_kl, epoch.number)
-            self._point("validation", "KL", epoch.validation_kl, epoch.number)
+            self._writers["train"].add_scalar("KL", epoch.train_kl, epoch.number)
+            self._writers["validation"].add_scalar("KL", epoch.validation_kl, epoch.number)
             for run, values in {"validation": epoch.overlaps, **self._references}.items():
                 for ratio, value in zip(RATIOS, values, strict=True):
-                    self._point(run, f"overlap of top {ratio:.0%}", value, epoch.number)
+                    tag = f"overlap of top {ratio:.0%}"
+                    self._writers[run].add_scalar(tag, value, epoch.number)
             for writer in self._writers.values():
                 writer.flush()
 
@@ -64,9 +65,6 @@ class Events(AbstractContextManager["Events"]):
         with contextlib.suppress(OSError):
             for writer in self._writers.values():
                 writer.close()
-
-    def _point(self, run: str, tag: str, value: float, number: int) -> None:
-        self._writers[run].add_scalar(tag, value, number)
 
 
 def events(folder: Path) -> list[Path]:
@@ -104,11 +102,15 @@ def draw_curves(result: TrainingResult) -> Figure:
         overlaps.axhline(100 * result.chance[index], color=colour, linestyle=":", alpha=0.7)
     overlaps.plot([], [], color="#555555", linestyle="--", label="A_v⁰ itself")
     overlaps.plot([], [], color="#555555", linestyle=":", label="random")
-    overlaps.set(
-        title="Overlap with R_v on validation", ylabel="top-k in common [%]", ylim=(0, 100)
-    )
+    overlaps.set(title="Overlap with R_v on validation", ylim=(0, 100))
+    overlaps.set_ylabel("top-k in common [%]")
+    kept = result.best.number
     for axes in (loss, overlaps):
-        _finish(axes, result.best.number)
+        axes.axvline(kept, color="#bbbbbb", linewidth=1, zorder=0, label=f"kept: epoch {kept}")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize="small", framealpha=0.9)
     return figure
 
 
@@ -118,15 +120,5 @@ def write_curves(path: Path, result: TrainingResult, *, force: bool = False) -> 
     Raises:
         OutputError: It could not be written, or is already there.
     """
-    buffer = io.BytesIO()
-    draw_curves(result).savefig(buffer, format="png")
-    replace_file(path, buffer.getvalue(), force=force)
-
-
-def _finish(axes: Axes, kept: int) -> None:
-    """What both charts have."""
-    axes.axvline(kept, color="#bbbbbb", linewidth=1, zorder=0, label=f"kept: epoch {kept}")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize="small", framealpha=0.9)
+    figure = draw_curves(result)
+    replace_file(path, lambda file: figure.savefig(file, format="png"), force=force)

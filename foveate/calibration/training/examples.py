@@ -3,19 +3,16 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.calibration.relevance.store import Sample
 from foveate.calibration.training.labels import label
 from foveate.errors import DataError
 from foveate.modeling.f_theta import FTheta, Inputs, Scaling
-
-if TYPE_CHECKING:
-    from foveate.calibration.relevance.store import Sample
 
 PACK_TOKENS = 16384
 
@@ -83,7 +80,7 @@ class Pack:
         return torch.log_softmax(rows, -1).masked_fill(~self.inside, 0)
 
 
-def prepare(samples: "Iterable[Sample]", inputs: Inputs, scaling: Scaling) -> Examples:
+def prepare(samples: Iterable[Sample], inputs: Inputs, scaling: Scaling) -> Examples:
     """Make each sample's features and label.
 
     Raises:
@@ -91,9 +88,8 @@ def prepare(samples: "Iterable[Sample]", inputs: Inputs, scaling: Scaling) -> Ex
     """
     digest = hashlib.sha256()
     examples: list[Example] = []
-    skipped = 0
+    skipped = heads = 0
     network: FTheta | None = None
-    heads = 0
     for sample in samples:
         digest.update(repr((sample.id, sample.pictures)).encode())
         digest.update(sample.relevance.tobytes() + sample.attention.tobytes())
@@ -110,16 +106,10 @@ def prepare(samples: "Iterable[Sample]", inputs: Inputs, scaling: Scaling) -> Ex
                 f"{heads}; make the relevance maps of one checkpoint anew"
             )
         pooled = network.pool(torch.from_numpy(sample.attention)[:, None])
-        features = network.scale(pooled[None])[0]
-        examples.append(
-            Example(
-                sample.pictures or (sample.id,),
-                features.reshape(network.channels_in, -1),
-                torch.from_numpy(target),
-                sample.relevance,
-                sample.attention.mean(0),
-            )
-        )
+        features = network.scale(pooled[None])[0].reshape(network.channels_in, -1)
+        pictures, wanted = sample.pictures or (sample.id,), torch.from_numpy(target)
+        attention = sample.attention.mean(0)
+        examples.append(Example(pictures, features, wanted, sample.relevance, attention))
     if network is None:
         raise DataError(
             f"there is nothing to train on: no samples but {skipped} without usable relevance; "
@@ -154,11 +144,9 @@ def split(
         )
     held = {name for name in order if _draw(name, seed) < share}
     held = (held | {order[0]}) - {order[-1]}
-    sides: tuple[list[int], list[int]] = ([], [])
-    for name, members in groups.items():
-        sides[name in held].extend(members)
-    training, validation = ([examples[index] for index in sorted(side)] for side in sides)
-    return training, validation
+    chosen = {index for name in held for index in groups[name]}
+    training = [example for index, example in enumerate(examples) if index not in chosen]
+    return training, [examples[index] for index in sorted(chosen)]
 
 
 def packs(examples: Iterable[Example], most: int = PACK_TOKENS) -> Iterator[Pack]:
@@ -178,14 +166,15 @@ def packs(examples: Iterable[Example], most: int = PACK_TOKENS) -> Iterator[Pack
 
 def pack(examples: Sequence[Example]) -> Pack:
     """Pack examples into one row."""
-    lengths = torch.tensor([len(example.label) for example in examples])
+    labels = [example.label for example in examples]
+    lengths = torch.tensor([len(label) for label in labels])
     hole = examples[0].features.new_zeros(len(examples[0].features), 1)
     mask = torch.ones(1, int(lengths.sum()) + len(examples), dtype=torch.bool)
     mask[0, (lengths + 1).cumsum(0) - 1] = False
     return Pack(
         torch.cat([part for example in examples for part in (example.features, hole)], 1)[None],
         mask,
-        torch.nn.utils.rnn.pad_sequence([example.label for example in examples], batch_first=True),
+        torch.nn.utils.rnn.pad_sequence(labels, batch_first=True),
         torch.arange(int(lengths.max())) < lengths[:, None],
     )
 

@@ -112,20 +112,17 @@ def describe_training(result: TrainingResult) -> str:
         *((name, *(f"{value:.3f}" for value in values)) for name, values in kept),
     ]
     skipped = f", {plural(result.skipped, 'sample')} skipped" if result.skipped else ""
-    return "\n".join(
-        [
-            f"{result.path}: trained on {result.trained_on}{skipped}",
-            f"  validation KL {best.validation_kl:.4f} at epoch {best.number}, which was kept "
-            f"(epoch {last.number}: {last.validation_kl:.4f}); "
-            f"{plural(result.validation, 'validation sample')}, no picture of training in them",
-            table(rows, indent=2),
-            f"  curves: {result.plot}, and TensorBoard: tensorboard --logdir {result.log_dir}",
-        ]
+    return (
+        f"{result.path}: trained on {result.trained_on}{skipped}\n"
+        f"  validation KL {best.validation_kl:.4f} at epoch {best.number}, which was kept "
+        f"(epoch {last.number}: {last.validation_kl:.4f}); "
+        f"{plural(result.validation, 'validation sample')}, no picture of training in them\n"
+        f"{table(rows)}\n"
+        f"  curves: {result.plot}, and TensorBoard: tensorboard --logdir {result.log_dir}"
     )
 
 
 def _named(name: str, overlaps: tuple[float, ...]) -> dict[str, float]:
     """Overlaps by name and percentage."""
-    return {
-        f"{name}_at_{ratio * 100:.0f}": value for ratio, value in zip(RATIOS, overlaps, strict=True)
-    }
+    names = (f"{name}_at_{ratio * 100:.0f}" for ratio in RATIOS)
+    return dict(zip(names, overlaps, strict=True))

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from foveate.calibration.ranking import overlap_at_ratios
-from foveate.calibration.training.examples import Example, Pack, packs
+from foveate.calibration.training.examples import Examples, Pack, packs, split
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.result import Epoch
 from foveate.calibration.training.state import TrainingState
@@ -51,22 +50,18 @@ Progress = Callable[[Status], None]
 class Run:
     """A network, its optimizer and its examples."""
 
-    def __init__(
-        self,
-        training: list[Example],
-        validation: list[Example],
-        options: TrainingOptions,
-        device: torch.device,
-        channels_in: int,
-    ) -> None:
-        """Draw the first weights."""
-        self.training = training
-        self.validation = validation
+    def __init__(self, data: Examples, options: TrainingOptions, device: torch.device) -> None:
+        """Split the examples, and draw the first weights.
+
+        Raises:
+            DataError: All examples share a picture.
+        """
+        self.training, self.validation = split(data.all, options.validation, options.seed)
         self.options = options
         self.device = device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            self.network = FTheta(channels_in, options.scaling).to(device)
+            self.network = FTheta(data.channels_in, options.scaling).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters())
 
     def epochs(self, state: TrainingState, progress: Progress) -> Iterator[Epoch]:
@@ -75,11 +70,19 @@ class Run:
             self.network.load_state_dict(state.weights)
             self.optimizer.load_state_dict(state.optimizer)
         lowest = min((epoch.validation_kl for epoch in state.history), default=math.inf)
-        clock = Clock(self.options.epochs, len(state.history), len(self.training), progress)
-        for number in range(len(state.history) + 1, self.options.epochs + 1):
-            began = time.perf_counter()
+        epochs, total, before = self.options.epochs, len(self.training), len(state.history)
+        start = time.perf_counter()
+
+        def tell(seen: int) -> None:
+            done = len(state.history) * total + seen
+            rate = (done - before * total) / max(time.perf_counter() - start, 1e-9)
+            left = (epochs * total - done) / rate
             last = state.history[-1] if state.history else None
-            train_kl = self.train(number, partial(clock.tell, last))
+            progress(Status(len(state.history) + 1, epochs, seen, total, rate, left, last))
+
+        for number in range(before + 1, epochs + 1):
+            began = time.perf_counter()
+            train_kl = self.train(number, tell)
             epoch = Epoch(number, train_kl, *self.validate())
             if not math.isfinite(epoch.train_kl + epoch.validation_kl):
                 raise DataError(
@@ -131,24 +134,6 @@ class Run:
         pack = pack.to(self.device)
         logs = pack.log_softmax(self.network.convolve_masked(pack.features, pack.mask))
         return kl_div(logs, pack.labels, reduction="sum"), logs
-
-
-class Clock:
-    """Samples a second, and seconds left."""
-
-    def __init__(self, epochs: int, done: int, total: int, progress: Progress) -> None:
-        """Begin to count, with `done` epochs of `total` samples behind."""
-        self._epochs, self._total, self._progress = epochs, total, progress
-        self._before = done * total
-        self._began = time.perf_counter()
-
-    def tell(self, last: Epoch | None, seen: int) -> None:
-        """Tell how far training is, `seen` samples into the epoch after `last`."""
-        number = 1 + (last.number if last else 0)
-        done = (number - 1) * self._total + seen
-        rate = (done - self._before) / max(time.perf_counter() - self._began, 1e-9)
-        left = (self._epochs * self._total - done) / rate
-        self._progress(Status(number, self._epochs, seen, self._total, rate, left, last))
 
 
 def mean(rows: Iterable[NDArray[np.float64]]) -> tuple[float, ...]:

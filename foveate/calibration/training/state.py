@@ -33,10 +33,7 @@ class TrainingState:
 
     def write(self, path: Path) -> None:
         """Replace the state at `path`, whole or not at all."""
-        content = {
-            **{name: getattr(self, name) for name in self.__dataclass_fields__},
-            "history": [asdict(epoch) for epoch in self.history],
-        }
+        content = asdict(self)
         replace_file(path, lambda file: torch.save(content, file), force=True)
 
     @classmethod

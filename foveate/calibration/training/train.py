@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from foveate.atomic_write import writing
 from foveate.calibration.device import pick_device
 from foveate.calibration.outputs import check_output
 from foveate.calibration.ranking import chance, overlap_at_ratios
+from foveate.calibration.relevance.store import Sample, Store
 from foveate.calibration.training.curves import Events, check_events, write_curves
-from foveate.calibration.training.examples import prepare, split
+from foveate.calibration.training.examples import prepare
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.result import TrainingResult
 from foveate.calibration.training.run import Progress, Run, mean
@@ -18,30 +18,22 @@ from foveate.calibration.training.state import TrainingState
 from foveate.errors import DataError, OutputError, OutputExistsError
 from foveate.modeling.f_theta import FTheta
 
-if TYPE_CHECKING:
-    from foveate.calibration.relevance.store import Sample
-
 
 def train_store(
-    folder: Path,
-    out: Path,
-    options: TrainingOptions,
-    progress: Progress = lambda status: None,
+    folder: Path, out: Path, options: TrainingOptions, progress: Progress = lambda status: None
 ) -> TrainingResult:
     """Train on the relevance maps in `folder`; see `train`.
 
     Raises:
         DataError: No relevance maps there, or damaged ones.
     """
-    from foveate.calibration.relevance.store import Store
-
     store = Store.open(folder)
     name = Path(store.facts["checkpoint"]).name
     return train(store, out, options, progress, source=f"{name} ({store.facts['mode']})")
 
 
 def train(
-    samples: "Iterable[Sample]",
+    samples: Iterable[Sample],
     out: Path,
     options: TrainingOptions,
     progress: Progress = lambda status: None,
@@ -77,8 +69,8 @@ def train(
         check_output(path, options.force)
 
     data = prepare(samples, options.inputs, options.scaling)
-    training, validation = split(data.all, options.validation, options.seed)
-    run = Run(training, validation, options, device, data.channels_in)
+    run = Run(data, options, device)
+    training, validation = run.training, run.validation
     key = hashlib.sha256(f"{data.digest} {options.decisive()}".encode()).hexdigest()
     state = resumed(aside, key, options.force)
     if state is None:
@@ -86,28 +78,19 @@ def train(
             check_events(log_dir)
         state = TrainingState(key)
         state.write(aside)
-    attention = mean(
-        overlap_at_ratios(example.attention, example.relevance) for example in validation
-    )
+    attention = mean(overlap_at_ratios(one.attention, one.relevance) for one in validation)
     random = mean(chance(len(example.label)) for example in validation)
 
-    with Events(log_dir, attention, random, state.history) as events:
+    references = {"attention": attention, "random": random}
+    with Events(log_dir, references, state.history) as events:
         for epoch in run.epochs(state, progress):
             state.write(aside)
             events.add(epoch)
 
+    trained_on = f"{source}, {len(data.all):,} samples"
+    counts = len(training), len(validation), data.skipped
     result = TrainingResult(
-        out,
-        f"{source}, {len(training) + len(validation):,} samples",
-        state.history,
-        attention,
-        random,
-        len(training),
-        len(validation),
-        data.skipped,
-        state.seconds,
-        plot,
-        log_dir,
+        out, trained_on, state.history, attention, random, *counts, state.seconds, plot, log_dir
     )
     network = FTheta(data.channels_in, options.scaling)
     network.load_state_dict(state.best)

@@ -1,10 +1,13 @@
 """What sheets show: every panel's pixels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from foveate.calibration.dataset import Record
 from foveate.calibration.drawing.sheet import (
     GAP,
     GUTTER,
@@ -34,8 +37,8 @@ def one_entry(
     shown: Shown, *rankings: RankedTokens, size: tuple[int, int] = (400, 400)
 ) -> SheetEntry:
     pictures = tuple(Image.new("RGB", size, GREEN) for _ in np.unique(shown.picture))
-    names = ("scene.png",) * len(pictures)
-    return SheetEntry("What?", pictures, names, shown, "E", (), rankings)
+    record = Record("1", (Path("scene.png"),) * len(pictures), "What?", ())
+    return SheetEntry(record, pictures, shown, "E", rankings)
 
 
 def panel(sheet: Image.Image, column: int, row: int = 0, width: int = PANEL) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from foveate.calibration.torch_model import TorchModel
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
 from tests.calibration.conftest import DATA
 from tests.calibration.processes import run_two_processes
-from tests.command import ONE_THREAD, command, invoke, refused
+from tests.command import ONE_THREAD, invoke, refused
 from tests.conftest import NANO
 
 COUNT = 10
@@ -33,6 +33,14 @@ from pathlib import Path
 from foveate.calibration.relevance.collect import CollectOptions, collect
 options = CollectOptions(device="cpu", limit=int(sys.argv[4]), flush_seconds=0)
 collect(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), options)
+"""
+
+TOLD_EACH = """
+import sys
+from foveate.calibration import progress
+from foveate.cli import main
+progress.LINE_SECONDS = 0
+main(sys.argv[1:])
 """
 
 
@@ -190,13 +198,15 @@ class TestResume:
 
     def test_after_an_interrupt(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "maps"
-        arguments = command("calibrate", "relevance", NANO, DATA, out, "--device", "cpu")
+        verb = ("calibrate", "relevance", NANO, DATA, out, "--device", "cpu")
+        arguments = [sys.executable, "-c", TOLD_EACH, *map(str, verb)]
         with subprocess.Popen(arguments, env=ONE_THREAD, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
             seen = b""
-            while b"loading" not in seen or b" s\n" not in seen.split(b"loading")[1]:
-                seen += os.read(process.stderr.fileno(), 4096)
-            time.sleep(0.5)
+            while b"\n1/136, " not in seen:
+                more = os.read(process.stderr.fileno(), 4096)
+                assert more, seen
+                seen += more
             process.send_signal(signal.SIGINT)
             told = process.communicate(timeout=60)[1].decode()
         assert process.returncode == 130
@@ -344,11 +354,19 @@ class TestVerb:
         with pytest.raises(CheckpointError):
             collect(str(tmp_path), DATA, out, SMALL)
 
-    def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
-        for name in ("torch", "pyarrow"):
-            code = f"import sys; sys.modules[{name!r}] = None; from foveate.cli import main; main(sys.argv[1:])"
-            arguments = [sys.executable, "-c", code, "calibrate", "relevance", "c", "d", "o"]
-            done = subprocess.run(arguments, capture_output=True, text=True)
-            assert done.returncode == 2
-            assert name in done.stderr
-            assert "pip install 'foveate[calibrate]'" in done.stderr
+    @pytest.mark.parametrize(
+        ("name", "module"), [("torch", "processes"), ("pyarrow", "relevance.store")]
+    )
+    def test_what_is_missing_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+    ) -> None:
+        from foveate.calibration import relevance
+
+        monkeypatch.setitem(sys.modules, name, None)
+        for imported in (module, "relevance.collect"):
+            monkeypatch.delitem(sys.modules, f"foveate.calibration.{imported}")
+        monkeypatch.delattr(relevance, "collect")
+        done = invoke("calibrate", "relevance", "c", "d", "o")
+        assert done.exit_code == 2
+        assert name in done.stderr
+        assert "pip install 'foveate[calibrate]'" in done.stderr

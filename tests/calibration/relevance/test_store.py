@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from foveate.calibration.relevance import store as module
-from foveate.calibration.relevance.manifest import MANIFEST, Manifest, encode
+from foveate.calibration.relevance.manifest import MANIFEST, Manifest, write_manifest
 from foveate.calibration.relevance.store import SHARD_ROWS, Sample, Store, Writer, finish
 from foveate.errors import DataError
 from tests.calibration.boxes import tiled
@@ -101,7 +101,7 @@ class TestRead:
 
 class TestWrite:
     def test_a_shard_is_filled_and_then_there(self, tmp_path: Path) -> None:
-        (tmp_path / MANIFEST).write_bytes(encode(MADE))
+        write_manifest(tmp_path, MADE)
         writer = Writer(tmp_path, MADE, rank=3, seconds=1e9)
         for number in range(SHARD_ROWS - 1):
             writer.add(sample(number), "kept")
@@ -111,7 +111,7 @@ class TestWrite:
         assert len(Store.open(tmp_path)) == SHARD_ROWS
 
     def test_time_flushes_too(self, tmp_path: Path) -> None:
-        (tmp_path / MANIFEST).write_bytes(encode(MADE))
+        write_manifest(tmp_path, MADE)
         writer = Writer(tmp_path, MADE, rank=0, seconds=0)
         for number in range(3):
             writer.add(sample(number), "kept")
@@ -121,7 +121,7 @@ class TestWrite:
     def test_an_interrupt_while_flushing_neither_loses_nor_doubles(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
     ) -> None:
-        (tmp_path / MANIFEST).write_bytes(encode(MADE))
+        write_manifest(tmp_path, MADE)
         whole = module.replace_file
 
         def interrupted(*arguments: object) -> None:

@@ -117,10 +117,10 @@ def two_threads() -> Iterator[None]:
 def test_a_seed_decides_the_weights(tmp_path: Path, inputs: str, two_threads: None) -> None:
     options = replace(SHORT, inputs=inputs)
     torch.manual_seed(1)
-    first = train(scenes(), tmp_path / "first", options)
+    first = train(scenes(16), tmp_path / "first", options)
     torch.manual_seed(2)
-    again = train(iter(scenes()), tmp_path / "again", options)
-    other = train(scenes(), tmp_path / "other", replace(options, seed=1))
+    again = train(iter(scenes(16)), tmp_path / "again", options)
+    other = train(scenes(16), tmp_path / "other", replace(options, seed=1))
     assert same(first.path, again.path)
     assert first.history == again.history
     assert not same(first.path, other.path)
