@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click import option
 
 from foveate.bundle.manifest import EngineVariant, outdated
 from foveate.bundle.reader import Bundle
@@ -19,7 +20,7 @@ from foveate.terminal import Progress, plural, size, table, tell, tell_json
 
 @verb("foveate verify bundle --checkpoint path/to/checkpoint")
 @click.argument("bundle", type=PATH)
-@click.option(
+@option(
     "--checkpoint", metavar="CHECKPOINT",
     help="Also compare every graph with this checkpoint in transformers.",
 )  # fmt: skip
@@ -53,9 +54,7 @@ class Verification:
 
 
 def verify_bundle(
-    path: Path,
-    checkpoint: str | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    path: Path, checkpoint: str | None = None, progress: Callable[[str], None] = lambda stage: None
 ) -> Verification:
     """Check a bundle, file by file and graph by graph.
 
