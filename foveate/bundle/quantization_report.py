@@ -36,11 +36,11 @@ def describe_cost(facts: dict[str, Any]) -> str:
     if facts["evaluation"]:
         data = _describe_data(facts["evaluation"])
         lines.append(f"right answers before and after, with 95 % intervals, {data}")
-        scores = [
-            (f"keep {100 * row['keep']:g} %", *map(_describe_score, (row["before"], row["after"])))
+        scores = (
+            (f"keep {100 * row['keep']:g} %", f"{_score(row['before'])} → {_score(row['after'])}")
             for row in facts["answers"]
-        ]
-        lines.append(table((keep, f"{before} → {after}") for keep, before, after in scores))
+        )
+        lines.append(table(scores))
     else:
         lines.append("right answers: not counted; give --evaluate DATA.jsonl with answers")
     return "\n".join(lines)
@@ -53,7 +53,7 @@ def _describe_data(facts: dict[str, Any]) -> str:
     return f"{plural(facts['used'], 'record')} of {facts['data']}{noted if lost else ''}"
 
 
-def _describe_score(facts: dict[str, Any]) -> str:
+def _score(facts: dict[str, Any]) -> str:
     """Right answers and their interval."""
     low, high = facts["interval"]
     return f"{facts['right']} of {facts['n']} ({low:.1f}–{high:.1f} %)"

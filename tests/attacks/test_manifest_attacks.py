@@ -351,10 +351,11 @@ def test_attack(bundle: Path, name: str) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_that_the_family_does_not_have(bundle: Path, name: str) -> None:
     put(f"preprocessing/images/{name}", SETTINGS[name])(bundle)
-    preprocessing = Bundle.open(bundle).manifest.preprocessing
+    images = Bundle.open(bundle).manifest.preprocessing["images"]
     named = "preprocessing settings are wrong"
-    refused(lambda: read_preprocessing(preprocessing), BundleError, named, "export it again")
+    refused(lambda: read_preprocessing({"images": images}), BundleError, named, "export it again")
 
 
 def test_the_golden_settings_are_the_familys(bundle: Path) -> None:
-    assert read_preprocessing(Bundle.open(bundle).manifest.preprocessing).patch_size == 14
+    images = Bundle.open(bundle).manifest.preprocessing["images"]
+    assert read_preprocessing({"images": images}).patch_size == 14
