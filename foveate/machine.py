@@ -128,14 +128,12 @@ def _nvml_facts(bus: bytes) -> dict[str, Any]:
     try:
         text, handle, value = ctypes.create_string_buffer(LABEL), ctypes.c_void_p(), ctypes.c_uint()
         version = None if nvml.nvmlSystemGetDriverVersion(text, LABEL) else text.value.decode()
-        clocks: dict[str, int | None] | None = None
-        if not nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(handle)):
-            clocks = {
-                name: None
-                if nvml.nvmlDeviceGetClockInfo(handle, kind, ctypes.byref(value))
-                else value.value
-                for name, kind in CLOCKS.items()
-            }
+        if nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(handle)):
+            return {"driver": version, "clocks": None}
+        clocks = {}
+        for name, kind in CLOCKS.items():
+            failed = nvml.nvmlDeviceGetClockInfo(handle, kind, ctypes.byref(value))
+            clocks[name] = None if failed else value.value
         return {"driver": version, "clocks": clocks}
     except AttributeError:
         return nothing
@@ -163,11 +161,9 @@ def memory_reader(device: str) -> Callable[[], int | None]:
     def used() -> int | None:
         """The whole GPU's; the driver needs the context to be current on the calling thread."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        if driver.cuCtxSetCurrent(context) or driver.cuMemGetInfo_v2(
-            ctypes.byref(free), ctypes.byref(total)
-        ):
-            return None
-        return total.value - free.value
+        failed = driver.cuCtxSetCurrent(context)
+        failed = failed or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        return None if failed else total.value - free.value
 
     return used
 
@@ -229,10 +225,9 @@ class Peak:
 
 def _library(name: str) -> Any:
     """A shared library, or None where it is not installed."""
-    try:
+    with contextlib.suppress(OSError):
         return ctypes.CDLL(name)
-    except OSError:
-        return None
+    return None
 
 
 def capability(device: int = 0) -> str | None:
@@ -259,7 +254,6 @@ def _attribute(driver: Any, which: int, handle: ctypes.c_int) -> int | None:
 
 def _read_text(path: Path) -> str:
     """A small file's text; nothing where it cannot be read."""
-    try:
+    with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return ""

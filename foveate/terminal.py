@@ -1,6 +1,7 @@
 """What verbs put on a terminal: results on standard output, progress on standard error."""
 
 import contextlib
+import itertools
 import json
 import re
 import sys
@@ -115,18 +116,11 @@ def _harmless(text: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> str:
     """Rows as lines with columns aligned to the left; the last column may be of any length."""
-    cells = [list(row) for row in rows]
-    columns = max((len(row) for row in cells), default=0)
-    widths = [
-        max((len(row[n]) for row in cells if n < len(row) - 1), default=0) for n in range(columns)
-    ]
-    return "\n".join(
-        " " * indent
-        + (" " * gap)
-        .join(cell.ljust(width) for cell, width in zip(row, widths[: len(row)], strict=True))
-        .rstrip()
-        for row in cells
-    )
+    cells = [tuple(row) for row in rows]
+    columns = itertools.zip_longest(*(row[:-1] for row in cells), fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    padded = ((*map(str.ljust, row[:-1], widths), *row[-1:]) for row in cells)
+    return "\n".join(" " * indent + (" " * gap).join(row).rstrip() for row in padded)
 
 
 def size(count: float) -> str:

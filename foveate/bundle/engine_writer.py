@@ -82,10 +82,9 @@ class EngineWriter(FolderWriter):
                 manifest, files={**kept, **entries}, engines=[*others, *engines]
             )
             replace_file(root / MANIFEST, encode(manifest), force=True)
-            for path in folder.iterdir():
-                if path.relative_to(root).as_posix() not in {one.path for one in entries.values()}:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+            for path in {*folder.iterdir()} - {root / entry.path for entry in entries.values()}:
+                with contextlib.suppress(OSError):
+                    path.unlink()
         return Bundle(root, manifest)
 
     def _named(self, path: Path) -> FileEntry:

@@ -228,13 +228,11 @@ def _check_weights(root: Path, listed: list[str]) -> None:
     Some engines follow such a path wherever it leads, and no checksum covers what is there.
     """
     for path in (path for path in listed if path.lower().endswith(".onnx")):
-        try:
-            with _reading(root / path):
+        with _reading(root / path):
+            try:
                 locations = external_data(root / path)
-        except BundleError:
-            raise
-        except ValueError:
-            raise BundleError(f"{root / path} is not a readable ONNX graph. {AGAIN}") from None
+            except ValueError:
+                raise BundleError(f"{root / path} is not a readable ONNX graph. {AGAIN}") from None
         for location in locations:
             if str(PurePosixPath(path).parent / location) not in listed:
                 raise BundleError(

@@ -7,19 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from foveate.errors import UnsupportedFamilyError
-from foveate.families.base import Family, Prompt, VisualInput
+from foveate.families.base import Family
 from foveate.families.qwen2_vl import Qwen2VL
-
-__all__ = [
-    "Family",
-    "Prompt",
-    "VisualInput",
-    "create",
-    "from_model_type",
-    "names",
-    "settings_from_checkpoint",
-]
-
 
 _FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL}
 

@@ -36,9 +36,9 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except Exception as error:
+            fix = "export the bundle again from a checkpoint with a valid one"
             raise PromptError(
-                f"The chat template cannot be compiled ({_cause(error)}); "
-                "export the bundle again from a checkpoint with a valid one."
+                f"The chat template cannot be compiled ({type(error).__name__}: {error}); {fix}."
             ) from error
 
     def render(
@@ -68,8 +68,8 @@ class ChatTemplate:
             )
         except Exception as error:
             raise PromptError(
-                f"The chat template cannot render this conversation ({_cause(error)}); "
-                "check the bundle's chat template."
+                "The chat template cannot render this conversation "
+                f"({type(error).__name__}: {error}); check the bundle's chat template."
             ) from error
 
 
@@ -163,7 +163,3 @@ def _require_safe_jinja(installed: str) -> None:
         raise MissingDependencyError(
             f"jinja2 {installed} lets a template escape its sandbox; install jinja2 3.1.6 or newer."
         )
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -95,8 +95,8 @@ def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
             "the only filter that Foveate has for this family."
         )
     known = {key: raw.get(key) for key in Settings.__struct_fields__ if key != "resample"}
+    known |= _pixel_limits(found, raw)
     values = {key: value for key, value in known.items() if value is not None}
-    values |= _pixel_limits(found, raw)
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
@@ -145,6 +145,5 @@ def _pixel_limits(found: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
                     f"{found}: size {size!r} gives no {edge}, and there is no {key} beside it."
                 )
             limit = size[edge]
-        if limit is not None:
-            limits[key] = limit
+        limits[key] = limit
     return limits
