@@ -17,8 +17,11 @@ VERBS = ("bench", "build", "calibrate", "demo", "doctor", "export", "inspect", "
 """Each is a module of `foveate.commands` that has a click command of the same name."""
 
 
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
 class LazyGroup(click.Group):
-    """A group of `VERBS`, each imported when it is looked up."""
+    """`VERBS`, each imported when it is looked up; what one raises becomes a line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, imported or not."""
@@ -31,10 +34,6 @@ class LazyGroup(click.Group):
                 module = importlib.import_module(f"foveate.commands.{name}")
                 self.add_command(getattr(module, name))
         return super().get_command(ctx, cmd_name)
-
-
-class ErrorReportingGroup(LazyGroup):
-    """A group that turns whatever its commands raise into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command.
@@ -75,7 +74,7 @@ def describe_error(error: BaseException) -> tuple[str, int]:
     return f"{what} (this is a bug; run again with --debug and report what it prints)", 1
 
 
-@click.group(cls=ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=SETTINGS)
 @click.version_option(__version__, message="foveate %(version)s")
 def main() -> None:
     """Run multimodal language models on the visual tokens that a question needs.

@@ -8,15 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from foveate._version import __version__
+from foveate.ticking import ticking
 
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 NVML = "nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1"
@@ -27,6 +25,7 @@ LABEL = 96
 TICK = 0.002
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
 TEGRA, BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
+PROCESSOR, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 QUERY = "name,memory.total,driver_version,compute_cap"
 TIMEOUT = 10
 
@@ -50,10 +49,9 @@ def machine_facts(device: str) -> dict[str, Any]:
 
 def installed(name: str) -> str | None:
     """A package's version; None where it is not installed."""
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def find_gpus() -> list[dict[str, str]]:
@@ -91,32 +89,24 @@ def count_cores() -> int:
 
 def count_memory() -> int | None:
     """Bytes of memory; None where the system does not say."""
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return None
 
 
 def processor() -> str | None:
     """The processor's name."""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or None
+    found = re.search(r"^model name\s*:\s*(.+)$", _read_text(PROCESSOR), re.MULTILINE)
+    return (found[1].strip() if found else platform.processor()) or None
 
 
 def gpu_facts() -> dict[str, Any]:
     """Name, compute capability and memory from the CUDA driver; driver and clocks (MHz) from NVML."""
     name, bus = ctypes.create_string_buffer(LABEL), ctypes.create_string_buffer(LABEL)
     total = ctypes.c_size_t()
-    driver = _library(DRIVER)
-    handle = ctypes.c_int()
+    driver, handle = _open_gpu()
     known = (
         driver is not None
-        and not driver.cuInit(0)
-        and not driver.cuDeviceGet(ctypes.byref(handle), 0)
         and not driver.cuDeviceGetName(name, LABEL, handle)
         and not driver.cuDeviceTotalMem_v2(ctypes.byref(total), handle)
         and not driver.cuDeviceGetPCIBusId(bus, LABEL, handle)
@@ -138,14 +128,12 @@ def _nvml_facts(bus: bytes) -> dict[str, Any]:
     try:
         text, handle, value = ctypes.create_string_buffer(LABEL), ctypes.c_void_p(), ctypes.c_uint()
         version = None if nvml.nvmlSystemGetDriverVersion(text, LABEL) else text.value.decode()
-        clocks: dict[str, int | None] | None = None
-        if not nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(handle)):
-            clocks = {
-                name: None
-                if nvml.nvmlDeviceGetClockInfo(handle, kind, ctypes.byref(value))
-                else value.value
-                for name, kind in CLOCKS.items()
-            }
+        if nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(handle)):
+            return {"driver": version, "clocks": None}
+        clocks = {}
+        for name, kind in CLOCKS.items():
+            failed = nvml.nvmlDeviceGetClockInfo(handle, kind, ctypes.byref(value))
+            clocks[name] = None if failed else value.value
         return {"driver": version, "clocks": clocks}
     except AttributeError:
         return nothing
@@ -161,35 +149,31 @@ def memory_reader(device: str) -> Callable[[], int | None]:
     """
     if device != "cuda":
         return resident
-    driver, handle, context = _library(DRIVER), ctypes.c_int(), ctypes.c_void_p()
-    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), 0):
+    driver, handle = _open_gpu()
+    if driver is None:
         return lambda: None
-    shared = ctypes.c_int()
-    driver.cuDeviceGetAttribute(ctypes.byref(shared), INTEGRATED, handle)
-    if shared.value:
+    if _attribute(driver, INTEGRATED, handle):
         return system_used
+    context = ctypes.c_void_p()
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle):
         return lambda: None
 
     def used() -> int | None:
         """The whole GPU's; the driver needs the context to be current on the calling thread."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        if driver.cuCtxSetCurrent(context) or driver.cuMemGetInfo_v2(
-            ctypes.byref(free), ctypes.byref(total)
-        ):
-            return None
-        return total.value - free.value
+        failed = driver.cuCtxSetCurrent(context)
+        failed = failed or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        return None if failed else total.value - free.value
 
     return used
 
 
 def resident() -> int | None:
     """The memory that this process holds now."""
-    try:
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None
+    return None
 
 
 def resident_peak() -> int | None:
@@ -204,18 +188,13 @@ def resident_peak() -> int | None:
 
 def system_used() -> int | None:
     """The system's memory that is neither free nor could be freed at once."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
-    try:
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read_text(MEMORY), re.MULTILINE))
+    with contextlib.suppress(KeyError):
         return (int(found["MemTotal"]) - int(found["MemAvailable"])) * 1024
-    except KeyError:
-        return None
+    return None
 
 
-class Peak(AbstractContextManager["Peak"]):
+class Peak:
     """Watches how much memory is in use, from a thread of its own.
 
     Attributes:
@@ -226,63 +205,55 @@ class Peak(AbstractContextManager["Peak"]):
         """Watch what `read` returns."""
         self.most: int | None = None
         self._read = read
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._ticking = ticking(TICK, self._watch)
 
     def __enter__(self) -> "Peak":
         """Begin to watch."""
-        self._watcher.start()
+        self._ticking.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Stop watching."""
-        self._done.set()
-        self._watcher.join()
+        self._ticking.__exit__(None, None, None)
 
     def _watch(self) -> None:
-        """Read until the end, and once more then."""
-        while True:
-            last = self._done.wait(TICK)
-            seen = self._read()
-            if seen is not None:
-                self.most = max(seen, self.most or 0)
-            if last:
-                return
+        """Read once."""
+        seen = self._read()
+        if seen is not None:
+            self.most = max(seen, self.most or 0)
 
 
 def _library(name: str) -> Any:
     """A shared library, or None where it is not installed."""
-    try:
+    with contextlib.suppress(OSError):
         return ctypes.CDLL(name)
-    except OSError:
-        return None
+    return None
 
 
 def capability(device: int = 0) -> str | None:
     """A GPU's compute capability, for instance "8.7"; None where there is no driver or no GPU."""
-    try:
-        driver = ctypes.CDLL(DRIVER)
-    except OSError:
-        return None
-    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(handle), device)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, handle)
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, handle)
-    ):
-        return None
-    return f"{major.value}.{minor.value}"
+    driver, handle = _open_gpu(device)
+    numbers = [_attribute(driver, which, handle) for which in (MAJOR, MINOR)] if driver else [None]
+    return None if None in numbers else ".".join(map(str, numbers))
+
+
+def _open_gpu(device: int = 0) -> tuple[Any, ctypes.c_int]:
+    """The CUDA driver and its handle of a GPU; no driver where either is not there."""
+    driver, handle = _library(DRIVER), ctypes.c_int()
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), device):
+        return None, handle
+    return driver, handle
+
+
+def _attribute(driver: Any, which: int, handle: ctypes.c_int) -> int | None:
+    """A number that the CUDA driver has about a GPU; None where it does not say."""
+    value = ctypes.c_int()
+    failed = driver.cuDeviceGetAttribute(ctypes.byref(value), which, handle)
+    return None if failed else value.value
 
 
 def _read_text(path: Path) -> str:
     """A small file's text; nothing where it cannot be read."""
-    try:
+    with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return ""

@@ -1,18 +1,19 @@
 """What verbs put on a terminal: results on standard output, progress on standard error."""
 
+import contextlib
+import itertools
 import json
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 import click
 
 from foveate.errors import OutputError
+from foveate.ticking import ticking
 
 TICK = 0.1
 CLEAR = "\x1b[K"
@@ -20,23 +21,20 @@ DETAIL = 40
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-class Progress(AbstractContextManager["Progress"]):
+class Progress:
     """Stages on standard error, each with the seconds it took; they tick on a terminal."""
 
     def __init__(self) -> None:
         """Show nothing until the first stage begins."""
         self._terminal = sys.stderr.isatty()
-        self._label = ""
-        self._detail = ""
-        self._began = 0.0
+        self._label, self._detail, self._began = "", "", 0.0
         self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
+        self._ticking = contextlib.ExitStack()
 
     def __enter__(self) -> "Progress":
         """Begin to tick where standard error is a terminal."""
         if self._terminal:
-            self._ticker.start()
+            self._ticking.enter_context(ticking(TICK, self._tick))
         return self
 
     def begin(self, stage: str, number: int = 0, total: int = 0) -> None:
@@ -52,14 +50,9 @@ class Progress(AbstractContextManager["Progress"]):
         """Show on a terminal what the current stage is doing; from any thread."""
         self._detail = text
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         """End the last stage, and say so where an error stopped it."""
-        self._done.set()
+        self._ticking.close()
         self._end("" if kind is None else "stopped after ")
 
     def _end(self, note: str = "") -> None:
@@ -71,13 +64,12 @@ class Progress(AbstractContextManager["Progress"]):
             self._label = ""
 
     def _tick(self) -> None:
-        """Rewrite the line of the current stage until all are done."""
-        while not self._done.wait(TICK):
-            with self._lock:
-                if self._label:
-                    detail = f"  {self._detail[:DETAIL]}" if self._detail else ""
-                    line = f"\r{CLEAR}{self._label} … {self._seconds()}{detail}"
-                    click.echo(line, nl=False, err=True)
+        """Rewrite the line of the current stage."""
+        with self._lock:
+            if self._label:
+                detail = f"  {self._detail[:DETAIL]}" if self._detail else ""
+                line = f"\r{CLEAR}{self._label} … {self._seconds()}{detail}"
+                click.echo(line, nl=False, err=True)
 
     def _seconds(self) -> str:
         """How long the stage has taken so far."""
@@ -124,18 +116,11 @@ def _harmless(text: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], indent: int = 2, gap: int = 2) -> str:
     """Rows as lines with columns aligned to the left; the last column may be of any length."""
-    cells = [list(row) for row in rows]
-    columns = max((len(row) for row in cells), default=0)
-    widths = [
-        max((len(row[n]) for row in cells if n < len(row) - 1), default=0) for n in range(columns)
-    ]
-    return "\n".join(
-        " " * indent
-        + (" " * gap)
-        .join(cell.ljust(width) for cell, width in zip(row, widths[: len(row)], strict=True))
-        .rstrip()
-        for row in cells
-    )
+    cells = [tuple(row) for row in rows]
+    columns = itertools.zip_longest(*(row[:-1] for row in cells), fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    padded = ((*map(str.ljust, row[:-1], widths), *row[-1:]) for row in cells)
+    return "\n".join(" " * indent + (" " * gap).join(row).rstrip() for row in padded)
 
 
 def size(count: float) -> str:

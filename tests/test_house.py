@@ -14,7 +14,7 @@ import foveate
 PACKAGE = Path(foveate.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
-    ("errors", "terminal", "atomic_write", "machine", "_version"),
+    ("errors", "terminal", "atomic_write", "machine", "ticking", "_version"),
     ("families",),
     ("bundle",),
     ("runtime",),

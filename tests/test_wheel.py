@@ -1,9 +1,14 @@
-"""The wheel, installed alone where there is no torch: it runs a bundle."""
+"""The wheel, with the packages that it requires and no other: it runs a bundle."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import packages_distributions as find_modules
 from pathlib import Path
 
 import pytest
@@ -14,10 +19,10 @@ from tests.conftest import Sample
 ROOT = Path(__file__).parent.parent
 
 ANSWER = """
-import json, sys, time
-began = time.perf_counter()
+import json, sys
+for name in json.loads(sys.argv[4]):
+    sys.modules[name] = None
 import foveate
-imported = time.perf_counter() - began
 for name in ("torch", "transformers", "onnx", "onnxscript"):
     try:
         __import__(name)
@@ -56,30 +61,65 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_the_wheel_runs_a_bundle_without_torch(
     wheel: Path, nano_bundle: Bundle, samples: list[Sample], tmp_path: Path
 ) -> None:
-    environment = tmp_path / "environment"
-    run(sys.executable, "-m", "venv", str(environment))
-    python = str(environment / "bin" / "python")
-    constraints = str(ROOT / "constraints.txt")
-    run(python, "-m", "pip", "install", "-q", "--no-input", "-c", constraints, str(wheel))
-    sample = next(sample for sample in samples if sample.task == "letter")
-    output = run(
-        python,
-        "-c",
-        ANSWER,
-        str(nano_bundle.root),
-        sample.question,
-        str(sample.image),
-        cwd=tmp_path,
+    place = tmp_path / "place"
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(place),
+        str(wheel),
     )
-    answer = json.loads(output)
+    foveate = next(iter(Distribution.discover(name="foveate", path=[str(place)])))
+    required = {"foveate", *requirements(foveate.requires or [])}
+    assert {"numpy", "onnxruntime"} <= required
+    assert not {"torch", "safetensors"} & required
+    absent = [
+        module
+        for module, names in find_modules().items()
+        if not required & {canonical(name) for name in names}
+    ]
+    assert {"torch", "transformers", "safetensors"} <= set(absent)
+    sample = next(sample for sample in samples if sample.task == "letter")
+    root, picture = str(nano_bundle.root), str(sample.image)
+    words = (sample.question, picture, json.dumps(absent))
+    answer = json.loads(run(sys.executable, "-c", ANSWER, root, *words, place=place))
     assert answer["text"] == sample.answer
-    assert answer["from"].startswith(str(environment))
-    script = str(environment / "bin" / "foveate")
-    assert json.loads(run(script, "inspect", str(nano_bundle.root), "--json", cwd=tmp_path))
+    assert answer["from"].startswith(str(place))
+    script = str(place / "bin" / "foveate")
+    assert json.loads(run(script, "inspect", root, "--json", place=place))
 
 
-def run(*command: str, cwd: Path | None = None) -> str:
-    """Run a command; its output, or a failure that shows it."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def canonical(name: str) -> str:
+    """A package's name as all its spellings are compared."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(lines: Iterable[str]) -> set[str]:
+    """The packages that requirements name, and those that these require, extras left out."""
+    found: set[str] = set()
+    todo = list(lines)
+    while todo:
+        line = todo.pop()
+        name = canonical(re.split(r"[^\w.-]", line)[0])
+        if name in found or "extra ==" in line:
+            continue
+        found.add(name)
+        try:
+            todo += distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def run(*command: str, place: Path | None = None) -> str:
+    """Run a command, with `place` in front of what is installed; its output, or a failure that shows it."""
+    environment = {**os.environ, "PYTHONPATH": str(place)} if place else None
+    done = subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

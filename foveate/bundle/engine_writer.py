@@ -2,31 +2,26 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
-from foveate.atomic_write import replace_file, sibling, sync, writing
+from foveate.atomic_write import replace_file, sync, writing
 from foveate.bundle.manifest import MANIFEST, EngineVariant, FileEntry, encode, outdated
 from foveate.bundle.reader import Bundle, file_entry
+from foveate.bundle.writer import FolderWriter
 from foveate.errors import BundleError, OutputExistsError
 
 ENGINES = "engines"
 
 
-class EngineWriter:
+class EngineWriter(FolderWriter):
     """Writes engines into a hidden folder of the bundle, renames them, and then the manifest.
-
-    As a context manager: write files under `root`, then call `finish`; leaving without it removes
-    what was written.
 
     Attributes:
         bundle: The bundle as it was opened.
         target: Whose engines are written.
-        root: The folder to write in until then.
     """
 
     def __init__(self, bundle: Bundle, target: str, *, force: bool = False) -> None:
@@ -37,31 +32,8 @@ class EngineWriter:
             target: The target; engines of others stay.
             force: Replace engines that the bundle already has for the target.
         """
-        self.bundle = bundle
-        self.target = target
-        self.root = sibling(bundle.root / ENGINES, "partial")
-        self._force = force
-
-    def __enter__(self) -> "EngineWriter":
-        """Make the folder to write in.
-
-        Raises:
-            OutputExistsError: The bundle has engines for the target that may not be replaced.
-            OutputError: The folder cannot be made.
-        """
-        self.check_existing()
-        with writing(self.bundle.root):
-            self.root.mkdir()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove what was not finished."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        super().__init__(bundle.root, bundle.root / ENGINES, force)
+        self.bundle, self.target = bundle, target
 
     def check_existing(self) -> None:
         """Refuse engines of the target that may not be replaced.
@@ -87,7 +59,7 @@ class EngineWriter:
             BundleError: The bundle was replaced while the engines were built.
             OutputError: The disk did not take it.
         """
-        root, folder = self.bundle.root, self.bundle.root / ENGINES / self.target
+        root, folder = self.path, self.path / ENGINES / self.target
         with writing(root):
             entries = {role: self._named(path) for role, path in files.items()}
             manifest = Bundle.open(root, checksums=False).manifest
@@ -110,10 +82,9 @@ class EngineWriter:
                 manifest, files={**kept, **entries}, engines=[*others, *engines]
             )
             replace_file(root / MANIFEST, encode(manifest), force=True)
-            for path in folder.iterdir():
-                if path.relative_to(root).as_posix() not in {one.path for one in entries.values()}:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+            for path in {*folder.iterdir()} - {root / entry.path for entry in entries.values()}:
+                with contextlib.suppress(OSError):
+                    path.unlink()
         return Bundle(root, manifest)
 
     def _named(self, path: Path) -> FileEntry:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -252,12 +253,10 @@ def parse(data: bytes) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """The object, or ValueError naming a key that it holds twice."""
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
                 raise ValueError(f"the key {key!r} stands twice in one object")
-            found[key] = value
-        return found
+        return dict(pairs)
 
     return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
 
@@ -267,19 +266,17 @@ def _check_version(document: Any, source: Path) -> None:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(f'{source} does not say "format": "{FORMAT}". {AGAIN}')
     version = document.get("version")
-    if version == VERSION:
-        return
+    fix = "To read it, upgrade foveate; or export the checkpoint again."
     if type(version) is int and 0 < version < VERSION:
         fix = (
             "Older bundles are not converted: export the checkpoint again (foveate export CHECKPOINT "
             "BUNDLE), and if the bundle had engines, build them again (foveate build)."
         )
-    else:
-        fix = "To read it, upgrade foveate; or export the checkpoint again."
-    raise BundleError(
-        f"{source} has version {short(version)} of the bundle format, and Foveate {__version__} reads "
-        f"version {VERSION}. {fix}"
-    )
+    if version != VERSION:
+        raise BundleError(
+            f"{source} has version {short(version)} of the bundle format, and Foveate {__version__} "
+            f"reads version {VERSION}. {fix}"
+        )
 
 
 def short(value: object) -> str:

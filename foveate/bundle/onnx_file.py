@@ -33,17 +33,16 @@ def external_tensors(graph: Path) -> list[dict[str, str]]:
         todo = [("model", 0, len(data))]
         while todo:
             message, start, end = todo.pop()
-            parts = list(fields(data, start, end))
             inner = _ONNX[message]
-            if message == "tensor":
-                entry = dict(
-                    _pair(data, first, last) for number, first, last in parts if number in inner
-                )
-                found += [entry] if entry else []
-                continue
-            todo += [
-                (inner[number], first, last) for number, first, last in parts if number in inner
+            parts = [
+                (inner[number], first, last)
+                for number, first, last in fields(data, start, end)
+                if number in inner
             ]
+            if message != "tensor":
+                todo += parts
+            elif parts:
+                found.append(dict(_pair(data, first, last) for _, first, last in parts))
     return found
 
 

@@ -23,33 +23,24 @@ def describe_cost(facts: dict[str, Any]) -> str:
     rows = [["", "size", "", "difference from transformers", "", "matrix products"]]
     for role, one in facts["graphs"].items():
         sizes, parity = one["bytes"], one["parity"]
+        left = f", {len(one['left'])} left in {facts['base']}" if one["left"] else ""
+        shrunk = f"{size(sizes['before'])} → {size(sizes['after'])}"
+        ratio = f"{sizes['after'] / sizes['before']:.0%}"
+        moved = f"{parity['before']:.1e} → {parity['after']:.1e}"
         rows.append(
-            [
-                role,
-                f"{size(sizes['before'])} → {size(sizes['after'])}",
-                f"{sizes['after'] / sizes['before']:.0%}",
-                f"{parity['before']:.1e} → {parity['after']:.1e}",
-                "",
-                f"{one['products']} in {facts['precision']}"
-                + (f", {len(one['left'])} left in {facts['base']}" if one["left"] else ""),
-            ]
+            [role, shrunk, ratio, moved, "", f"{one['products']} in {facts['precision']}{left}"]
         )
     lines = [f"quantized to {facts['precision']} on {facts['base']}", table(rows)]
     if facts["calibration"]:
         lines.append(f"ranges from {_describe_data(facts['calibration'])}")
     if facts["evaluation"]:
-        lines.append(
-            f"right answers before and after, with 95 % intervals, {_describe_data(facts['evaluation'])}"
+        data = _describe_data(facts["evaluation"])
+        lines.append(f"right answers before and after, with 95 % intervals, {data}")
+        scores = (
+            (f"keep {100 * row['keep']:g} %", f"{_score(row['before'])} → {_score(row['after'])}")
+            for row in facts["answers"]
         )
-        lines.append(
-            table(
-                [
-                    f"keep {100 * row['keep']:g} %",
-                    f"{_describe_score(row['before'])} → {_describe_score(row['after'])}",
-                ]
-                for row in facts["answers"]
-            )
-        )
+        lines.append(table(scores))
     else:
         lines.append("right answers: not counted; give --evaluate DATA.jsonl with answers")
     return "\n".join(lines)
@@ -62,7 +53,7 @@ def _describe_data(facts: dict[str, Any]) -> str:
     return f"{plural(facts['used'], 'record')} of {facts['data']}{noted if lost else ''}"
 
 
-def _describe_score(facts: dict[str, Any]) -> str:
+def _score(facts: dict[str, Any]) -> str:
     """Right answers and their interval."""
     low, high = facts["interval"]
     return f"{facts['right']} of {facts['n']} ({low:.1f}–{high:.1f} %)"

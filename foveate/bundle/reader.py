@@ -14,17 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from foveate.bundle.manifest import (
-    AGAIN,
-    MANIFEST,
-    MANIFEST_LIMIT,
-    FileEntry,
-    GraphSpec,
-    Manifest,
-    TensorSpec,
-    decode,
-    short,
-)
+from foveate.bundle import manifest as spec
+from foveate.bundle.manifest import AGAIN, MANIFEST, FileEntry, GraphSpec, Manifest, TensorSpec
 from foveate.bundle.onnx_file import external_data
 from foveate.errors import BundleError, BundleNotFoundError
 
@@ -67,7 +58,7 @@ class Bundle:
     @classmethod
     def read(cls, root: Path, *, checksums: bool) -> "Bundle":
         """Read a bundle as `open` does, but also one that is still being written."""
-        manifest = decode(read_manifest(root), root / MANIFEST)
+        manifest = spec.decode(read_manifest(root), root / MANIFEST)
         for entry in manifest.files.values():
             _check_file(root, entry, checksums=checksums)
         _check_weights(root, [entry.path for entry in manifest.files.values()])
@@ -114,25 +105,20 @@ class Bundle:
             BundleError: They differ.
         """
         promised, path = self.graph(role), self.file(role)
-        for kind, ours, theirs in (
-            ("input", promised.inputs, inputs),
-            ("output", promised.outputs, outputs),
-        ):
-            wanted = {tensor.name: tensor for tensor in ours}
-            found = {tensor.name: tensor for tensor in theirs}
+        sides = {"input": (promised.inputs, inputs), "output": (promised.outputs, outputs)}
+        for kind, both in sides.items():
+            wanted, found = ({one.name: _signature(one) for one in tensors} for tensors in both)
             for name in sorted(wanted.keys() | found.keys()):
-                promise, fact = _signature(wanted.get(name)), _signature(found.get(name))
+                promise, fact = (tensors.get(name, "absent") for tensors in (wanted, found))
                 if promise != fact:
                     raise BundleError(
-                        f"{path}: the {kind} '{short(name)}' is {fact} in the graph and "
+                        f"{path}: the {kind} '{spec.short(name)}' is {fact} in the graph and "
                         f"{promise} in {MANIFEST}. Export the checkpoint again."
                     )
 
 
-def _signature(tensor: TensorSpec | None) -> str:
+def _signature(tensor: TensorSpec) -> str:
     """A tensor's type and shape in words, every free axis alike."""
-    if tensor is None:
-        return "absent"
     axes = ("free" if isinstance(axis, str) else str(axis) for axis in tensor.shape)
     return f"{tensor.dtype} [{', '.join(axes)}]"
 
@@ -182,10 +168,11 @@ def read_manifest(root: Path) -> bytes:
     """The bytes of a folder's manifest.json: a plain file of reasonable size."""
     path = root / MANIFEST
     _status(root, MANIFEST)
+    limit = spec.MANIFEST_LIMIT
     with _reading(path), open(path, "rb") as file:
-        data = file.read(MANIFEST_LIMIT + 1)
-    if len(data) > MANIFEST_LIMIT:
-        raise BundleError(f"{path} is over {MANIFEST_LIMIT} bytes: it is no manifest. {AGAIN}")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BundleError(f"{path} is over {limit} bytes: it is no manifest. {AGAIN}")
     return data
 
 
@@ -241,16 +228,14 @@ def _check_weights(root: Path, listed: list[str]) -> None:
     Some engines follow such a path wherever it leads, and no checksum covers what is there.
     """
     for path in (path for path in listed if path.lower().endswith(".onnx")):
-        try:
-            with _reading(root / path):
+        with _reading(root / path):
+            try:
                 locations = external_data(root / path)
-        except BundleError:
-            raise
-        except ValueError:
-            raise BundleError(f"{root / path} is not a readable ONNX graph. {AGAIN}") from None
+            except ValueError:
+                raise BundleError(f"{root / path} is not a readable ONNX graph. {AGAIN}") from None
         for location in locations:
             if str(PurePosixPath(path).parent / location) not in listed:
                 raise BundleError(
-                    f"{root / path} takes weights from '{short(location)}', which {MANIFEST} does "
-                    f"not list. {AGAIN}"
+                    f"{root / path} takes weights from '{spec.short(location)}', which {MANIFEST} "
+                    f"does not list. {AGAIN}"
                 )

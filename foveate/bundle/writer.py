@@ -1,28 +1,68 @@
 """Writes a bundle: aside first, then renamed into place when it is whole."""
 
+import abc
 import contextlib
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
 from foveate.atomic_write import EXISTS, FULL, sibling, sync, writing
 from foveate.bundle.manifest import FORMAT, MANIFEST, FileEntry, Manifest, encode, parse
 from foveate.bundle.reader import Bundle, file_entry, read_manifest
 from foveate.errors import BundleError, FoveateError, OutputExistsError
 
+Writer = TypeVar("Writer", bound="FolderWriter")
 
-class BundleWriter:
-    """Writes a bundle beside its place and moves it there when it is whole.
+
+class FolderWriter(abc.ABC):
+    """Writes into a hidden folder of its own.
 
     As a context manager: write files under `root`, then call `finish`; leaving without it, for
     whatever reason, removes what was written.
 
     Attributes:
-        path: Where the bundle will be, absolute.
-        root: The folder to write in until then.
+        path: The bundle's folder, absolute.
+        root: The folder to write in.
     """
+
+    def __init__(self, path: Path, beside: Path, force: bool) -> None:
+        """Prepare to write into a folder beside another; nothing is touched before entering."""
+        self.path, self.root, self._force = path, sibling(beside, "partial"), force
+
+    def __enter__(self: Writer) -> Writer:
+        """Make the folder to write in.
+
+        Raises:
+            OutputExistsError: Something is there that may not be replaced.
+            OutputError: The folder cannot be made.
+        """
+        with writing(self.path):
+            self.check_existing()
+            self.root.mkdir()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Remove what was not finished; a failed write leaves as an OutputError."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, FoveateError):
+            inside = Path(str(error.filename)).is_relative_to(self.root)
+            if inside or error.errno in FULL:
+                with writing(self.path):
+                    raise error
+
+    @abc.abstractmethod
+    def check_existing(self) -> None:
+        """Refuse anything in the way that may not be replaced.
+
+        Raises:
+            OutputExistsError: There is something.
+        """
+
+
+class BundleWriter(FolderWriter):
+    """Writes a bundle beside its place and moves it there when it is whole."""
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Prepare to write; nothing is touched before the context is entered.
@@ -31,35 +71,20 @@ class BundleWriter:
             path: The bundle's folder; its parent must exist.
             force: Replace a bundle or an empty folder that is already there.
         """
-        self.path = Path(os.path.abspath(path))
-        self.root = sibling(self.path, "partial")
-        self._force = force
+        absolute = Path(os.path.abspath(path))
+        super().__init__(absolute, absolute, force)
 
-    def __enter__(self) -> "BundleWriter":
-        """Make the folder to write in.
-
-        Raises:
-            OutputExistsError: Something is there that may not be replaced.
-            OutputError: The folder cannot be made.
-        """
-        with writing(self.path):
-            self._refuse_existing()
-            self.root.mkdir()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove what was not finished; a failed write leaves as an OutputError."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, FoveateError):
-            inside = Path(str(error.filename)).is_relative_to(self.root)
-            if inside or error.errno in FULL:
-                with writing(self.path):
-                    raise error
+    def check_existing(self) -> None:
+        """OutputExistsError for anything in the way that may not be replaced."""
+        if not os.path.lexists(self.path):
+            return
+        if not self._force:
+            raise OutputExistsError(f"{self.path} {EXISTS}")
+        if not _is_replaceable(self.path):
+            raise OutputExistsError(
+                f"{self.path} is neither a bundle nor an empty folder, and force replaces nothing "
+                "else. Give another path, or delete it yourself."
+            )
 
     def entries(self, paths: Mapping[str, str]) -> dict[str, FileEntry]:
         """Measure and hash files that were written.
@@ -98,7 +123,7 @@ class BundleWriter:
 
     def _move(self) -> None:
         """Rename into place; what was there comes back if that fails, or else goes on exit."""
-        self._refuse_existing()
+        self.check_existing()
         old = sibling(self.path, "replaced")
         try:
             if self.path.exists():
@@ -111,18 +136,6 @@ class BundleWriter:
         sync(self.path.parent)
         if old.exists():
             old.rename(self.root)
-
-    def _refuse_existing(self) -> None:
-        """OutputExistsError for anything in the way that may not be replaced."""
-        if not os.path.lexists(self.path):
-            return
-        if not self._force:
-            raise OutputExistsError(f"{self.path} {EXISTS}")
-        if not _is_replaceable(self.path):
-            raise OutputExistsError(
-                f"{self.path} is neither a bundle nor an empty folder, and force replaces nothing "
-                "else. Give another path, or delete it yourself."
-            )
 
 
 def _is_replaceable(path: Path) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click import Choice, option
 
 from foveate.commands.options import PATH, as_json, decoder, force, options, verb
 from foveate.terminal import Progress, tell, tell_json
@@ -12,31 +13,19 @@ from foveate.terminal import Progress, tell, tell_json
 @verb("foveate build bundle --target rtx")
 @click.argument("bundle", type=PATH)
 @options(
-    click.option(
-        "--target", "names", multiple=True, required=True, metavar="NAME",
-        help="What to build for, several times for several: a100, h100, jetson-orin, "
-        "jetson-thor, rtx, rtx-40.",
-    ),
-    click.option(
-        "--targets", "targets_file", type=PATH, metavar="FILE.toml",
-        help="Changes to these targets, and more of them.",
-    ),
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16"]),
-        help="fp16 engines of fp32 graphs: TensorRT before version 10 alone.  [default: the bundle's]",
-    ),
+    option("--target", "names", multiple=True, required=True, metavar="NAME",
+           help="What to build for, several times for several: a100, h100, jetson-orin, "
+           "jetson-thor, rtx, rtx-40."),
+    option("--targets", "targets_file", type=PATH, metavar="FILE.toml",
+           help="Changes to these targets, and more of them."),
+    option("--precision", type=Choice(["fp32", "fp16"]),
+           help="fp16 engines of fp32 graphs: TensorRT before version 10 alone.  [default: the bundle's]"),
     decoder,
     force,
     as_json,
 )  # fmt: skip
 def build(
-    bundle: Path,
-    names: tuple[str, ...],
-    targets_file: Path | None,
-    precision: Any,
-    decoder: Any,
-    force: bool,
-    as_json: bool,
+    bundle: Path, names: tuple[str, ...], targets_file: Path | None, as_json: bool, **how: Any
 ) -> None:
     """Build TensorRT engines of BUNDLE's graphs, and keep them in it.
 
@@ -46,13 +35,6 @@ def build(
 
     with Progress() as progress:
         result = build_engines(
-            bundle,
-            names,
-            targets_file,
-            precision=precision,
-            decoder=decoder,
-            force=force,
-            progress=progress.begin,
-            say=progress.detail,
+            bundle, names, targets_file, progress=progress.begin, say=progress.detail, **how
         )
     tell_json(build_facts(result)) if as_json else tell(describe_build(result))

@@ -4,35 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click import Choice, FloatRange, IntRange, option
 
-from foveate.commands.options import (
-    PATH,
-    as_json,
-    debug,
-    device,
-    force,
-    load_torch,
-    options,
-    verb,
-)
+from foveate.commands.options import PATH, as_json, debug, device, force, load_torch, options, verb
 from foveate.terminal import Progress, tell, tell_json
 
-mode = click.option(
-    "--mode", type=click.Choice(["grad", "grad-clamp", "mean"]), default="grad",
-    show_default=True, help="Relevance by Eq. 1, with negative products dropped, or without gradients.",
-)  # fmt: skip
-dtype = click.option(
-    "--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-    help="What the model computes in.",
-)  # fmt: skip
-rule = click.option(
-    "--rule", type=click.Choice(["exact", "contains"]), default="exact", show_default=True,
-    help="When an answer is right: it is one of the data's answers, or has one in it.",
-)  # fmt: skip
-longest = click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
-    help="The longest answer.",
-)  # fmt: skip
+mode = option("--mode", type=Choice(["grad", "grad-clamp", "mean"]), default="grad",
+              help="Relevance by Eq. 1, with negative products dropped, or without gradients.")  # fmt: skip
+dtype = option("--dtype", type=Choice(["fp32", "bf16"]), default="fp32",
+               help="What the model computes in.")  # fmt: skip
+rule = option("--rule", type=Choice(["exact", "contains"]), default="exact",
+              help="When an answer is right: it is one of the data's answers, or has one in it.")  # fmt: skip
+longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="N",
+                 help="The longest answer.")  # fmt: skip
 
 
 @verb("foveate calibrate relevance path/to/checkpoint data.jsonl maps --dtype bf16")
@@ -44,12 +28,10 @@ longest = click.option(
     dtype,
     device,
     rule,
-    click.option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
+    option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
     longest,
-    click.option(
-        "--limit", type=click.IntRange(min=1), metavar="N",
-        help="Take only the first N records.  [default: all]",
-    ),
+    option("--limit", type=IntRange(min=1), metavar="N",
+           help="Take only the first N records.  [default: all]"),
     force,
     as_json,
 )  # fmt: skip
@@ -72,49 +54,29 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
 
 @verb(
     "foveate calibrate show path/to/checkpoint relevance.png --image street.jpg "
-    '--question "What does the sign say?"',
+    '--question "What does the sign say?"'
 )
 @click.argument("checkpoint")
 @click.argument("out", type=PATH, metavar="OUT.png")
 @options(
-    click.option(
-        "--image", "images", multiple=True, metavar="FILE",
-        help="A picture; several times for several in one question.",
-    ),
-    click.option(
-        "--question", "questions", multiple=True, metavar="TEXT",
-        help="A question about the pictures; several times to compare.",
-    ),
-    click.option(
-        "--data", type=PATH, metavar="DATA.jsonl", help="Take questions and pictures from here."
-    ),
-    click.option(
-        "--id", "ids", multiple=True, metavar="ID", help="One of the data; several times for several."
-    ),
-    click.option(
-        "--compressor", type=PATH, metavar="FILE",
-        help="The weights of a trained f_θ.  [default: show first-layer attention instead]",
-    ),
-    click.option(
-        "--keep", default="0.5,0.25", show_default=True, metavar="RATIO|N,…",
-        help="Visual tokens to keep.",
-    ),
+    option("--image", "images", multiple=True, metavar="FILE",
+           help="A picture; several times for several in one question."),
+    option("--question", "questions", multiple=True, metavar="TEXT",
+           help="A question about the pictures; several times to compare."),
+    option("--data", type=PATH, metavar="DATA.jsonl",
+           help="Take questions and pictures from here."),
+    option("--id", "ids", multiple=True, metavar="ID",
+           help="One of the data; several times for several."),
+    option("--compressor", type=PATH, metavar="FILE",
+           help="The weights of a trained f_θ.  [default: show first-layer attention instead]"),
+    option("--keep", default="0.5,0.25", metavar="RATIO|N,…", help="Visual tokens to keep."),
     mode,
     dtype,
     device,
     force,
     as_json,
 )  # fmt: skip
-def show(
-    checkpoint: str,
-    out: Path,
-    images: tuple[str, ...],
-    questions: tuple[str, ...],
-    data: Path | None,
-    ids: tuple[str, ...],
-    as_json: bool,
-    **how: Any,
-) -> None:
+def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
     """Draw the relevance of visual tokens to CHECKPOINT's answers, and its answers from the kept ones.
 
     Into OUT.png, for each question: relevance R_v, and beside it f_θ's prediction; the best tokens
@@ -124,7 +86,8 @@ def show(
         load_torch(progress.begin)
         from foveate.calibration.drawing import show as showing
 
-        samples = showing.gather_samples(images, questions, data, ids)
+        wanted = (how.pop(name) for name in ("images", "questions", "data", "ids"))
+        samples = showing.gather_samples(*wanted)
         drawn = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
     facts = showing.show_facts(drawn, out)
     tell_json(facts) if as_json else tell(showing.describe_show(drawn, out))
@@ -134,38 +97,22 @@ def show(
 @click.argument("relevance", type=PATH)
 @click.argument("out", type=PATH)
 @options(
-    click.option(
-        "--epochs", type=click.IntRange(min=1), default=100, show_default=True, metavar="N",
-        help="How often every sample is seen.",
-    ),
-    click.option(
-        "--batch", type=click.IntRange(min=1), default=128, show_default=True, metavar="N",
-        help="Samples for each step of Adam.",
-    ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True,
-        help="Of the weights, the order and the split; makes training repeatable on a CPU.",
-    ),
-    click.option(
-        "--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
-        show_default=True, metavar="SHARE", help="Pictures to validate on, and not to train on.",
-    ),
-    click.option(
-        "--inputs", type=click.Choice(["mean", "heads"]), default="mean", show_default=True,
-        help="Read attention averaged over heads, as the paper does, or each head apart.",
-    ),
-    click.option(
-        "--scaling", type=click.Choice(["none", "log"]), default="none",
-        show_default=True, help="Attention as it is, or the log of it times the number of visual tokens.",
-    ),
+    option("--epochs", type=IntRange(min=1), default=100, metavar="N",
+           help="How often every sample is seen."),
+    option("--batch", type=IntRange(min=1), default=128, metavar="N",
+           help="Samples for each step of Adam."),
+    option("--seed", type=IntRange(min=0), default=0,
+           help="Of the weights, the order and the split; makes training repeatable on a CPU."),
+    option("--validation", type=FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+           metavar="SHARE", help="Pictures to validate on, and not to train on."),
+    option("--inputs", type=Choice(["mean", "heads"]), default="mean",
+           help="Read attention averaged over heads, as the paper does, or each head apart."),
+    option("--scaling", type=Choice(["none", "log"]), default="none",
+           help="Attention as it is, or the log of it times the number of visual tokens."),
     device,
-    click.option(
-        "--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"
-    ),
-    click.option(
-        "--log-dir", type=PATH, metavar="DIR",
-        help="The curves for TensorBoard.  [default: OUT with .tensorboard]",
-    ),
+    option("--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"),
+    option("--log-dir", type=PATH, metavar="DIR",
+           help="The curves for TensorBoard.  [default: OUT with .tensorboard]"),
     force,
     as_json,
 )  # fmt: skip
@@ -189,31 +136,23 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
 
 @verb(
     "foveate calibrate evaluate path/to/checkpoint data.jsonl --keep 0.5,0.25 --rank relevance "
-    "--rank f_theta.safetensors",
+    "--rank f_theta.safetensors"
 )
 @click.argument("checkpoint")
 @click.argument("data", type=PATH, nargs=-1, required=True)
 @options(
-    click.option(
-        "--rank", multiple=True, metavar="NAME|FILE,…",
-        help="relevance, relevance-clamp, relevance-mean, attention, random, downsample, or the "
-        "weights of a trained f_θ; several times for several.  [default: all names]",
-    ),
-    click.option(
-        "--keep", default="0.5,0.25,0.1", show_default=True, metavar="RATIO|N,…",
-        help="Visual tokens to keep; a question of fewer than N keeps all.",
-    ),
+    option("--rank", multiple=True, metavar="NAME|FILE,…",
+           help="relevance, relevance-clamp, relevance-mean, attention, random, downsample, or the "
+           "weights of a trained f_θ; several times for several.  [default: all names]"),
+    option("--keep", default="0.5,0.25,0.1", metavar="RATIO|N,…",
+           help="Visual tokens to keep; a question of fewer than N keeps all."),
     dtype,
     device,
     rule,
     longest,
-    click.option(
-        "--limit", type=click.IntRange(min=1), metavar="N",
-        help="Take only the first N records of each file.  [default: all]",
-    ),
-    click.option(
-        "--out", type=PATH, metavar="FILE.json", help="Also write what --json prints here."
-    ),
+    option("--limit", type=IntRange(min=1), metavar="N",
+           help="Take only the first N records of each file.  [default: all]"),
+    option("--out", type=PATH, metavar="FILE.json", help="Also write what --json prints here."),
     force,
     as_json,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from click import option
 
 from foveate.atomic_write import writing
 from foveate.bundle.reader import Bundle
@@ -31,11 +31,8 @@ QUESTIONS = 40
 
 
 @verb("foveate demo")
-@click.option("--checkpoint", type=PATH, help="Default: models/nano.")
-@click.option(
-    "--out", type=PATH, default=Path("demo"), show_default=True,
-    help="Folder for the bundle and the heatmap.",
-)  # fmt: skip
+@option("--checkpoint", type=PATH, help="Default: models/nano.")
+@option("--out", type=PATH, default=Path("demo"), help="Folder for the bundle and the heatmap.")
 @as_json
 def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
     """Export the nano checkpoint, answer a question about a picture, and draw what was kept.

@@ -34,6 +34,9 @@ ADDS = {
     "rtx": "TensorRT engines of RTX GPUs, wherever they are",
     "video": "video",
 }
+NO_GPU = "no NVIDIA GPU was found (nvidia-smi lists none)"
+Packages = dict[str, dict[str, str | None]]
+"""For each extra its packages' versions; None is not installed."""
 USED = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 # An ONNX model that adds a float32 [1] to itself: small enough to try a provider with.
@@ -48,7 +51,7 @@ TINY = (
 def doctor(as_json: bool) -> None:
     """Show what this machine can run, and why not the rest."""
     found = examine()
-    tell_json(machine_facts(found)) if as_json else tell(describe_machine(found))
+    tell_json(found) if as_json else tell(describe_machine(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,63 +69,37 @@ class Ability:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What was found.
+def examine() -> dict[str, Any]:
+    """Find out what this machine has and can run.
 
-    Attributes:
-        foveate: Foveate's version.
-        python: Python's version.
-        system: The operating system.
-        machine: The processor's architecture.
-        cores: Processor cores this process may use.
-        memory: Bytes of memory; None where the system does not say.
-        jetson: Board and L4T release; None on anything else.
-        gpus: What nvidia-smi says of each GPU: name, memory, driver, compute capability.
-        packages: For each extra ("" is the base) its packages' versions; None is not installed.
-        providers: For each provider of onnxruntime "runs", "not used", or why it does not run.
-        telemetry: Whether onnxruntime is allowed to send telemetry.
-        warnings: What is likely to surprise.
-        abilities: What can be done here.
+    Returns:
+        What `foveate doctor --json` says: the versions of Foveate and Python; the operating system, the
+        processor's architecture, the cores that this process may use, and bytes of memory (None where
+        the system does not say); the Jetson's board and L4T release (None on anything else); what
+        nvidia-smi says of each GPU; for each extra ("" is the base) its packages' versions (None is not
+        installed); for each provider of onnxruntime "runs", "not used", or why it does not run; whether
+        onnxruntime is allowed to send telemetry; warnings; and abilities.
     """
-
-    foveate: str
-    python: str
-    system: str
-    machine: str
-    cores: int
-    memory: int | None
-    jetson: str | None
-    gpus: list[dict[str, str]]
-    packages: dict[str, dict[str, str | None]]
-    providers: dict[str, str]
-    telemetry: bool
-    warnings: list[str]
-    abilities: list[Ability]
-
-
-def examine() -> Machine:
-    """Find out what this machine has and can run."""
     packages = {
         extra: {name: installed(name) for name in names} for extra, names in PACKAGES.items()
     }
-    providers = try_providers()
-    gpus, jetson = find_gpus(), find_jetson()
-    return Machine(
-        foveate=__version__,
-        python=platform.python_version(),
-        system=f"{platform.system()} {platform.release()}",
-        machine=platform.machine(),
-        cores=count_cores(),
-        memory=count_memory(),
-        jetson=jetson,
-        gpus=gpus,
-        packages=packages,
-        providers=providers,
-        telemetry=os.environ.get("ORT_DISABLE_TELEMETRY") != "1",
-        warnings=find_warnings(packages),
-        abilities=find_abilities(packages, providers, bool(gpus or jetson)),
-    )
+    providers, gpus, jetson = try_providers(), find_gpus(), find_jetson()
+    abilities = find_abilities(packages, providers, bool(gpus or jetson))
+    return {
+        "foveate": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cores": count_cores(),
+        "memory": count_memory(),
+        "jetson": jetson,
+        "gpus": gpus,
+        "packages": packages,
+        "providers": providers,
+        "telemetry": os.environ.get("ORT_DISABLE_TELEMETRY") != "1",
+        "warnings": find_warnings(packages),
+        "abilities": [dataclasses.asdict(ability) for ability in abilities],
+    }
 
 
 def try_providers() -> dict[str, str]:
@@ -152,7 +129,7 @@ def try_providers() -> dict[str, str]:
     return found
 
 
-def find_warnings(packages: dict[str, dict[str, str | None]]) -> list[str]:
+def find_warnings(packages: Packages) -> list[str]:
     """What is likely to surprise."""
     found = []
     if packages[""]["onnxruntime"] and packages["gpu"]["onnxruntime-gpu"]:
@@ -168,9 +145,7 @@ def find_warnings(packages: dict[str, dict[str, str | None]]) -> list[str]:
     return found
 
 
-def find_abilities(
-    packages: dict[str, dict[str, str | None]], providers: dict[str, str], gpu: bool
-) -> list[Ability]:
+def find_abilities(packages: Packages, providers: dict[str, str], gpu: bool) -> list[Ability]:
     """What can be done with these packages, providers and devices."""
     base = {
         **packages[""],
@@ -181,74 +156,58 @@ def find_abilities(
     runs = cpu == "runs" and not lacking
     why = "onnxruntime" if runs else _missing(lacking, "") if lacking else cpu
     missing = [name for name, found in packages["export"].items() if not found]
-    exports = runs and not missing
+    if missing:
+        export = _missing(missing, "export")
+    else:
+        export = f"torch {packages['export']['torch']}" if runs else "onnxruntime does not run"
     return [
         Ability("run on the CPU", runs, why),
-        _cuda(providers, lacking, gpu),
-        Ability(
-            "export, demo, verify --checkpoint",
-            exports,
-            f"torch {packages['export']['torch']}" if exports
-            else _missing(missing, "export") if missing else "onnxruntime does not run",
-        ),
-        _builds(packages, gpu),
-        _runs(packages, gpu),
-    ]  # fmt: skip
+        Ability("run on CUDA", *_cuda(providers, lacking, gpu)),
+        Ability("export, demo, verify --checkpoint", runs and not missing, export),
+        Ability("build TensorRT engines", *_builds(packages, gpu)),
+        Ability("run TensorRT engines", *_runs(packages, gpu)),
+    ]
 
 
-def _builds(packages: dict[str, dict[str, str | None]], gpu: bool) -> Ability:
-    """Whether TensorRT engines can be built."""
-    what = "build TensorRT engines"
+def _cuda(providers: dict[str, str], lacking: list[str], gpu: bool) -> tuple[bool, str]:
+    """Whether bundles run on CUDA, and why or why not."""
+    found = providers.get("CUDAExecutionProvider")
+    if found == "runs" and not lacking:
+        return True, "onnxruntime's CUDAExecutionProvider"
+    if not gpu:
+        return False, NO_GPU
+    if lacking:
+        return False, _missing(lacking, "")
+    return False, found or (
+        "this onnxruntime has no CUDAExecutionProvider: pip uninstall -y onnxruntime, then "
+        "pip install onnxruntime-gpu"
+    )
+
+
+def _builds(packages: Packages, gpu: bool) -> tuple[bool, str]:
+    """Whether TensorRT engines can be built, and why or why not."""
     plain, rtx = packages["tensorrt"]["tensorrt"], packages["rtx"]["tensorrt-rtx"]
     able = [f"tensorrt {plain}, for this GPU"] if plain and gpu else []
     able += [f"tensorrt-rtx {rtx}, for RTX GPUs"] if rtx else []
     if able:
-        return Ability(what, True, "; ".join(able))
+        return True, "; ".join(able)
     if plain:
-        return Ability(what, False, "tensorrt builds for the GPU it runs on, and none was found")
-    return Ability(what, False, _missing(["tensorrt-rtx"], "rtx"))
+        return False, "tensorrt builds for the GPU it runs on, and none was found"
+    return False, _missing(["tensorrt-rtx"], "rtx")
 
 
-def _runs(packages: dict[str, dict[str, str | None]], gpu: bool) -> Ability:
-    """Whether TensorRT engines run."""
-    what = "run TensorRT engines"
+def _runs(packages: Packages, gpu: bool) -> tuple[bool, str]:
+    """Whether TensorRT engines run, and why or why not."""
     plain, rtx = packages["tensorrt"]["tensorrt"], packages["rtx"]["tensorrt-rtx"]
     if not gpu:
-        return Ability(what, False, "no NVIDIA GPU was found (nvidia-smi lists none)")
+        return False, NO_GPU
     if not plain and not rtx:
-        return Ability(what, False, _missing(["tensorrt"], "tensorrt"))
+        return False, _missing(["tensorrt"], "tensorrt")
     extra = "tensorrt" if plain else "rtx"
     if not packages[extra]["cuda-bindings"]:
-        return Ability(what, False, _missing(["cuda-bindings"], extra))
-    found = [f"tensorrt {plain}"] if plain else []
-    found += [f"tensorrt-rtx {rtx}"] if rtx else []
-    return Ability(what, True, " and ".join(found))
-
-
-def _cuda(providers: dict[str, str], lacking: list[str], gpu: bool) -> Ability:
-    """Whether bundles run on CUDA."""
-    found = providers.get("CUDAExecutionProvider")
-    if found == "runs" and not lacking:
-        return Ability("run on CUDA", True, "onnxruntime's CUDAExecutionProvider")
-    if not gpu:
-        why = "no NVIDIA GPU was found (nvidia-smi lists none)"
-    elif lacking:
-        why = _missing(lacking, "")
-    elif found:
-        why = found
-    else:
-        why = (
-            "this onnxruntime has no CUDAExecutionProvider: pip uninstall -y onnxruntime, then "
-            "pip install onnxruntime-gpu"
-        )
-    return Ability("run on CUDA", False, why)
-
-
-def _absence(found: Machine, name: str, extra: str) -> str:
-    """What to say of a package that is not installed."""
-    if name == "onnxruntime" and found.packages["gpu"]["onnxruntime-gpu"]:
-        return "onnxruntime-gpu stands in for it"
-    return f"not installed: adds {ADDS[extra]}; {_install(extra)}"
+        return False, _missing(["cuda-bindings"], extra)
+    found = {"tensorrt": plain, "tensorrt-rtx": rtx}
+    return True, " and ".join(f"{name} {version}" for name, version in found.items() if version)
 
 
 def _missing(names: list[str], extra: str) -> str:
@@ -261,46 +220,43 @@ def _install(extra: str) -> str:
     return f"pip install 'foveate[{extra}]'" if extra else "pip install foveate"
 
 
-def machine_facts(found: Machine) -> dict[str, Any]:
-    """What `foveate doctor --json` says."""
-    return dataclasses.asdict(found)
-
-
-def describe_machine(found: Machine) -> str:
+def describe_machine(found: dict[str, Any]) -> str:
     """What `foveate doctor` shows."""
-    memory = size(found.memory) if found.memory else "unknown"
+    memory = size(found["memory"]) if found["memory"] else "unknown"
+    gpus = [
+        f"{gpu['name']}, {gpu['memory']}, compute capability {gpu['compute_capability']}, "
+        f"driver {gpu['driver']}"
+        for gpu in found["gpus"]
+    ]
     general = [
-        ("foveate", found.foveate),
-        ("python", found.python),
-        ("system", f"{found.system}, {found.machine}"),
-        ("processor", f"{plural(found.cores, 'core')}, {memory} of memory"),
-        *([("board", found.jetson)] if found.jetson else []),
-        *(
-            ("gpu", f"{gpu['name']}, {gpu['memory']}, compute capability "
-                    f"{gpu['compute_capability']}, driver {gpu['driver']}")
-            for gpu in found.gpus
-        ),
-        *([] if found.gpus or found.jetson else [("gpu", "none found")]),
-        ("telemetry", "allowed for onnxruntime" if found.telemetry else "off"),
-    ]  # fmt: skip
+        ("foveate", found["foveate"]),
+        ("python", found["python"]),
+        ("system", f"{found['system']}, {found['machine']}"),
+        ("processor", f"{plural(found['cores'], 'core')}, {memory} of memory"),
+        *([("board", found["jetson"])] if found["jetson"] else []),
+        *(("gpu", gpu) for gpu in gpus or ([] if found["jetson"] else ["none found"])),
+        ("telemetry", "allowed for onnxruntime" if found["telemetry"] else "off"),
+    ]
     packages = [
-        (name, got or _absence(found, name, extra))
-        for extra, names in found.packages.items()
+        (name, got or _absence(found["packages"], name, extra))
+        for extra, names in found["packages"].items()
         for name, got in names.items()
     ]
     abilities = [
-        ("yes" if ability.able else "no", ability.what, ability.why) for ability in found.abilities
+        ("yes" if one["able"] else "no", one["what"], one["why"]) for one in found["abilities"]
     ]
-    return "\n".join(
-        [
-            "this machine",
-            table(general),
-            "\npackages",
-            table(packages),
-            "\nonnxruntime's providers",
-            table(found.providers.items()),
-            "\nwhat it can run",
-            table(abilities),
-            *(f"\nwarning: {warning}" for warning in found.warnings),
-        ]
-    )
+    tables = {
+        "this machine": general,
+        "\npackages": packages,
+        "\nonnxruntime's providers": found["providers"].items(),
+        "\nwhat it can run": abilities,
+    }
+    lines = [f"{title}\n{table(rows)}" for title, rows in tables.items()]
+    return "\n".join([*lines, *(f"\nwarning: {warning}" for warning in found["warnings"])])
+
+
+def _absence(packages: Packages, name: str, extra: str) -> str:
+    """What to say of a package that is not installed."""
+    if name == "onnxruntime" and packages["gpu"]["onnxruntime-gpu"]:
+        return "onnxruntime-gpu stands in for it"
+    return f"not installed: adds {ADDS[extra]}; {_install(extra)}"

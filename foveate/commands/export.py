@@ -1,9 +1,11 @@
 """`foveate export`: a checkpoint to a bundle."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click import Choice, IntRange, option
 
 from foveate.bundle.manifest import Operators
 from foveate.bundle.quantization_report import cost_facts, describe_cost
@@ -20,70 +22,36 @@ OPERATORS: tuple[Operators, ...] = get_args(Operators)
 @click.argument("checkpoint")
 @click.argument("bundle", type=PATH)
 @options(
-    click.option(
-        "--compressor", default="attention", show_default=True, metavar="FILE|attention",
-        help="The weights of a trained f_θ, or the language model's first-layer attention.",
-    ),
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8", "int4"]),
-        default="fp32", show_default=True, help="What the graphs compute in.",
-    ),
-    click.option(
-        "--calibration", type=PATH, metavar="DATA.jsonl",
-        help="Your own questions about pictures, for the ranges of int8 and fp8; half are held out to "
-        "compare answers before and after quantization.",
-    ),
-    click.option(
-        "--evaluate", type=PATH, metavar="DATA.jsonl",
-        help="Questions with answers for this comparison, instead of the held-out half.",
-    ),
-    click.option(
-        "--limit", type=click.IntRange(min=2), metavar="N",
-        help="Take only the first N records of each.",
-    ),
-    click.option(
-        "--base", type=click.Choice(["fp32", "fp16"]),
-        help="What the rest of int8, fp8 and int4 graphs computes in.  [default: fp32]",
-    ),
-    click.option(
-        "--keep", type=float, default=0.25, show_default=True, metavar="RATIO",
-        help="Visual tokens kept where a request does not say, in (0, 1].",
-    ),
-    click.option(
-        "--visual-tokens", type=int, metavar="N",
-        help="The most visual tokens of one request.  [default: what the context allows]",
-    ),
-    click.option(
-        "--random-weights", is_flag=True,
-        help="Draw the weights at random and read only CHECKPOINT's configuration: for measuring.",
-    ),
-    click.option(
-        "--operators", type=click.Choice(OPERATORS), default="standard", show_default=True,
-        help="Operators of the ONNX standard, for any engine, or contrib operators of onnxruntime, "
-        "faster there (fp16 and bf16 on CUDA, fp32 on a CPU).",
-    ),
-    click.option(
-        "--target", "names", multiple=True, metavar="NAME",
-        help="Also build TensorRT engines for this target, as build does; several times for several.",
-    ),
+    option("--compressor", default="attention", metavar="FILE|attention",
+           help="The weights of a trained f_θ, or the language model's first-layer attention."),
+    option("--precision", type=Choice(["fp32", "fp16", "bf16", "int8", "fp8", "int4"]), default="fp32",
+           help="What the graphs compute in."),
+    option("--calibration", type=PATH, metavar="DATA.jsonl",
+           help="Your own questions about pictures, for the ranges of int8 and fp8; half are held out to "
+           "compare answers before and after quantization."),
+    option("--evaluate", type=PATH, metavar="DATA.jsonl",
+           help="Questions with answers for this comparison, instead of the held-out half."),
+    option("--limit", type=IntRange(min=2), metavar="N",
+           help="Take only the first N records of each."),
+    option("--base", type=Choice(["fp32", "fp16"]),
+           help="What the rest of int8, fp8 and int4 graphs computes in.  [default: fp32]"),
+    option("--keep", type=float, default=0.25, metavar="RATIO",
+           help="Visual tokens kept where a request does not say, in (0, 1]."),
+    option("--visual-tokens", type=int, metavar="N",
+           help="The most visual tokens of one request.  [default: what the context allows]"),
+    option("--random-weights", is_flag=True,
+           help="Draw the weights at random and read only CHECKPOINT's configuration: for measuring."),
+    option("--operators", type=Choice(OPERATORS), default="standard",
+           help="Operators of the ONNX standard, for any engine, or contrib operators of onnxruntime, "
+           "faster there (fp16 and bf16 on CUDA, fp32 on a CPU)."),
+    option("--target", "names", multiple=True, metavar="NAME",
+           help="Also build TensorRT engines for this target, as build does; several times for several."),
     decoder,
     force,
     as_json,
 )  # fmt: skip
 def export(
-    checkpoint: str,
-    bundle: Path,
-    compressor: str,
-    precision: Any,
-    keep: float,
-    visual_tokens: int | None,
-    random_weights: bool,
-    operators: Any,
-    names: tuple[str, ...],
-    decoder: Any,
-    force: bool,
-    as_json: bool,
-    **quantization: Any,
+    checkpoint: str, bundle: Path, names: tuple[str, ...], decoder: Any, as_json: bool, **how: Any
 ) -> None:
     """Export CHECKPOINT, a folder or a hub id, to the folder BUNDLE.
 
@@ -92,43 +60,31 @@ def export(
     """
     if decoder and not names:
         raise click.UsageError("--decoder is of the engines that --target builds; name a target")
-    from foveate.export.tensorrt.build import (
-        build_engines,
-        build_facts,
-        check_targets,
-        describe_build,
-    )
+    from foveate.export.tensorrt import build
 
     built = None
     with Progress() as progress:
         if names:
-            check_targets(bundle, names, precision, operators, decoder)
+            build.check_targets(bundle, names, how["precision"], how["operators"], decoder)
         load_torch(progress.begin)
         from foveate.export.exporter import ExportOptions
         from foveate.export.exporter import export as export_bundle
         from foveate.export.quantization.options import QuantizationOptions
 
-        chosen = ExportOptions(
-            compressor=compressor,
-            precision=precision,
-            keep=keep,
-            visual_tokens=visual_tokens,
-            force=force,
-            random_weights=random_weights,
-            operators=operators,
-            quantization=QuantizationOptions(**quantization),
-        )
+        parts = {field.name: how.pop(field.name) for field in fields(QuantizationOptions)}
+        chosen = ExportOptions(**how, quantization=QuantizationOptions(**parts))
         written = export_bundle(checkpoint, bundle, chosen, progress.begin, progress.detail)
         if names:
-            built = build_engines(
+            built = build.build_engines(
                 bundle, names, decoder=decoder, progress=progress.begin, say=progress.detail
             )
     if as_json:
-        tell_json(export_facts(written) | ({"build": build_facts(built)} if built else {}))
+        facts = {"build": build.build_facts(built)} if built else {}
+        tell_json(export_facts(written) | facts)
         return
     tell(describe_export(written))
     if built:
-        tell(describe_build(built))
+        tell(build.describe_build(built))
 
 
 def export_facts(bundle: Bundle) -> dict[str, Any]:

@@ -55,10 +55,7 @@ def describe_bundle(bundle: Bundle) -> str:
         ),
         ("rope", rope),
         ("compressor", describe_compressor(bundle)),
-        (
-            "limits",
-            f"{limits.visual_tokens} visual tokens, {limits.prompt_tokens} tokens in all",
-        ),
+        ("limits", f"{limits.visual_tokens} visual tokens, {limits.prompt_tokens} tokens in all"),
         ("answers", f"up to {plural(manifest.generation.max_new_tokens, 'token')} by default"),
         (
             "pictures",

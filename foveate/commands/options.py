@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click import Choice, option
 
 DEBUG = "foveate.debug"
 PATH = click.Path(readable=False, path_type=Path)
@@ -26,14 +27,14 @@ debug = click.Option(
     envvar="FOVEATE_DEBUG",
     help="Show the traceback of an error (also FOVEATE_DEBUG=1).",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-force = click.option("--force", is_flag=True, help="Replace what is already there.")
-device = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+as_json = option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+force = option("--force", is_flag=True, help="Replace what is already there.")
+device = option(
+    "--device", type=Choice(["auto", "cpu", "cuda"]), default="auto",
     help="Where to run; a device that is not available is an error.",
 )  # fmt: skip
-decoder = click.option(
-    "--decoder", type=click.Choice(["concat", "static"]),
+decoder = option(
+    "--decoder", type=Choice(["concat", "static"]),
     help="The engine's KV cache: one that grows, or one of fixed memory written in place (TensorRT from "
     "10.15 on, TensorRT for RTX).  [default: the target's]",
 )  # fmt: skip

@@ -1,28 +1,27 @@
 """`foveate verify`: checksums, graphs against the manifest, engines against graphs, and parity if wanted."""
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from click import option
 
 from foveate.bundle.manifest import EngineVariant, outdated
 from foveate.bundle.reader import Bundle
 from foveate.commands.export import describe_parity
 from foveate.commands.inspect import bundle_bytes
 from foveate.commands.options import PATH, as_json, load_torch, verb
-from foveate.errors import BackendError, BundleError, FoveateError, ParityError
+from foveate.errors import BackendError, BundleError, ParityError
 from foveate.machine import capability
 from foveate.terminal import Progress, plural, size, table, tell, tell_json
 
 
 @verb("foveate verify bundle --checkpoint path/to/checkpoint")
 @click.argument("bundle", type=PATH)
-@click.option(
-    "--checkpoint", metavar="CHECKPOINT",
-    help="Also compare every graph with this checkpoint in transformers.",
-)  # fmt: skip
+@option("--checkpoint", metavar="CHECKPOINT",
+        help="Also compare every graph with this checkpoint in transformers.")  # fmt: skip
 @as_json
 def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
     """Check the files and graphs of BUNDLE.
@@ -31,38 +30,24 @@ def verify(bundle: Path, checkpoint: str | None, as_json: bool) -> None:
     what each graph computes.
     """
     with Progress() as progress:
-        result = verify_bundle(bundle, checkpoint, progress.begin)
-    tell_json(verification_facts(result)) if as_json else tell(describe_verification(result))
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """A bundle that was found whole.
-
-    Attributes:
-        bundle: The bundle, its checksums compared.
-        graphs: For each graph where it was opened, or why it was not.
-        engines: For each TensorRT engine, by target and graph, what was checked.
-        parity: For each graph its difference from the checkpoint; None without a checkpoint.
-    """
-
-    bundle: Bundle
-    graphs: dict[str, str]
-    engines: dict[str, str]
-    parity: dict[str, float] | None
+        facts = verify_bundle(bundle, checkpoint, progress.begin)
+    tell_json(facts) if as_json else tell(describe_verification(facts))
 
 
 def verify_bundle(
-    path: Path,
-    checkpoint: str | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
-) -> Verification:
+    path: Path, checkpoint: str | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Check a bundle, file by file and graph by graph.
 
     Args:
         path: The bundle's folder.
         checkpoint: A folder or hub id to compare with in transformers; None to leave that out.
         progress: Called with each stage's name as it begins.
+
+    Returns:
+        What `foveate verify --json` says: the bundle's root, files and bytes; for each graph where it
+        was opened, or why it was not; for each TensorRT engine, by target and graph, what was checked;
+        and as parity each graph's difference from the checkpoint, or None without one.
 
     Raises:
         BundleError: No bundle, or one whose files, graphs or engines are not what the manifest says.
@@ -77,20 +62,24 @@ def verify_bundle(
     bundle = Bundle.open(path)
     progress("tokenizer")
     read_tokenizer(bundle)
-    graphs = {}
+    facts: dict[str, Any] = {
+        "root": str(bundle.root),
+        "files": len(bundle.manifest.files),
+        "bytes": bundle_bytes(bundle),
+        "graphs": {},
+    }
     for role in bundle.manifest.graphs:
         progress(role)
-        graphs[role] = open_graph(bundle, role)
+        facts["graphs"][role] = open_graph(bundle, role)
     for engine in bundle.manifest.engines:
         check_engine(bundle, engine)
-    engines = run_engines(bundle, progress)
-    parity = None
+    facts |= {"engines": run_engines(bundle, progress), "parity": None}
     if checkpoint is not None:
         load_torch(progress)
         from foveate.export.verify import verify as compare_with_checkpoint
 
-        parity = compare_with_checkpoint(bundle, checkpoint, progress)
-    return Verification(bundle, graphs, engines, parity)
+        facts["parity"] = compare_with_checkpoint(bundle, checkpoint, progress)
+    return facts
 
 
 def open_graph(bundle: Bundle, role: str) -> str:
@@ -110,11 +99,9 @@ def open_graph(bundle: Bundle, role: str) -> str:
             device = resolve_device("cuda")
         except BackendError:
             return "not opened: bf16 graphs need CUDA"
-    engine = OnnxEngine(bundle.file(role), OnnxOptions(device=device, frugal=True))
-    try:
+    options = OnnxOptions(device=device, frugal=True)
+    with contextlib.closing(OnnxEngine(bundle.file(role), options)) as engine:
         bundle.check_graph(role, engine.inputs, engine.outputs)
-    finally:
-        engine.close()
     return f"opens on {device}, inputs and outputs as promised"
 
 
@@ -151,7 +138,7 @@ def run_engines(bundle: Bundle, progress: Callable[[str], None]) -> dict[str, st
             progress(f"engines for {engine.target}")
             checked.update(compare_engines(bundle, fitting[engine.target]))
         elif engine.target in reasons:
-            why = first_sentence(reasons[engine.target])
+            why = str(reasons[engine.target]).split(". ")[0].split(": ", 1)[-1]
             checked[f"{engine.target} {engine.role}"] = f"{origin(engine)}; not run: {why}"
     return checked
 
@@ -181,10 +168,8 @@ def compare_engines(bundle: Bundle, engines: dict[str, EngineVariant]) -> dict[s
         open_backend(bundle, "onnxruntime", device="cpu"),
         open_backend(bundle, "tensorrt", target=target),
     ):
-        try:
+        with contextlib.closing(backend):
             found.append(run_stages(backend, visual, prompt, count, found[0] if found else {}))
-        finally:
-            backend.close()
     worst, checked = differences(found[1], found[0]), {}
     for role, engine in engines.items():
         bound = BOUNDS[engine.precision]
@@ -208,32 +193,14 @@ def origin(engine: EngineVariant) -> str:
     return f"built from this graph{cache} by {NAMES[engine.library]} {engine.version}"
 
 
-def first_sentence(error: FoveateError) -> str:
-    """Why an engine was not run, without the advice."""
-    return str(error).split(". ")[0].split(": ", 1)[-1]
-
-
-def verification_facts(result: Verification) -> dict[str, Any]:
-    """What `foveate verify --json` says."""
-    return {
-        "root": str(result.bundle.root),
-        "files": len(result.bundle.manifest.files),
-        "bytes": bundle_bytes(result.bundle),
-        "graphs": result.graphs,
-        "engines": result.engines,
-        "parity": result.parity,
-    }
-
-
-def describe_verification(result: Verification) -> str:
+def describe_verification(facts: dict[str, Any]) -> str:
     """What `foveate verify` says."""
-    count = plural(len(result.bundle.manifest.files), "file")
     lines = [
-        f"{result.bundle.root} is whole",
-        f"  checksums of {count} ({size(bundle_bytes(result.bundle))}) match",
-        table({**result.graphs, **result.engines}.items()),
+        f"{facts['root']} is whole",
+        f"  checksums of {plural(facts['files'], 'file')} ({size(facts['bytes'])}) match",
+        table({**facts["graphs"], **facts["engines"]}.items()),
     ]
-    if result.parity is not None:
+    if facts["parity"] is not None:
         lines += ["largest difference from transformers, over the largest value:"]
-        lines += [describe_parity(result.parity)]
+        lines += [describe_parity(facts["parity"])]
     return "\n".join(lines)

@@ -2,46 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from foveate.errors import UnsupportedFamilyError
-from foveate.families.base import Family, Prompt, VisualInput
+from foveate.families.base import Family
 from foveate.families.qwen2_vl import Qwen2VL
 
-__all__ = [
-    "Family",
-    "Prompt",
-    "VisualInput",
-    "create",
-    "from_model_type",
-    "names",
-    "settings_from_checkpoint",
-]
-
-
-class _FamilyClass(Protocol):
-    """What a family's class offers before there is an instance of it."""
-
-    @property
-    def model_types(self) -> tuple[str, ...]: ...
-
-    def create(
-        self,
-        preprocessing: Mapping[str, Any],
-        tokenizer: Tokenizer,
-        chat_template: str,
-        tokens: Mapping[str, int],
-        levels: bool = False,
-    ) -> Family: ...
-
-    def settings_from_checkpoint(self, folder: Path) -> dict[str, Any]: ...
-
-
-_FAMILIES: dict[str, _FamilyClass] = {
-    "qwen2_vl": Qwen2VL,
-}
+_FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL}
 
 
 def names() -> tuple[str, ...]:
@@ -74,7 +43,7 @@ def create(
         BundleError: Parts that are wrong or do not fit together.
         PromptError: A chat template that cannot be compiled.
     """
-    return _family(name).create(preprocessing, tokenizer, chat_template, tokens, levels)
+    return _family(name)(preprocessing, tokenizer, chat_template, tokens, levels)
 
 
 def settings_from_checkpoint(name: str, folder: Path) -> dict[str, Any]:
@@ -95,19 +64,17 @@ def from_model_type(model_type: str) -> str:
     Raises:
         UnsupportedFamilyError: No family takes it.
     """
-    for name, family in _FAMILIES.items():
-        if model_type in family.model_types:
-            return name
-    known = sorted(kind for family in _FAMILIES.values() for kind in family.model_types)
-    raise UnsupportedFamilyError(
-        f"Foveate knows no model of type {model_type!r}; it takes {', '.join(known)}."
-    )
+    known = {kind: name for name, family in _FAMILIES.items() for kind in family.model_types}
+    if model_type not in known:
+        raise UnsupportedFamilyError(
+            f"Foveate knows no model of type {model_type!r}; it takes {', '.join(sorted(known))}."
+        )
+    return known[model_type]
 
 
-def _family(name: str) -> _FamilyClass:
-    try:
-        return _FAMILIES[name]
-    except KeyError:
+def _family(name: str) -> type[Family]:
+    if name not in _FAMILIES:
         raise UnsupportedFamilyError(
             f"Foveate knows no family {name!r}; it knows {', '.join(names())}."
-        ) from None
+        )
+    return _FAMILIES[name]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
+from tokenizers import Tokenizer
 
 Empty = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 """Gives an array of a shape and dtype with any values in it."""
@@ -122,6 +124,21 @@ class Family(Protocol):
     """One family of multimodal language models, set up with what one bundle holds."""
 
     name: str
+    model_types: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        preprocessing: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        chat_template: str,
+        tokens: Mapping[str, int],
+        levels: bool = False,
+    ) -> None: ...
+
+    @staticmethod
+    def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
+        """Read a checkpoint's preprocessing settings; see the registry's function of the same name."""
+        ...
 
     def prepare(self, media: Sequence[Medium]) -> VisualInput:
         """Turn pictures and videos into what the bundle's vision graph takes.

@@ -25,8 +25,6 @@ class ChatTemplate:
     A template can read what it is given and nothing else; it is not limited in time or memory.
     """
 
-    __slots__ = ("_template", "source")
-
     def __init__(self, source: str) -> None:
         """Compile `source`, Jinja text.
 
@@ -35,13 +33,12 @@ class ChatTemplate:
             MissingDependencyError: The jinja2 installed has known holes in its sandbox.
         """
         _require_safe_jinja(version("jinja2"))
-        self.source = source
         try:
             self._template = _environment().from_string(source)
         except Exception as error:
+            fix = "export the bundle again from a checkpoint with a valid one"
             raise PromptError(
-                f"The chat template cannot be compiled ({_cause(error)}); "
-                "export the bundle again from a checkpoint with a valid one."
+                f"The chat template cannot be compiled ({type(error).__name__}: {error}); {fix}."
             ) from error
 
     def render(
@@ -71,8 +68,8 @@ class ChatTemplate:
             )
         except Exception as error:
             raise PromptError(
-                f"The chat template cannot render this conversation ({_cause(error)}); "
-                "check the bundle's chat template."
+                "The chat template cannot render this conversation "
+                f"({type(error).__name__}: {error}); check the bundle's chat template."
             ) from error
 
 
@@ -80,10 +77,8 @@ def texts_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """The texts of a conversation, in order, as they were given."""
     for message in messages:
         content = message["content"]
-        if isinstance(content, str):
-            yield content
-            continue
-        yield from (part["text"] for part in content if part.get("type") == "text")
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        yield from (part["text"] for part in parts if part.get("type") == "text")
 
 
 class _Generation(Extension):
@@ -135,10 +130,6 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -148,11 +139,7 @@ def _tojson(
 ) -> str:
     """JSON as it is, where Jinja's own filter would escape it for HTML."""
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
@@ -165,7 +152,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         dict=_Dict(),
         namespace=_Namespace,
         raise_exception=_raise_exception,
-        strftime_now=_strftime_now,
+        strftime_now=lambda form: datetime.now().strftime(form),
     )
     return environment
 
@@ -176,7 +163,3 @@ def _require_safe_jinja(installed: str) -> None:
         raise MissingDependencyError(
             f"jinja2 {installed} lets a template escape its sandbox; install jinja2 3.1.6 or newer."
         )
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -30,11 +30,8 @@ def image_section(folder: Path) -> tuple[Path, dict[str, Any]]:
         CheckpointError: There is none, it is no JSON object, or it leaves out a step of the four
             that every family here takes (RGB, resize, rescale, normalise).
     """
-    for name, part in (
-        ("processor_config.json", "image_processor"),
-        ("preprocessor_config.json", ""),
-    ):
-        file = folder / name
+    files = {"processor_config.json": "image_processor", "preprocessor_config.json": ""}
+    for file, part in ((folder / name, part) for name, part in files.items()):
         if not file.is_file():
             continue
         try:

@@ -39,38 +39,12 @@ class Qwen2VL:
 
     def __init__(
         self,
-        settings: Settings,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        tokens: Mapping[str, int],
-        levels: bool = False,
-    ) -> None:
-        """Put the parts together; `create` checks them first."""
-        self._tokenizer = tokenizer
-        self._template = template
-        self._tokens = dict(tokens)
-        self._pixels = Pixels(settings, levels=levels)
-        self._variables = {
-            f"{role}_token": str(tokenizer.id_to_token(tokens[role]))
-            for role in _SPECIAL_VARIABLES
-            if role in tokens
-        }
-        added = tokenizer.get_added_tokens_decoder()
-        self._control = frozenset(tokens.values()).union(
-            index
-            for index, token in added.items()
-            if token.special or token.content in template.source
-        )
-
-    @classmethod
-    def create(
-        cls,
         preprocessing: Mapping[str, Any],
         tokenizer: Tokenizer,
         chat_template: str,
         tokens: Mapping[str, int],
         levels: bool = False,
-    ) -> "Qwen2VL":
+    ) -> None:
         """Build from what a bundle holds; switches the tokenizer's truncation and padding off.
 
         Args:
@@ -84,19 +58,29 @@ class Qwen2VL:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
             PromptError: A chat template that cannot be compiled.
         """
-        settings = read_preprocessing(preprocessing)
+        self._pixels = Pixels(read_preprocessing(preprocessing), levels=levels)
         for role in ("image", "vision_end", "eos"):
             if role not in tokens:
                 raise BundleError(f"The bundle names no {role!r} token; export it again.")
-        for role, index in tokens.items():
-            if tokenizer.id_to_token(index) is None:
+        texts = {role: tokenizer.id_to_token(index) for role, index in tokens.items()}
+        for role, text in texts.items():
+            if text is None:
                 raise BundleError(
-                    f"The bundle's {role!r} token is {index}, which its tokenizer lacks; "
+                    f"The bundle's {role!r} token is {tokens[role]}, which its tokenizer lacks; "
                     "export it again."
                 )
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(settings, tokenizer, ChatTemplate(chat_template), tokens, levels)
+        self._tokenizer, self._tokens = tokenizer, dict(tokens)
+        self._template = ChatTemplate(chat_template)
+        self._variables = {
+            f"{role}_token": str(texts[role]) for role in _SPECIAL_VARIABLES if role in texts
+        }
+        self._control = frozenset(tokens.values()).union(
+            index
+            for index, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special or token.content in chat_template
+        )
 
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
@@ -144,8 +128,8 @@ class Qwen2VL:
         lengths = np.ones_like(ids)
         lengths[slots] = [math.prod(grid) for grid in visual.grids]
         token_ids = np.repeat(ids, lengths)
-        starts = np.cumsum(lengths) - lengths
         if len(slots):
+            starts = np.cumsum(lengths) - lengths
             instruction = starts[self._after_pictures(ids)]
         else:
             instruction = _span(encoding, rendered, texts[-1])
@@ -204,9 +188,7 @@ class Qwen2VL:
 
 
 def _rotary_positions(
-    lengths: NDArray[np.int64],
-    slots: NDArray[np.intp],
-    grids: Sequence[Grid],
+    lengths: NDArray[np.int64], slots: NDArray[np.intp], grids: Sequence[Grid]
 ) -> NDArray[np.int64]:
     """Time, row and column of each token, int64 [3, T].
 

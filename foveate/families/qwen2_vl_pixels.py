@@ -65,9 +65,8 @@ class LevelsCall(Call):
         while start < total:
             count = min(max(1, most // tokens), total - start)
             steps = 1 << (count.bit_length() - 1)
-            taken = {
-                name: self.inputs[name][start : start + steps] for name in ("levels", "lengths")
-            }
+            part = slice(start, start + steps)
+            taken = {name: self.inputs[name][part] for name in ("levels", "lengths")}
             parts.append(LevelsCall({**self.inputs, **taken}, steps * tokens))
             start += steps
         return tuple(parts)
@@ -112,13 +111,10 @@ class Pixels:
             for medium in media
         ]
         grids = tuple(self.grid(one) for one in steps)
-        calls: tuple[Call, ...]
-        if self.levels:
-            calls = tuple(self.levels_call(one) for one in steps)
-        else:
-            calls = (self.patches_call(steps),)
         return GridInput(
-            calls=calls,
+            calls=tuple(map(self.levels_call, steps))
+            if self.levels
+            else (self.patches_call(steps),),
             candidates=np.ones(sum(map(prod, grids)), dtype=np.bool_),
             picture=shown_pictures(grids, [one.shape[1] for one in steps]),
             boxes=np.concatenate([np.empty((0, 4), np.float32), *map(grid_boxes, grids)]),

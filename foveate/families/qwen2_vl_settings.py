@@ -94,12 +94,9 @@ def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
             f"{found}: resample {raw['resample']!r} is not bicubic ({_BICUBIC}), "
             "the only filter that Foveate has for this family."
         )
-    values = {
-        key: raw[key]
-        for key in Settings.__struct_fields__
-        if key != "resample" and raw.get(key) is not None
-    }
-    values.update(_pixel_limits(found, raw))
+    known = {key: raw.get(key) for key in Settings.__struct_fields__ if key != "resample"}
+    known |= _pixel_limits(found, raw)
+    values = {key: value for key, value in known.items() if value is not None}
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
@@ -148,6 +145,5 @@ def _pixel_limits(found: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
                     f"{found}: size {size!r} gives no {edge}, and there is no {key} beside it."
                 )
             limit = size[edge]
-        if limit is not None:
-            limits[key] = limit
+        limits[key] = limit
     return limits

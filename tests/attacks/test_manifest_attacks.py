@@ -8,7 +8,7 @@ import pytest
 from foveate.bundle.manifest import MANIFEST_LIMIT
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError
-from foveate.families.qwen2_vl_settings import read_settings
+from foveate.families.qwen2_vl_settings import read_preprocessing
 from tests.attacks.harness import AGAIN, Attack, check_refused, drop, edit, put, refused, text
 
 PIXELS = {"name": "pixels", "dtype": "int64", "shape": []}
@@ -353,9 +353,9 @@ def test_settings_that_the_family_does_not_have(bundle: Path, name: str) -> None
     put(f"preprocessing/images/{name}", SETTINGS[name])(bundle)
     images = Bundle.open(bundle).manifest.preprocessing["images"]
     named = "preprocessing settings are wrong"
-    refused(lambda: read_settings(images), BundleError, named, "export it again")
+    refused(lambda: read_preprocessing({"images": images}), BundleError, named, "export it again")
 
 
 def test_the_golden_settings_are_the_familys(bundle: Path) -> None:
     images = Bundle.open(bundle).manifest.preprocessing["images"]
-    assert read_settings(images).patch_size == 14
+    assert read_preprocessing({"images": images}).patch_size == 14

@@ -117,7 +117,7 @@ def example(files: dict[str, FileEntry]) -> Manifest:
                 },
             )
         ],
-        vision_axes={"patches": AxisRange(per_token=4)},
+        vision_axes={"patches": AxisRange(per_token=4.0)},
         preprocessing={
             "images": {"patch_size": 14, "image_mean": [0.48, 0.46, 0.41], "resample": "bicubic"},
             "videos": {"seconds": [None, {"most": 2.5}], "sampled": True},

@@ -142,7 +142,7 @@ def test_telemetry_left_on_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     (warning,) = doctor.find_warnings(packages())
     assert "telemetry" in warning
-    assert doctor.examine().telemetry
+    assert doctor.examine()["telemetry"]
 
 
 def test_a_machine_with_all_of_it_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,8 @@ class TestVerify:
     def test_json(self, bundle: Path) -> None:
         facts = json.loads(invoke("verify", bundle, "--json").stdout)
         assert facts["root"] == str(bundle)
-        assert set(facts["graphs"]) == {"vision", "embeddings", "compressor", "decoder"}
-        assert facts["files"] == 10
+        assert set(facts["graphs"]) == {"vision", "compressor", "decoder"}
+        assert facts["files"] == 9
         assert facts["parity"] is None
 
     def test_against_the_checkpoint(self, bundle: Path, tiny_checkpoint: Path) -> None:

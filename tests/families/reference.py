@@ -97,7 +97,7 @@ def make_reference(tokenizer: Tokenizer, template: str = TEMPLATE, **special: st
 def make_family(tokenizer: Tokenizer, template: str = TEMPLATE, **tokens: int) -> Qwen2VL:
     """Our family around the same tokenizer and template, with default settings."""
     ids = {**control_ids(tokenizer), **tokens}
-    return Qwen2VL.create({"images": {}}, tokenizer, template, ids)
+    return Qwen2VL({"images": {}}, tokenizer, template, ids)
 
 
 def lay_out(family: Qwen2VL, prompt: Any, media: Sequence[Medium]) -> Prompt:

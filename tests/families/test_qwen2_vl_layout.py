@@ -267,7 +267,7 @@ def test_a_bundle_that_names_no_token_for_a_role_is_refused(
     tokens = control_ids(tokenizer)
     del tokens[role]
     with pytest.raises(BundleError, match=f"no '{role}' token"):
-        Qwen2VL.create({"images": {}}, tokenizer, TEMPLATE, tokens)
+        Qwen2VL({"images": {}}, tokenizer, TEMPLATE, tokens)
 
 
 def test_a_token_that_the_tokenizer_lacks_is_refused(tokenizer: Tokenizer) -> None:

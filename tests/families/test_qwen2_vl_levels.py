@@ -19,7 +19,7 @@ from tests.families.reference import TEMPLATE, control_ids
 def levels(tokenizer: Tokenizer) -> Qwen2VL:
     """The family for a graph that takes levels."""
     ids = control_ids(tokenizer)
-    return Qwen2VL.create({"images": {}}, tokenizer, TEMPLATE, ids, levels=True)
+    return Qwen2VL({"images": {}}, tokenizer, TEMPLATE, ids, levels=True)
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:

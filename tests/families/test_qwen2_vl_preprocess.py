@@ -21,6 +21,7 @@ from foveate.errors import BundleError, CheckpointError, ImageError
 from foveate.families.pixels import resize_bicubic
 from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.qwen2_vl_settings import Settings, fitted_size, settings_from_checkpoint
+from tests.families.reference import TEMPLATE
 
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 OLDEST, BEYOND = (11, 0), (14, 0)
@@ -137,7 +138,7 @@ def test_other_settings_are_honoured(tokenizer: Any, family: Qwen2VL) -> None:
         "image_std": [0.5, 1.5, 0.25],
         "rescale_factor": 1 / 127.5,
     }
-    other = Qwen2VL(msgspec.convert(raw, Settings), tokenizer, family._template, family._tokens)
+    other = Qwen2VL({"images": raw}, tokenizer, TEMPLATE, family._tokens)
     assert_same(other, Qwen2VLImageProcessorPil(**raw), [noise(200, 150), noise(11, 13)])
 
 
@@ -235,11 +236,12 @@ def test_settings_read_are_those_the_reference_uses(
     tmp_path: Path, tokenizer: Any, family: Qwen2VL, raw: dict[str, Any]
 ) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(raw))
-    settings = msgspec.convert(settings_from_checkpoint(tmp_path), Settings)
+    found = settings_from_checkpoint(tmp_path)
+    settings = msgspec.convert(found, Settings)
     processor = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         assert getattr(settings, ours) == processor.size[theirs]
-    other = Qwen2VL(settings, tokenizer, family._template, family._tokens)
+    other = Qwen2VL({"images": found}, tokenizer, TEMPLATE, family._tokens)
     if PILLOW >= (13, 0):
         assert_same(other, processor, [noise(300, 400), noise(31, 29)])
 
@@ -309,7 +311,7 @@ def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str | No
 @pytest.mark.parametrize("raw", [{}, {"images": {}, "videos": {}}, {"images": 1}], ids=str)
 def test_a_bundles_preprocessing_is_of_pictures_alone(tokenizer: Any, raw: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="preprocessing settings are wrong"):
-        Qwen2VL.create(raw, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
+        Qwen2VL(raw, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
 
 
 @pytest.mark.parametrize(
@@ -318,4 +320,4 @@ def test_a_bundles_preprocessing_is_of_pictures_alone(tokenizer: Any, raw: dict[
 )
 def test_a_bundles_settings_are_checked(tokenizer: Any, raw: dict[str, Any], key: str) -> None:
     with pytest.raises(BundleError, match=key):
-        Qwen2VL.create({"images": raw}, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
+        Qwen2VL({"images": raw}, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
