@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
+from foveate.errors import LimitError
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import held
@@ -199,6 +200,21 @@ class DecoderGraph(Protocol):
     def close(self) -> None:
         """Free the graph and all memory."""
         ...
+
+
+def most_tokens(settings: Sequence[Generation], capabilities: Capabilities) -> int:
+    """The most tokens of any sequence.
+
+    Raises:
+        LimitError: More than the decoder takes.
+    """
+    most = max(one.most_tokens for one in settings)
+    if most > capabilities.most_tokens:
+        raise LimitError(
+            f"the prompt and its answer take up to {most} tokens, and the decoder takes "
+            f"{capabilities.most_tokens}; ask for a shorter answer, or keep fewer visual tokens"
+        )
+    return most
 
 
 def state_names(layers: int) -> list[str]:

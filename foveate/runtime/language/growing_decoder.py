@@ -1,79 +1,70 @@
 """Decoders whose KV cache grows by concatenation: a step gives the whole cache that the next one takes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.errors import ClosedError, LimitError
+from foveate.errors import ClosedError
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import (
     Capabilities,
     Generation,
     NextLogits,
+    most_tokens,
     state_names,
     token_bytes,
 )
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 
 
-class RowMemory(Protocol):
-    """One sequence's memory for what a growing decoder takes and gives."""
+class GrowingDecoder(ABC):
+    """A growing decoder graph; holds no state between requests. See `DecoderGraph`.
 
-    def empty(self) -> dict[str, Tensor]:
-        """A cache of no tokens, by input of the decoder."""
-        ...
-
-    def mask(self, length: int) -> Tensor:
-        """An attention mask of ones, int64 [1, length]."""
-        ...
-
-    def run(self, feeds: Feeds, *, first: bool) -> dict[str, DeviceTensor]:
-        """Enqueue the decoder on the sequence; the first run is its prefill."""
-        ...
-
-
-class GrowingEngine(Protocol):
-    """A growing decoder in one engine."""
+    Attributes:
+        capabilities: What it can do.
+    """
 
     capabilities: Capabilities
-    dtype: str
 
-    def begin(self, most_tokens: int) -> RowMemory:
-        """Memory for a sequence of at most so many tokens."""
-        ...
+    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+        """Drive an engine.
 
-    def run(self, feeds: Feeds) -> dict[str, DeviceTensor]:
-        """Enqueue the decoder on several sequences."""
-        ...
-
-    def close(self) -> None:
-        """Free the graph."""
-        ...
-
-
-class GrowingDecoder:
-    """A growing decoder graph; holds no state between requests. See `DecoderGraph`."""
-
-    def __init__(self, engine: GrowingEngine, model: ModelFacts, table: EmbeddingTable) -> None:
-        """Drive a decoder of the sizes in `model`; tokens are looked up in `table`."""
-        self.engine, self.table = engine, table
-        self.capabilities = engine.capabilities
+        Args:
+            engine: An `OnnxEngine` or a `TensorRTEngine`.
+            dtype: The caches' type, in the manifest's words.
+            model: The decoder's sizes.
+            table: Where tokens are looked up.
+        """
+        self.engine, self.dtype, self.table = engine, dtype, table
         self.states = {f"past.{name}": f"present.{name}" for name in state_names(model.layers)}
-        self.token_bytes = token_bytes(model, engine.dtype)
+        self.token_bytes = token_bytes(model, dtype)
+        self.nothing = (1, model.kv_heads, 0, model.head_dim)
+
+    def begin(self, most: int) -> Any:
+        """Memory for a sequence of at most so many tokens, where the engine does not take it itself."""
+        return None
+
+    @abstractmethod
+    def empty(self, memory: Any) -> dict[str, Tensor]:
+        """A cache of no tokens, by input of the decoder."""
+
+    @abstractmethod
+    def mask(self, length: int) -> Tensor:
+        """An attention mask of ones, int64 [1, length]."""
+
+    @abstractmethod
+    def run(self, feeds: Feeds, memory: Any, *, first: bool) -> dict[str, DeviceTensor]:
+        """Enqueue the decoder on a sequence, whose first run is its prefill; or on several."""
 
     def allocate(self, settings: Sequence[Generation]) -> "GrowingCache":
         """Begin sequences that decode together; see `DecoderGraph.allocate`."""
-        most, limit = max(one.most_tokens for one in settings), self.capabilities.most_tokens
-        if most > limit:
-            raise LimitError(
-                f"the prompt and its answer take up to {most} tokens, and the decoder takes {limit}; "
-                "ask for a shorter answer, or keep fewer visual tokens"
-            )
-        return GrowingCache(self, [self.engine.begin(one.most_tokens) for one in settings])
+        most_tokens(settings, self.capabilities)
+        return GrowingCache(self, [self.begin(one.most_tokens) for one in settings])
 
     def past(self, outputs: Mapping[str, DeviceTensor]) -> dict[str, Tensor]:
         """The cache that a step gave, as the next one takes it."""
@@ -91,7 +82,7 @@ class GrowingCache:
     joined anew without it, no longer than they are.
     """
 
-    def __init__(self, decoder: GrowingDecoder, memory: list[RowMemory]) -> None:
+    def __init__(self, decoder: GrowingDecoder, memory: list[Any]) -> None:
         """Begin with nothing in the rows of `memory`."""
         self.decoder, self.memory = decoder, memory
         self.lengths = [0] * len(memory)
@@ -104,7 +95,7 @@ class GrowingCache:
     def prefill(self, row: int, prompt: KeptPrompt) -> NextLogits:
         """Take in a row's prompt; see `KVCache.prefill`."""
         self.axes = prompt.position_ids.shape[0]
-        self.rows[row] = self.memory[row].empty()
+        self.rows[row] = self.decoder.empty(self.memory[row])
         return self._append(row, prompt.embeds, prompt.position_ids, prompt.length, first=True)
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
@@ -122,13 +113,15 @@ class GrowingCache:
             self.lengths[row] += 1
         longest = max(self.lengths[row] for row in tokens)
         begins = np.array([[longest - self.lengths[row]] for row in tokens])
-        outputs = self.decoder.engine.run(
+        outputs = self.decoder.run(
             {
                 "inputs_embeds": embeds,
                 "position_ids": positions,
                 "attention_mask": (np.arange(longest) >= begins).astype(np.int64),
                 **self.joined,
-            }
+            },
+            None,
+            first=False,
         )
         self.joined = self.decoder.past(outputs)
         logits: NDArray[np.float32] = outputs["logits"].numpy()
@@ -150,13 +143,14 @@ class GrowingCache:
     ) -> NextLogits:
         """Take `count` embedded tokens into a row of its own."""
         self.lengths[row] += count
-        outputs = self.memory[row].run(
+        outputs = self.decoder.run(
             {
                 "inputs_embeds": embeds,
                 "position_ids": positions,
-                "attention_mask": self.memory[row].mask(self.lengths[row]),
+                "attention_mask": self.decoder.mask(self.lengths[row]),
                 **self.rows[row],
             },
+            self.memory[row],
             first=first,
         )
         self.rows[row] = self.decoder.past(outputs)

@@ -1,10 +1,12 @@
 """Decoders that write a KV cache of fixed length in place: a decode step is one call at fixed addresses."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ClosedError, LimitError
@@ -14,6 +16,7 @@ from foveate.runtime.language.base import (
     Capabilities,
     Generation,
     NextLogits,
+    most_tokens,
     state_names,
     token_bytes,
 )
@@ -21,129 +24,89 @@ from foveate.runtime.language.cache_pool import CacheMemory, CachePool
 from foveate.runtime.tensors import Call, DeviceTensor, Feeds
 
 
-class StaticEngine(Protocol):
-    """An engine that runs a graph at fixed addresses."""
+class StaticDecoder(ABC):
+    """A static decoder graph, and the caches that its sequences take turns with; see `DecoderGraph`.
 
-    @property
-    def lock(self) -> Any:
-        """Held by the thread that runs it."""
-        ...
+    Each form of decoder says how it is told where its caches are filled to.
 
-    def bind(self, feeds: Feeds, into: Mapping[str, DeviceTensor], *, captured: bool) -> Call:
-        """Fix where inputs and outputs lie, without running."""
-        ...
+    Attributes:
+        capabilities: What it can do.
+    """
 
-    def repeat(self, call: Call) -> None:
-        """Enqueue a bound call on what is in its memory now."""
-        ...
+    capabilities: Capabilities
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        """Memory on the device for a tensor of zeros."""
-        ...
+    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+        """Drive an engine that binds and repeats calls.
 
-    def forget(self, tensors: Collection[DeviceTensor]) -> None:
-        """Let go of captured calls that read or write these tensors."""
-        ...
+        Args:
+            engine: An `IoBoundEngine` or a `TensorRTEngine`.
+            dtype: The caches' type, in the manifest's words.
+            model: The decoder's sizes.
+            table: Where tokens are looked up.
+        """
+        self.engine, self.dtype, self.model, self.table = engine, dtype, model, table
+        self.names = state_names(model.layers)
+        self.token_bytes = token_bytes(model, dtype)
+        self.pool = CachePool(self.make, lambda memory: engine.forget(memory.states.values()))
 
-    def close(self) -> None:
-        """Free the graph."""
-        ...
-
-
-class CacheInputs(Protocol):
-    """How one form of static decoder is told where its caches are filled to."""
-
-    @property
-    def engine(self) -> StaticEngine:
-        """The decoder."""
-        ...
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the decoder can do."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """The caches' type, in the manifest's words."""
-        ...
-
+    @abstractmethod
     def capacity(self, most: int) -> int:
         """The length of a cache for sequences of up to `most` tokens."""
-        ...
 
+    @abstractmethod
     def step_feeds(self, rows: int, capacity: int) -> Feeds:
         """A decode step's inputs beside embeddings and caches."""
-        ...
 
     def outputs(self, rows: int) -> dict[str, DeviceTensor]:
         """Memory for a step's outputs beside the caches, where the engine does not take it itself."""
-        ...
+        return {}
 
+    @abstractmethod
     def begin(self, settings: Sequence[Generation], memory: CacheMemory) -> Any:
-        """Make a cache ready for sequences; what `write_step` and `prefill` need to know of them."""
-        ...
+        """Make a cache ready for sequences; what `write_step` and `run_prefill` need to know of them."""
 
+    @abstractmethod
     def write_step(
-        self, known: Any, call: Call, lengths: Any, tokens: Mapping[int, tuple[int, int]]
+        self,
+        known: Any,
+        call: Call,
+        lengths: NDArray[np.int32],
+        tokens: Mapping[int, tuple[int, int]],
     ) -> None:
         """Write a decode step's inputs beside the embeddings."""
-        ...
 
-    def prefill(
+    @abstractmethod
+    def run_prefill(
         self, known: Any, memory: CacheMemory, row: int, prompt: KeptPrompt
     ) -> dict[str, DeviceTensor]:
         """Enqueue a row's prefill; gives the decoder's outputs."""
-        ...
-
-
-class StaticDecoder:
-    """A static decoder graph, and the caches that its sequences take turns with; see `DecoderGraph`."""
-
-    def __init__(self, inputs: CacheInputs, model: ModelFacts, table: EmbeddingTable) -> None:
-        """Drive a decoder of the sizes in `model`; tokens are looked up in `table`."""
-        self.inputs, self.model, self.table = inputs, model, table
-        self.engine, self.capabilities = inputs.engine, inputs.capabilities
-        self.names = state_names(model.layers)
-        self.token_bytes = token_bytes(model, inputs.dtype)
-        self.pool = CachePool(self.make, lambda memory: self.engine.forget(memory.states.values()))
 
     def allocate(self, settings: Sequence[Generation]) -> "StaticCache":
         """Take a cache from the pool; see `DecoderGraph.allocate`."""
-        most, limit = max(one.most_tokens for one in settings), self.capabilities.most_tokens
-        if most > limit:
-            raise LimitError(
-                f"the prompt and its answer take up to {most} tokens, and the decoder takes {limit}; "
-                "ask for a shorter answer, or keep fewer visual tokens"
-            )
-        memory = self.pool.take(len(settings), self.inputs.capacity(most))
-        return StaticCache(self, memory, self.inputs.begin(settings, memory))
+        most = most_tokens(settings, self.capabilities)
+        memory = self.pool.take(len(settings), self.capacity(most))
+        return StaticCache(self, memory, self.begin(settings, memory))
 
     def make(self, rows: int, capacity: int) -> CacheMemory:
         """Take memory for a cache, and bind the decode step to it."""
-        model, engine = self.model, self.engine
-        shape = (rows, model.kv_heads, capacity, model.head_dim)
-        states = {name: engine.zeros(shape, self.inputs.dtype) for name in self.names}
+        shape = (rows, self.model.kv_heads, capacity, self.model.head_dim)
+        states = {name: self.engine.zeros(shape, self.dtype) for name in self.names}
         feeds: Feeds = {
             "inputs_embeds": self.table.look_up(np.zeros(rows, np.int64))[:, None],
-            **self.inputs.step_feeds(rows, capacity),
+            **self.step_feeds(rows, capacity),
             **{f"past.{name}": state for name, state in states.items()},
         }
-        present = {f"present.{name}": state for name, state in states.items()}
-        step = engine.bind(feeds, {**present, **self.inputs.outputs(rows)}, captured=True)
-        return CacheMemory(rows, capacity, states, step, self.prompts(rows, step.outputs))
-
-    def prompts(
-        self, rows: int, outputs: Mapping[str, DeviceTensor]
-    ) -> tuple[dict[str, DeviceTensor], ...]:
-        """Each row's part of what a step of all rows writes; what follows their prompts shares memory."""
-        if rows == 1:
-            return (dict(outputs),)
-        own = self.inputs.outputs(1)
-        return tuple(
-            {name: own.get(name) or tensor.row(row) for name, tensor in outputs.items()}
-            for row in range(rows)
-        )
+        into = {f"present.{name}": state for name, state in states.items()} | self.outputs(rows)
+        step = self.engine.bind(feeds, into, captured=True)
+        prompts: tuple[dict[str, DeviceTensor], ...] = (dict(step.outputs),)
+        if rows > 1:
+            # Each row's part of the caches; what follows the prompts shares memory.
+            own = self.outputs(1)
+            prompts = tuple(
+                {name: own.get(name) or one.row(row) for name, one in step.outputs.items()}
+                for row in range(rows)
+            )
+        return CacheMemory(rows, capacity, states, step, prompts)
 
     def close(self) -> None:
         """Free the graph."""
@@ -167,7 +130,7 @@ class StaticCache:
         """
         self._check_room({row: 0}, prompt.length)
         with self.decoder.engine.lock:
-            outputs = self.decoder.inputs.prefill(self.known, self.memory, row, prompt)
+            outputs = self.decoder.run_prefill(self.known, self.memory, row, prompt)
             self.lengths[row] = prompt.length
         return next_logits(outputs, [0])[0]
 
@@ -185,7 +148,7 @@ class StaticCache:
         for row, (token, _) in tokens.items():
             ids[row] = token
         with decoder.engine.lock:
-            decoder.inputs.write_step(self.known, call, self.lengths, tokens)
+            decoder.write_step(self.known, call, self.lengths, tokens)
             call.inputs["inputs_embeds"].write(decoder.table.look_up(ids)[:, None])
             decoder.engine.repeat(call)
             self.lengths[list(tokens)] += 1

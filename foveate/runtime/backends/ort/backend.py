@@ -11,7 +11,7 @@ from foveate.runtime.backends.base import StandardBackend
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.language.base import Capabilities, state_names
+from foveate.runtime.language.base import Capabilities
 from foveate.runtime.language.decoder import Decoder
 from foveate.runtime.language.growing_decoder import GrowingDecoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
@@ -33,8 +33,7 @@ class OrtBackend(StandardBackend):
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
         self._engines = engines
-        growing = OrtGrowing(engines["decoder"], bundle)
-        self._decoder = GrowingDecoder(growing, manifest.model, table)
+        self._decoder = OrtDecoder(engines["decoder"], bundle, table)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OrtBackend":
@@ -89,41 +88,25 @@ class OrtBackend(StandardBackend):
             engine.close()
 
 
-class OrtGrowing:
-    """A growing decoder in onnxruntime, which takes memory for the caches itself.
+class OrtDecoder(GrowingDecoder):
+    """A growing decoder in onnxruntime, which takes memory for the caches itself."""
 
-    See `GrowingEngine`; one stands for the memory of every sequence, too: see `RowMemory`.
-    """
-
-    def __init__(self, engine: OnnxEngine, bundle: Bundle) -> None:
+    def __init__(self, engine: OnnxEngine, bundle: Bundle, table: EmbeddingTable) -> None:
         """Run `engine`, a decoder of the bundle."""
-        model, self.engine = bundle.manifest.model, engine
-        self.capabilities = Capabilities(
-            batch=None, most_tokens=bundle.manifest.limits.prompt_tokens
-        )
         (past,) = (spec for spec in engine.inputs if spec.name == "past.0.key")
-        self.dtype: str = past.dtype
-        nothing = np.empty((1, model.kv_heads, 0, model.head_dim), held(past.dtype))
-        self.nothing: dict[str, Tensor] = {
-            f"past.{name}": nothing for name in state_names(model.layers)
-        }
+        super().__init__(engine, past.dtype, bundle.manifest.model, table)
+        most = bundle.manifest.limits.prompt_tokens
+        self.capabilities = Capabilities(batch=None, most_tokens=most)
 
-    def begin(self, most_tokens: int) -> "OrtGrowing":
-        """Memory for a sequence."""
-        return self
-
-    def empty(self) -> dict[str, Tensor]:
+    def empty(self, memory: None) -> dict[str, Tensor]:
         """A cache of no tokens."""
-        return dict(self.nothing)
+        return dict.fromkeys(self.states, np.empty(self.nothing, held(self.dtype)))
 
     def mask(self, length: int) -> NDArray[np.int64]:
         """An attention mask of ones, int64 [1, length]."""
         return np.ones((1, length), dtype=np.int64)
 
-    def run(self, feeds: Feeds, *, first: bool = False) -> dict[str, DeviceTensor]:
+    def run(self, feeds: Feeds, memory: None, *, first: bool) -> dict[str, DeviceTensor]:
         """Run the decoder."""
-        return self.engine.run(feeds)
-
-    def close(self) -> None:
-        """Free the graph."""
-        self.engine.close()
+        outputs: dict[str, DeviceTensor] = self.engine.run(feeds)
+        return outputs

@@ -14,18 +14,17 @@ from foveate.runtime.backends.base import GraphBackend
 from foveate.runtime.backends.buckets import bucket
 from foveate.runtime.backends.ort.memory import upload, zeros
 from foveate.runtime.backends.ort.session import OnnxOptions, resolve_device
-from foveate.runtime.backends.ort_contrib.cache_inputs import (
+from foveate.runtime.backends.ort_contrib.compressor_inputs import KeptIndices, compressor_inputs
+from foveate.runtime.backends.ort_contrib.decoder import (
     KeptPositions,
-    SlotInputs,
+    SlotDecoder,
     prompt_bucket,
 )
-from foveate.runtime.backends.ort_contrib.compressor_inputs import KeptIndices, compressor_inputs
 from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
 from foveate.runtime.backends.ort_contrib.padding import PICTURE, PaddedRun, Padding
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.decoder import Decoder
-from foveate.runtime.language.static_decoder import StaticDecoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor
 
 HOST = {
@@ -60,8 +59,8 @@ class ContribBackend(GraphBackend):
         self._engines, self._width = engines, manifest.model.hidden_size
         self._dtype = engines["vision"].types["visual_embeds"]
         self._own, self._padding = threading.local(), Padding()
-        inputs = SlotInputs(engines["decoder"], manifest.model, manifest.limits.prompt_tokens)
-        self._axes, self._decoder = inputs.axes, StaticDecoder(inputs, manifest.model, table)
+        most = manifest.limits.prompt_tokens
+        self._decoder = SlotDecoder(engines["decoder"], manifest.model, table, most)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "ContribBackend":
@@ -173,7 +172,7 @@ class ContribBackend(GraphBackend):
         """The thread's memory for a prompt of `count` tokens and its positions."""
         return {
             "inputs_embeds": self._memory("prompt", (1, count, self._width), self._dtype),
-            "kept_position_ids": self._memory("positions", (count, self._axes), "int64"),
+            "kept_position_ids": self._memory("positions", (count, self._decoder.axes), "int64"),
         }
 
     def _memory(self, name: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:

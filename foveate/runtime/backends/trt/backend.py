@@ -10,9 +10,9 @@ from foveate.errors import BackendError
 from foveate.families.base import VisualInput
 from foveate.machine import capability
 from foveate.runtime.backends.base import StandardBackend
-from foveate.runtime.backends.trt.cache_inputs import TrtGrowing, WriteIndexInputs
 from foveate.runtime.backends.trt.choose import choose_engines
 from foveate.runtime.backends.trt.cuda import Gpu, load_cuda
+from foveate.runtime.backends.trt.decoder import DoubleBufferDecoder, WriteIndexDecoder
 from foveate.runtime.backends.trt.engine import Opener, TensorRTEngine
 from foveate.runtime.backends.trt.fit import rebuild
 from foveate.runtime.backends.trt.library import installed_version
@@ -20,8 +20,6 @@ from foveate.runtime.backends.trt.ranges import largest
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.language.base import DecoderGraph
 from foveate.runtime.language.decoder import Decoder
-from foveate.runtime.language.growing_decoder import GrowingDecoder
-from foveate.runtime.language.static_decoder import StaticDecoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
 
@@ -50,11 +48,8 @@ class TensorRTBackend(StandardBackend):
             f"build engines with larger ranges: {rebuild(bundle, self.target)} --targets FILE"
         )
         model, most = manifest.model, limits.prompt_tokens
-        self._decoder: DecoderGraph
-        if decoder.variant.decoder == "static":
-            self._decoder = StaticDecoder(WriteIndexInputs(decoder, model, most), model, table)
-        else:
-            self._decoder = GrowingDecoder(TrtGrowing(decoder, model, most), model, table)
+        form = WriteIndexDecoder if decoder.variant.decoder == "static" else DoubleBufferDecoder
+        self._decoder: DecoderGraph = form(decoder, model, table, most)
 
     @classmethod
     def open(cls, bundle: Bundle, target: str | None = None) -> "TensorRTBackend":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from foveate.runtime.backends.ort_contrib.decoder import STEP
 from msgspec.structs import replace
 from PIL import Image
 
@@ -19,7 +20,6 @@ from foveate.families.base import user_turn
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.ort_contrib import backend as contrib
 from foveate.runtime.backends.ort_contrib.backend import TEXT, ContribBackend
-from foveate.runtime.backends.ort_contrib.cache_inputs import STEP
 from foveate.runtime.backends.ort_contrib.compressor_inputs import compressor_inputs
 from foveate.runtime.keep import select
 from foveate.runtime.tensors import on_host, wait

@@ -8,11 +8,11 @@ import pytest
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.runtime.backends.ort.memory import zeros
-from foveate.runtime.backends.ort_contrib.cache_inputs import (
+from foveate.runtime.backends.ort_contrib.decoder import (
     PROMPT,
     STEP,
     KeptPositions,
-    SlotInputs,
+    SlotDecoder,
     by_slot,
     prompt_bucket,
 )
@@ -35,9 +35,8 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
     decoder: StaticDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What pads a bucket stands after the prompt, so nothing in the prompt sees it."""
-    inputs = decoder.inputs
-    assert isinstance(inputs, SlotInputs)
-    monkeypatch.setattr(inputs.engine, "captures", True)
+    assert isinstance(decoder, SlotDecoder)
+    monkeypatch.setattr(decoder.engine, "captures", True)
     count, width = PROMPT + 3, decoder.model.hidden_size
     bare = kept_prompt(count, width)
     places = bare.position_ids
@@ -63,7 +62,7 @@ def test_a_padded_prompt_gives_the_logits_of_a_bare_one(
         assert cache.lengths[0] == count + 2
         cache.release(0)
     assert prompt_bucket(count) == 2 * PROMPT
-    lengths = [inputs.padded_length(count) for count in (1342, 300, 1342, 300, 300, 1342, 1342)]
+    lengths = [decoder.padded_length(count) for count in (1342, 300, 1342, 300, 300, 1342, 1342)]
     assert lengths == [1344, 384, 1344, 384, 384, 1342, 1342]
     np.testing.assert_allclose(logits[1], logits[0], atol=LOGITS, rtol=0)
     assert np.array_equal(logits[2], logits[1])

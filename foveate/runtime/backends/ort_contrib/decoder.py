@@ -1,4 +1,4 @@
-"""How a decoder of contrib operators is told where its caches are filled to, and by which positions."""
+"""The decoder of contrib operators: it writes caches of fixed length in place, several rows at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ from foveate.errors import LimitError
 from foveate.runtime.backends.buckets import Repeats, bucket, padded
 from foveate.runtime.backends.ort.memory import empty
 from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
+from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import Capabilities, Generation, state_names
+from foveate.runtime.language.base import Capabilities, Generation
 from foveate.runtime.language.cache_pool import CacheMemory
+from foveate.runtime.language.static_decoder import StaticDecoder
 from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, on_host
 
 STEP = 256
@@ -39,15 +41,17 @@ class Positions:
     ahead: int | None = None
 
 
-class SlotInputs:
-    """Inputs of GroupQueryAttention decoders: filled lengths and a table of positions by slot; see `CacheInputs`."""
+class SlotDecoder(StaticDecoder):
+    """A GroupQueryAttention decoder: it takes filled lengths, and a table of positions by slot."""
 
-    def __init__(self, engine: IoBoundEngine, model: ModelFacts, most_tokens: int) -> None:
-        """Feed `engine`, a decoder of the sizes in `model`, for sequences of up to `most_tokens`."""
-        self.engine, self.dtype = engine, engine.types["inputs_embeds"]
-        self.capabilities = Capabilities(batch=None, most_tokens=most_tokens)
-        self.names, self.vocabulary = state_names(model.layers), model.vocabulary
-        self.width = model.hidden_size
+    engine: IoBoundEngine
+
+    def __init__(
+        self, engine: IoBoundEngine, model: ModelFacts, table: EmbeddingTable, most: int
+    ) -> None:
+        """Drive `engine`, a decoder of the sizes in `model`, for sequences of up to `most` tokens."""
+        super().__init__(engine, engine.types["inputs_embeds"], model, table)
+        self.capabilities = Capabilities(batch=None, most_tokens=most)
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[1])
         self.repeats = Repeats()
@@ -69,7 +73,7 @@ class SlotInputs:
         """Memory for the logits of each row's next token, and for their argmax."""
         device = self.engine.device
         return {
-            "logits": empty((rows, self.vocabulary), "float32", device),
+            "logits": empty((rows, self.model.vocabulary), "float32", device),
             "best": empty((rows,), "int64", device),
         }
 
@@ -105,7 +109,7 @@ class SlotInputs:
             table.write(np.tile(slots[:, None], self.axes))
         call.inputs["seqlens_k"].write(lengths)
 
-    def prefill(
+    def run_prefill(
         self, known: Positions, memory: CacheMemory, row: int, prompt: KeptPrompt
     ) -> dict[str, DeviceTensor]:
         """Enqueue a row's prefill, padded to its bucket on CUDA.
@@ -115,10 +119,10 @@ class SlotInputs:
         written, count = memory.prompts[row], prompt.length
         embeds, size = prompt.embeds, self.padded_length(count)
         room = embeds.room if isinstance(embeds, DeviceTensor) else 0
-        if room < size * self.width or size > memory.capacity:
+        if room < size * self.model.hidden_size or size > memory.capacity:
             size = count
         if isinstance(embeds, DeviceTensor):
-            embeds = embeds.viewed((1, size, self.width))
+            embeds = embeds.viewed((1, size, self.model.hidden_size))
         return self.engine.run(
             {
                 "inputs_embeds": embeds,

@@ -13,13 +13,12 @@ from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.export.tensorrt.static import static_graph
 from foveate.export.tensorrt.targets import Ranges
 from foveate.runtime.backends import open_backend
-from foveate.runtime.backends.trt.cache_inputs import TrtGrowing, WriteIndexInputs
+from foveate.runtime.backends.trt.decoder import DoubleBufferDecoder, WriteIndexDecoder
 from foveate.runtime.backends.trt.engine import TensorRTEngine
 from foveate.runtime.backends.trt.tensor_specs import WRITE_INDICES
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.cache_pool import SPARE
-from foveate.runtime.language.growing_decoder import GrowingDecoder
 from foveate.runtime.language.static_decoder import StaticCache, StaticDecoder
 from tests.conftest import Sample
 from tests.runtime.backends.trt.engines import variants
@@ -46,8 +45,8 @@ def engine_of(bundle: Bundle, decoder: Any) -> TensorRTEngine:
 def decoder(tiny_bundle: Bundle) -> StaticDecoder:
     """The tiny bundle's static decoder."""
     model = tiny_bundle.manifest.model
-    inputs = WriteIndexInputs(engine_of(tiny_bundle, "static"), model, 4096)
-    return StaticDecoder(inputs, model, EmbeddingTable(tiny_bundle))
+    table = EmbeddingTable(tiny_bundle)
+    return WriteIndexDecoder(engine_of(tiny_bundle, "static"), model, table, 4096)
 
 
 def prompt(decoder: StaticDecoder, count: int, seed: int = 0) -> KeptPrompt:
@@ -110,10 +109,9 @@ def test_answers_are_those_of_the_graphs(
         steps = 7 * (number + 1)
         assert engine(decoder).graphs.launched >= steps - 2
     else:
-        assert isinstance(decoder, GrowingDecoder)
-        assert isinstance(decoder.engine, TrtGrowing)
-        assert decoder.engine.engine.graphs.refusal is None
-        assert decoder.engine.engine.variant.decoder == "concat"
+        assert isinstance(decoder, DoubleBufferDecoder)
+        assert decoder.engine.graphs.refusal is None
+        assert decoder.engine.variant.decoder == "concat"
 
 
 def test_engines_decode_one_sequence_at_a_time(pipe: Pipeline, samples: list[Sample]) -> None:
@@ -244,9 +242,7 @@ def test_a_full_cache_gives_what_the_growing_decoders_give(
 ) -> None:
     backend = open_backend(tiny_bundle, "onnxruntime", device="cpu")
     model = tiny_bundle.manifest.model
-    growing = GrowingDecoder(
-        TrtGrowing(engine_of(tiny_bundle, "concat"), model, 4096), model, decoder.table
-    )
+    growing = DoubleBufferDecoder(engine_of(tiny_bundle, "concat"), model, decoder.table, 4096)
     graphs: list[Any] = [decoder, growing, backend.decoder().graph]  # type: ignore[attr-defined]
     several = [one.allocate(room_for(CAPACITY)) for one in graphs]
     for cache in several:
