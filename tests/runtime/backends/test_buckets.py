@@ -1,7 +1,5 @@
 """Buckets: few, with little padding in them."""
 
-from foveate.runtime.backends.ort_contrib.decoder import STEP, prompt_bucket
-
 from foveate.runtime.backends.buckets import (
     AGAIN,
     MOST_EXACT,
@@ -10,6 +8,7 @@ from foveate.runtime.backends.buckets import (
     Repeats,
     bucket,
 )
+from foveate.runtime.backends.ort_contrib.decoder import STEP, prompt_bucket
 
 
 def test_buckets_are_few_and_padded_little() -> None:

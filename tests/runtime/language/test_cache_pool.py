@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from foveate.runtime.backends.ort_contrib.decoder import STEP
 
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, ClosedError, LimitError
+from foveate.runtime.backends.ort_contrib.decoder import STEP
 from foveate.runtime.language.cache_pool import SPARE, CacheMemory
 from foveate.runtime.language.static_decoder import StaticDecoder
 from tests.runtime.prompts import generation, kept_prompt, room_for, row

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foveate.runtime.backends.ort_contrib.decoder import STEP
 from msgspec.structs import replace
 from PIL import Image
 
@@ -21,6 +20,7 @@ from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.ort_contrib import backend as contrib
 from foveate.runtime.backends.ort_contrib.backend import TEXT, ContribBackend
 from foveate.runtime.backends.ort_contrib.compressor_inputs import compressor_inputs
+from foveate.runtime.backends.ort_contrib.decoder import STEP
 from foveate.runtime.keep import select
 from foveate.runtime.tensors import on_host, wait
 from tests.conftest import NANO, Sample
