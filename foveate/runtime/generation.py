@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -132,12 +131,7 @@ class Stream(AbstractContextManager["Stream"]):
         """Cancel what is not generated yet, and give the KV cache back; closing twice is fine."""
         self._run.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
 

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,10 +62,11 @@ class StagedPrompt:
     kept: KeptRows | None
 
 
-class VisualBackend(Protocol):
+class VisualBackend(ABC):
     """A bundle's vision graph and compressor, opened by one library on one device.
 
     Calls may come from several threads. They enqueue work and return; a value waits when it is read.
+    Each backend says how it runs the graphs.
 
     Attributes:
         name: The library's.
@@ -80,6 +80,10 @@ class VisualBackend(Protocol):
     visual_tokens: int
     remedy: str
 
+    def __init__(self, table: EmbeddingTable) -> None:
+        """Look embedding rows up in `table`."""
+        self.table = table
+
     def encode(self, visual: VisualInput, *, lasting: bool = False) -> Tensor:
         """Visual tokens E_v [N_v, H] of prepared pictures.
 
@@ -91,12 +95,15 @@ class VisualBackend(Protocol):
             BackendError: The backend refused the inputs or failed.
             ClosedError: The backend was closed.
         """
-        ...
+        features = self.run_vision(visual, lasting)
+        if visual.rows is None or visual.weights is None:
+            return features
+        return mixed(on_host(features), visual.rows, visual.weights)
 
     def stage(
         self, prompt: Prompt, selection: Selection, ranked_by: Prompt | None = None
     ) -> StagedPrompt:
-        """Bring what `compress` takes beside the visual tokens to the device.
+        """Look text rows up, and bring what `compress` takes beside the visual tokens to the device.
 
         Args:
             prompt: The prompt.
@@ -106,48 +113,6 @@ class VisualBackend(Protocol):
         Raises:
             BackendError: There is no memory for it.
         """
-        ...
-
-    def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
-        """Rank the visual tokens and drop the rest.
-
-        Args:
-            visual_embeds: [N_v, H], what `encode` gave.
-            staged: What `stage` gave, of the same thread.
-
-        Raises:
-            BackendError: The backend refused the inputs or failed.
-            ClosedError: The backend was closed.
-        """
-        ...
-
-    def decoder(self) -> LanguageModel:
-        """The bundle's own decoder graph, run by the same library on the same device."""
-        ...
-
-    def close(self) -> None:
-        """Free everything; closing twice is fine."""
-        ...
-
-
-class GraphBackend(ABC):
-    """What backends over the bundle's graphs share; each says how it runs them."""
-
-    def __init__(self, table: EmbeddingTable) -> None:
-        """Look embedding rows up in `table`."""
-        self.table = table
-
-    def encode(self, visual: VisualInput, *, lasting: bool = False) -> Tensor:
-        """Visual tokens; see `VisualBackend.encode`."""
-        features = self.run_vision(visual, lasting)
-        if visual.rows is None or visual.weights is None:
-            return features
-        return mixed(on_host(features), visual.rows, visual.weights)
-
-    def stage(
-        self, prompt: Prompt, selection: Selection, ranked_by: Prompt | None = None
-    ) -> StagedPrompt:
-        """Look text rows up and upload what ranks; see `VisualBackend.stage`."""
         ranking = ranked_by or prompt
         text = self.table.look_up(prompt.token_ids[prompt.text_index])
         if selection.indices is not None:
@@ -160,7 +125,16 @@ class GraphBackend(ABC):
         return StagedPrompt(prompt, selection, ranking, text, feeds, None)
 
     def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
-        """Drop visual tokens by the graph's own top-k, or by ordinals; see `VisualBackend.compress`."""
+        """Rank the visual tokens and drop the rest: by the graph's own top-k, or by ordinals.
+
+        Args:
+            visual_embeds: [N_v, H], what `encode` gave.
+            staged: What `stage` gave, of the same thread.
+
+        Raises:
+            BackendError: The backend refused the inputs or failed, or the relevance is not finite.
+            ClosedError: The backend was closed.
+        """
         prompt, selection, kept = staged.prompt, staged.selection, staged.kept
         relevance = scores = None
         if kept is None:
@@ -196,8 +170,16 @@ class GraphBackend(ABC):
     ) -> Tensor:
         """The kept prompt [1, T', H]: rows of [text; visual] by their numbers int64 [T']."""
 
+    @abstractmethod
+    def decoder(self) -> LanguageModel:
+        """The bundle's own decoder graph, run by the same library on the same device."""
 
-class StandardBackend(GraphBackend):
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything; closing twice is fine."""
+
+
+class StandardBackend(VisualBackend):
     """What backends over a compressor graph of standard operators share."""
 
     def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:

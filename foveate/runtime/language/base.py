@@ -1,14 +1,16 @@
 """What runs the language model: a kept prompt in, tokens out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import LimitError
+from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import held
@@ -183,11 +185,29 @@ class KVCache(Protocol):
         ...
 
 
-class DecoderGraph(Protocol):
-    """A decoder graph in one engine, and the memory for its caches."""
+class DecoderGraph(ABC):
+    """A decoder graph in one engine, and the memory for its caches.
+
+    Attributes:
+        capabilities: What it can do.
+    """
 
     capabilities: Capabilities
 
+    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+        """Drive an engine.
+
+        Args:
+            engine: What runs the graph.
+            dtype: The caches' type, in the manifest's words.
+            model: The decoder's sizes.
+            table: Where tokens are looked up.
+        """
+        self.engine, self.dtype, self.model, self.table = engine, dtype, model, table
+        self.names = state_names(model.layers)
+        self.token_bytes = token_bytes(model, dtype)
+
+    @abstractmethod
     def allocate(self, settings: Sequence[Generation]) -> KVCache:
         """Caches for sequences that decode together.
 
@@ -195,26 +215,24 @@ class DecoderGraph(Protocol):
             LimitError: More tokens than the engine takes.
             BackendError: No memory for them.
         """
-        ...
+
+    def most_tokens(self, settings: Sequence[Generation]) -> int:
+        """The most tokens of any sequence.
+
+        Raises:
+            LimitError: More than the decoder takes.
+        """
+        most, limit = max(one.most_tokens for one in settings), self.capabilities.most_tokens
+        if most > limit:
+            raise LimitError(
+                f"the prompt and its answer take up to {most} tokens, and the decoder takes {limit}; "
+                "ask for a shorter answer, or keep fewer visual tokens"
+            )
+        return most
 
     def close(self) -> None:
         """Free the graph and all memory."""
-        ...
-
-
-def most_tokens(settings: Sequence[Generation], capabilities: Capabilities) -> int:
-    """The most tokens of any sequence.
-
-    Raises:
-        LimitError: More than the decoder takes.
-    """
-    most = max(one.most_tokens for one in settings)
-    if most > capabilities.most_tokens:
-        raise LimitError(
-            f"the prompt and its answer take up to {most} tokens, and the decoder takes "
-            f"{capabilities.most_tokens}; ask for a shorter answer, or keep fewer visual tokens"
-        )
-    return most
+        self.engine.close()
 
 
 def state_names(layers: int) -> list[str]:

@@ -1,6 +1,6 @@
 """Decoders whose KV cache grows by concatenation: a step gives the whole cache that the next one takes."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,38 +11,17 @@ from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ClosedError
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import (
-    Capabilities,
-    Generation,
-    NextLogits,
-    most_tokens,
-    state_names,
-    token_bytes,
-)
+from foveate.runtime.language.base import DecoderGraph, Generation, NextLogits
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 
 
-class GrowingDecoder(ABC):
-    """A growing decoder graph; holds no state between requests. See `DecoderGraph`.
-
-    Attributes:
-        capabilities: What it can do.
-    """
-
-    capabilities: Capabilities
+class GrowingDecoder(DecoderGraph):
+    """A growing decoder graph; holds no state between requests."""
 
     def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
-        """Drive an engine.
-
-        Args:
-            engine: An `OnnxEngine` or a `TensorRTEngine`.
-            dtype: The caches' type, in the manifest's words.
-            model: The decoder's sizes.
-            table: Where tokens are looked up.
-        """
-        self.engine, self.dtype, self.table = engine, dtype, table
-        self.states = {f"past.{name}": f"present.{name}" for name in state_names(model.layers)}
-        self.token_bytes = token_bytes(model, dtype)
+        """Drive an `OnnxEngine` or a `TensorRTEngine`; see `DecoderGraph`."""
+        super().__init__(engine, dtype, model, table)
+        self.states = {f"past.{name}": f"present.{name}" for name in self.names}
         self.nothing = (1, model.kv_heads, 0, model.head_dim)
 
     def begin(self, most: int) -> Any:
@@ -63,16 +42,12 @@ class GrowingDecoder(ABC):
 
     def allocate(self, settings: Sequence[Generation]) -> "GrowingCache":
         """Begin sequences that decode together; see `DecoderGraph.allocate`."""
-        most_tokens(settings, self.capabilities)
+        self.most_tokens(settings)
         return GrowingCache(self, [self.begin(one.most_tokens) for one in settings])
 
     def past(self, outputs: Mapping[str, DeviceTensor]) -> dict[str, Tensor]:
         """The cache that a step gave, as the next one takes it."""
         return {past: outputs[present] for past, present in self.states.items()}
-
-    def close(self) -> None:
-        """Free the graph."""
-        self.engine.close()
 
 
 class GrowingCache:

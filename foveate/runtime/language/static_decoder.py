@@ -1,6 +1,6 @@
 """Decoders that write a KV cache of fixed length in place: a decode step is one call at fixed addresses."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,41 +12,20 @@ from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ClosedError, LimitError
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import (
-    Capabilities,
-    Generation,
-    NextLogits,
-    most_tokens,
-    state_names,
-    token_bytes,
-)
+from foveate.runtime.language.base import DecoderGraph, Generation, NextLogits
 from foveate.runtime.language.cache_pool import CacheMemory, CachePool
 from foveate.runtime.tensors import Call, DeviceTensor, Feeds
 
 
-class StaticDecoder(ABC):
-    """A static decoder graph, and the caches that its sequences take turns with; see `DecoderGraph`.
+class StaticDecoder(DecoderGraph):
+    """A static decoder graph, and the caches that its sequences take turns with.
 
     Each form of decoder says how it is told where its caches are filled to.
-
-    Attributes:
-        capabilities: What it can do.
     """
 
-    capabilities: Capabilities
-
     def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
-        """Drive an engine that binds and repeats calls.
-
-        Args:
-            engine: An `IoBoundEngine` or a `TensorRTEngine`.
-            dtype: The caches' type, in the manifest's words.
-            model: The decoder's sizes.
-            table: Where tokens are looked up.
-        """
-        self.engine, self.dtype, self.model, self.table = engine, dtype, model, table
-        self.names = state_names(model.layers)
-        self.token_bytes = token_bytes(model, dtype)
+        """Drive an `IoBoundEngine` or a `TensorRTEngine`; see `DecoderGraph`."""
+        super().__init__(engine, dtype, model, table)
         self.pool = CachePool(self.make, lambda memory: engine.forget(memory.states.values()))
 
     @abstractmethod
@@ -83,8 +62,7 @@ class StaticDecoder(ABC):
 
     def allocate(self, settings: Sequence[Generation]) -> "StaticCache":
         """Take a cache from the pool; see `DecoderGraph.allocate`."""
-        most = most_tokens(settings, self.capabilities)
-        memory = self.pool.take(len(settings), self.capacity(most))
+        memory = self.pool.take(len(settings), self.capacity(self.most_tokens(settings)))
         return StaticCache(self, memory, self.begin(settings, memory))
 
     def make(self, rows: int, capacity: int) -> CacheMemory:
@@ -107,10 +85,6 @@ class StaticDecoder(ABC):
                 for row in range(rows)
             )
         return CacheMemory(rows, capacity, states, step, prompts)
-
-    def close(self) -> None:
-        """Free the graph."""
-        self.engine.close()
 
 
 class StaticCache:

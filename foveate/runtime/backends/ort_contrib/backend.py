@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Prompt, VisualInput
-from foveate.runtime.backends.base import GraphBackend
+from foveate.runtime.backends.base import VisualBackend
 from foveate.runtime.backends.buckets import bucket
 from foveate.runtime.backends.ort.memory import upload, zeros
 from foveate.runtime.backends.ort.session import OnnxOptions, resolve_device
@@ -43,7 +43,7 @@ MOST_UPLOADED = 256
 """How many inputs of different sizes a thread has memory for."""
 
 
-class ContribBackend(GraphBackend):
+class ContribBackend(VisualBackend):
     """A bundle of contrib operators in onnxruntime; see `VisualBackend`."""
 
     name = "onnxruntime"
@@ -92,7 +92,7 @@ class ContribBackend(GraphBackend):
         return cls(bundle, engines, table, device)
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> DeviceTensor:
-        """Visual tokens, call by call into one tensor; see `GraphBackend.run_vision`."""
+        """Visual tokens, call by call into one tensor; see `VisualBackend.run_vision`."""
         engine, width = self._engines["vision"], self._width
         counts = [call.tokens for call in visual.calls]
         spill = max(bucket(count, PICTURE) - count for count in counts)

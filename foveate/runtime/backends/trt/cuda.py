@@ -134,7 +134,7 @@ class Gpu:
                 "of CUDA 12 needs pip install 'cuda-bindings<13'"
             )
         flags = cuda.cudaStreamNonBlocking
-        self.stream = check(cuda, cuda.cudaStreamCreateWithFlags(flags), "making a CUDA stream")
+        self.stream = self._check(cuda.cudaStreamCreateWithFlags(flags), "making a CUDA stream")
 
     @property
     def handle(self) -> int:
@@ -143,7 +143,7 @@ class Gpu:
 
     def memory(self) -> tuple[int, int]:
         """Free bytes and all bytes."""
-        free, total = check(self.cuda, self.cuda.cudaMemGetInfo(), "asking for free memory")
+        free, total = self._check(self.cuda.cudaMemGetInfo(), "asking for free memory")
         return int(free), int(total)
 
     def block(self, size: int) -> Block:
@@ -211,69 +211,41 @@ class Gpu:
         """Copy an array's bytes to an address, without waiting for it."""
         with self.lock:
             self.check_open()
-            if not array.nbytes:
-                return
-            cuda = self.cuda
-            staging = self._staging(array.nbytes)
-            staging.array[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            kind = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-            check(
-                cuda,
-                cuda.cudaMemcpyAsync(address, staging.address, array.nbytes, kind, self.stream),
-                "copying to the GPU",
-            )
-            check(cuda, cuda.cudaEventRecord(staging.event, self.stream), "recording an event")
-            self._staged.append(staging)
+            if array.nbytes:
+                staging = self._staging(array.nbytes)
+                flat = np.ascontiguousarray(array).reshape(-1)
+                staging.array[: array.nbytes] = flat.view(np.uint8)
+                self._copy(address, staging.address, array.nbytes, "HostToDevice")
+                self._give_back(staging)
 
     def clear(self, tensor: DeviceTensor) -> None:
         """Fill a tensor with zeros, without waiting for it."""
         with self.lock:
             self.check_open()
-            check(
-                self.cuda,
-                self.cuda.cudaMemsetAsync(tensor.address, 0, tensor.nbytes, self.stream),
-                "clearing memory of the GPU",
-            )
+            clear = self.cuda.cudaMemsetAsync
+            self._check(clear(tensor.address, 0, tensor.nbytes, self.stream), "clearing memory")
 
     def copy(
         self, source: DeviceTensor, target: DeviceTensor, start: int, row: int, rows: int
     ) -> None:
         """Copy rows from `start` of one tensor [N, …] to `row` on of another, without waiting for it."""
         width = math.prod(source.shape[1:]) * held(source.dtype).itemsize
+        to, begin = target.address + row * width, source.address + start * width
         with self.lock:
             self.check_open()
-            cuda = self.cuda
-            check(
-                cuda,
-                cuda.cudaMemcpyAsync(
-                    target.address + row * width,
-                    source.address + start * width,
-                    rows * width,
-                    cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice,
-                    self.stream,
-                ),
-                "copying within the GPU",
-            )
+            self._copy(to, begin, rows * width, "DeviceToDevice")
 
     def download(self, address: int, nbytes: int) -> NDArray[np.uint8]:
         """Copy bytes to the host, when all that was asked of the GPU before is done."""
         with self.lock:
             self.check_open()
-            array = np.empty(nbytes, np.uint8)
             if not nbytes:
-                return array
-            cuda = self.cuda
+                return np.empty(0, np.uint8)
             staging = self._staging(nbytes)
-            kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            check(
-                cuda,
-                cuda.cudaMemcpyAsync(staging.address, address, nbytes, kind, self.stream),
-                "copying from the GPU",
-            )
+            self._copy(staging.address, address, nbytes, "DeviceToHost")
             self.synchronize()
-            array[:] = staging.array[:nbytes]
-            check(cuda, cuda.cudaEventRecord(staging.event, self.stream), "recording an event")
-            self._staged.append(staging)
+            array = staging.array[:nbytes].copy()
+            self._give_back(staging)
             return array
 
     def synchronize(self) -> None:
@@ -282,7 +254,7 @@ class Gpu:
         Raises:
             BackendError: Some of it failed.
         """
-        check(self.cuda, self.cuda.cudaStreamSynchronize(self.stream), "work on the GPU")
+        self._check(self.cuda.cudaStreamSynchronize(self.stream), "work on the GPU")
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Capture the work as a CUDA graph instead of doing it; the graph, to be launched.
@@ -292,7 +264,7 @@ class Gpu:
         """
         cuda = self.cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        check(cuda, cuda.cudaStreamBeginCapture(self.stream, mode), "capturing a CUDA graph")
+        self._check(cuda.cudaStreamBeginCapture(self.stream, mode), "capturing a CUDA graph")
         try:
             work()
         except BackendError:
@@ -301,15 +273,15 @@ class Gpu:
                 cuda.cudaGraphDestroy(graph)
             cuda.cudaGetLastError()
             raise
-        graph = check(cuda, cuda.cudaStreamEndCapture(self.stream), "capturing a CUDA graph")
+        graph = self._check(cuda.cudaStreamEndCapture(self.stream), "capturing a CUDA graph")
         try:
-            return check(cuda, cuda.cudaGraphInstantiate(graph, 0), "making a CUDA graph")
+            return self._check(cuda.cudaGraphInstantiate(graph, 0), "making a CUDA graph")
         finally:
             cuda.cudaGraphDestroy(graph)
 
     def launch(self, graph: Any) -> None:
         """Do the work of a CUDA graph."""
-        check(self.cuda, self.cuda.cudaGraphLaunch(graph, self.stream), "launching a CUDA graph")
+        self._check(self.cuda.cudaGraphLaunch(graph, self.stream), "launching a CUDA graph")
 
     def destroy(self, graph: Any) -> None:
         """Free a CUDA graph."""
@@ -334,6 +306,21 @@ class Gpu:
                 self.cuda.cudaFreeHost(staging.address)
             self.cuda.cudaStreamDestroy(self.stream)
 
+    def _check(self, answer: tuple[Any, ...], what: str) -> Any:
+        """What a CUDA call gave; see `check`."""
+        return check(self.cuda, answer, what)
+
+    def _copy(self, to: int, source: int, nbytes: int, kind: str) -> None:
+        """Enqueue a copy; `kind` is CUDA's name of it."""
+        where = getattr(self.cuda.cudaMemcpyKind, f"cudaMemcpy{kind}")
+        copied = self.cuda.cudaMemcpyAsync(to, source, nbytes, where, self.stream)
+        self._check(copied, f"a copy ({kind})")
+
+    def _give_back(self, staging: Staging) -> None:
+        """Let pinned memory be used again when the stream has come to here."""
+        self._check(self.cuda.cudaEventRecord(staging.event, self.stream), "recording an event")
+        self._staged.append(staging)
+
     def _staging(self, size: int) -> Staging:
         """Pinned memory of at least `size` bytes that no copy uses any more."""
         cuda = self.cuda
@@ -342,7 +329,7 @@ class Gpu:
                 del self._staged[place]
                 return staging
         rounded = block_size(size)
-        address = int(check(cuda, cuda.cudaHostAlloc(rounded, 0), "taking pinned host memory"))
+        address = int(self._check(cuda.cudaHostAlloc(rounded, 0), "taking pinned host memory"))
         event = check(
             cuda, cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming), "making a CUDA event"
         )
