@@ -13,6 +13,7 @@ from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt, VisualInput, user_turn
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.language_model import cache_states, make_cache
 from foveate.runtime.language.base import state_names
 
 QUESTION = "What can be seen in the two pictures?"
@@ -99,9 +100,9 @@ def decoder_cases(
             "attention_mask": np.ones((1, past[0].shape[2] + rows.shape[1]), dtype=np.int64),
             **{f"past.{name}": host(state) for name, state in zip(names, past, strict=True)},
         }
-        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+        cache = make_cache(past)
         hidden = torch_half.decode(model, rows, torch.from_numpy(positions[:, None]), cache)
-        present = [state for layer in cache.layers for state in (layer.keys, layer.values)]
+        present = cache_states(cache)
         expected = {"logits": host(language.head(hidden[:, -1]).float())}
         expected |= {
             f"present.{name}": host(state) for name, state in zip(names, present, strict=True)

@@ -28,16 +28,13 @@ class VisionModule:
 
     Attributes:
         module: Gives the visual tokens E_v [N_v, H].
-        arguments: Example inputs; each free axis has a size of its own above 1.
-        inputs: Their names; those of `Call.inputs`.
-        axes: The names of each input's free axes.
+        inputs: By the names of `Call.inputs` an example, each free axis of a size of its own above 1,
+            and the names of its free axes.
         ranges: How the size of each named axis follows from the request.
     """
 
     module: nn.Module
-    arguments: tuple[Tensor, ...]
-    inputs: tuple[str, ...]
-    axes: tuple[dict[int, str], ...]
+    inputs: dict[str, tuple[Tensor, dict[int, str]]]
     ranges: dict[str, AxisRange]
 
 

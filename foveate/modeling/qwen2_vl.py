@@ -161,13 +161,14 @@ class TorchQwen2VL:
         patches = 3 * 5 * merged
         return VisionModule(
             module=Vision(model),
-            arguments=(
-                torch.randn(patches, width),
-                torch.zeros(patches, 2, dtype=torch.int64),
-                torch.tensor([0, patches // 3, patches], dtype=torch.int32),
-            ),
-            inputs=("pixel_values", "position_ids", "cu_seqlens"),
-            axes=({0: "patches"}, {0: "patches"}, {0: "borders"}),
+            inputs={
+                "pixel_values": (torch.randn(patches, width), {0: "patches"}),
+                "position_ids": (torch.zeros(patches, 2, dtype=torch.int64), {0: "patches"}),
+                "cu_seqlens": (
+                    torch.tensor([0, patches // 3, patches], dtype=torch.int32),
+                    {0: "borders"},
+                ),
+            },
             ranges={
                 "patches": AxisRange(per_token=merged),
                 "borders": AxisRange(per_picture=1, plus=1),

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
-from tokenizers import Tokenizer
 
 from foveate.bundle.manifest import FileEntry, Manifest, Precision
 from foveate.bundle.reader import Bundle
 from foveate.export import embeddings
-from foveate.families.base import Family
 from foveate.runtime.backends.ort.backend import ROLES, OrtBackend
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.pipeline import Pipeline
 
 
@@ -22,16 +21,17 @@ class Draft:
     """Graphs in a folder, each as `ROLE.onnx`, and the embedding table beside them.
 
     Attributes:
+        texts: The bundle to be: what its manifest is to say, its tokenizer and its chat template.
         folder: The folder.
-        manifest: What the bundle is to say of them; it lists no files yet.
-        family: The model family.
-        tokenizer: The tokenizer.
     """
 
+    texts: Bundle
     folder: Path
-    manifest: Manifest
-    family: Family
-    tokenizer: Tokenizer
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle is to say of the graphs."""
+        return self.texts.manifest
 
     @property
     def table(self) -> Path:
@@ -66,4 +66,6 @@ class Draft:
             if role not in engines:
                 engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=precision))
         backend = OrtBackend(bundle, engines, EmbeddingTable(bundle), "cpu")
-        return Pipeline(bundle, backend, backend.decoder(), self.family, self.tokenizer)
+        tokenizer = read_tokenizer(self.texts)
+        family = read_family(self.texts, tokenizer)
+        return Pipeline(bundle, backend, backend.decoder(), family, tokenizer)

@@ -28,6 +28,11 @@ class QuantizationOptions:
     limit: int | None = None
     base: Base | None = None
 
+    @property
+    def floats(self) -> Base:
+        """What everything else computes in."""
+        return self.base or "fp32"
+
 
 def quantized(precision: Precision) -> Quantized | None:
     """The precision, if it is one that graphs are quantized to."""

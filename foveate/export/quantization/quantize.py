@@ -1,9 +1,12 @@
 """Float graphs to quantized ones: calibrate, rewrite, compare, and ask before and after."""
 
+import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx_ir as ir
@@ -13,7 +16,6 @@ from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
 from foveate.export import embeddings
 from foveate.export.parity import Case, compare
-from foveate.export.quantization.cost import Cost, GraphCost, write_cost
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import BLOCKS, block_size
@@ -22,12 +24,12 @@ from foveate.export.quantization.questions import (
     Asked,
     Questions,
     Say,
-    ask_all,
     choose_questions,
     score_all,
-)
+    score_facts,
+)  # fmt: skip
 from foveate.export.quantization.ranges import Observer
-from foveate.export.quantization.rewrite import OPSET, rewrite, save
+from foveate.export.quantization.rewrite import OPSET, rewrite
 
 KEPT = ("compressor",)
 """Graphs that are never quantized: what decides which tokens stay."""
@@ -60,8 +62,6 @@ def quantization_stages(precision: Precision, options: QuantizationOptions) -> t
 def quantize(
     draft: Draft,
     target: Path,
-    precision: Quantized,
-    base: Precision,
     options: QuantizationOptions,
     cases: list[Case],
     stage: Callable[[str], None],
@@ -70,10 +70,9 @@ def quantize(
     """Quantize the graphs of a draft, and write all that it has into another folder.
 
     Args:
-        draft: The float graphs, already compared with the checkpoint.
+        draft: The float graphs, already compared with the checkpoint; its precision is what to
+            quantize to.
         target: The folder to write into.
-        precision: What to quantize to.
-        base: What the float graphs compute in.
         options: What to calibrate with and what to ask.
         cases: What transformers gave for each graph.
         stage: Told as each of `quantization_stages` begins.
@@ -84,54 +83,52 @@ def quantize(
         ExportError: A graph of which nothing can be quantized.
         ParityError: A quantized graph that no longer computes what the checkpoint does.
     """
+    manifest, after = draft.manifest, replace(draft, folder=target)
+    precision = quantized(manifest.precision)
+    assert precision is not None
     calibration, held_out = choose_questions(options)
-    roles = [role for role in draft.manifest.graphs if role not in KEPT]
-    ranges: dict[str, dict[str, float]] = {role: {} for role in roles}
-    calibrated = None
+    roles = [role for role in manifest.graphs if role not in KEPT]
+    calibrated, ranges = None, {role: dict[str, float]() for role in roles}
     if calibration is not None:
         stage("calibrate")
-        calibrated, ranges = _calibrate(draft, roles, precision, base, calibration, say)
+        calibrated, ranges = _calibrate(draft, roles, precision, options.floats, calibration, say)
 
     stage("quantize")
-    after = replace(draft, folder=target)
-    specs, costs = dict(draft.manifest.graphs), {}
-    for role in draft.manifest.graphs:
+    specs, costs = dict(manifest.graphs), dict[str, dict[str, Any]]()
+    for role in manifest.graphs:
         say(role)
-        if role in KEPT:
-            for path in (draft.graph(role), draft.weights(role)):
-                shutil.copyfile(path, target / path.name)
-            continue
-        products, left = _write(draft.graph(role), after.graph(role), role, precision, ranges[role])
-        specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
-        costs[role] = (products, left)
+        if role in roles:
+            costs[role] = _write(
+                draft.graph(role), after.graph(role), role, precision, ranges[role]
+            )
+            costs[role]["bytes"] = {"before": draft.bytes(role), "after": after.bytes(role)}
+            specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
+        else:
+            shutil.copyfile(draft.graph(role), after.graph(role))
+            shutil.copyfile(draft.weights(role), after.weights(role))
     shutil.copyfile(draft.table, after.table)
 
     stage("parity of quantized")
     paths = {role: after.graph(role) for role in specs} | {embeddings.ROLE: after.table}
     parity = compare(paths, precision, "standard", cases, draft.folder)
+    for role, cost in costs.items():
+        cost["parity"] = {"before": manifest.parity[role], "after": parity[role]}
 
-    asked, scores = None, {}
+    asked, answers = None, list[dict[str, Any]]()
     if options.calibration or options.evaluate:
         stage("answers")
-        if held_out is not None:
-            keeps = tuple(dict.fromkeys((1.0, draft.manifest.compressor.keep)))
-            with draft.open(base) as pipe:
-                _, before = score_all(pipe, held_out, keeps, lambda text: say(f"{base}: {text}"))
-            with after.open(precision) as pipe:
-                asked, now = score_all(
-                    pipe, held_out, keeps, lambda text: say(f"{precision}: {text}")
-                )
-            scores = {keep: (before[keep], now[keep]) for keep in keeps}
-    graphs = {
-        role: GraphCost(
-            products,
-            left,
-            (draft.bytes(role), after.bytes(role)),
-            (draft.manifest.parity[role], parity[role]),
-        )
-        for role, (products, left) in costs.items()
+    if held_out is not None:
+        asked, answers = _ask(draft, after, options.floats, held_out, say)
+    report = {
+        "precision": precision,
+        "base": options.floats,
+        "graphs": costs,
+        "calibration": calibrated and calibrated.facts(),
+        "evaluation": asked and asked.facts(),
+        "answers": answers,
     }
-    write_cost(Cost(precision, base, graphs, calibrated, asked, scores), target)
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (target / FILE).write_text(f"{text}\n", encoding="utf-8")
     files = {ROLE: FILE, embeddings.ROLE: after.table.name}
     for role in specs:
         files |= {role: after.graph(role).name, f"{role}.weights": after.weights(role).name}
@@ -140,7 +137,7 @@ def quantize(
 
 def _calibrate(
     draft: Draft,
-    roles: Sequence[str],
+    roles: list[str],
     precision: Quantized,
     base: Precision,
     questions: Questions,
@@ -150,7 +147,7 @@ def _calibrate(
     count = len(questions.records)
     observers = {role: Observer(draft.graph(role), count) for role in roles}
     with draft.open(base, observers) as pipe:
-        asked = ask_all(pipe, questions, say)
+        asked, _ = score_all(pipe, questions, (1.0,), say)
     ranges = {}
     for role, observer in observers.items():
         say(f"ranges of {role}")
@@ -158,9 +155,31 @@ def _calibrate(
     return asked, ranges
 
 
+def _ask(
+    before: Draft, after: Draft, base: Precision, questions: Questions, say: Say
+) -> tuple[Asked, list[dict[str, Any]]]:
+    """Ask questions before and after: what came of it, and the right answers by keep."""
+    keeps = tuple(dict.fromkeys((1.0, before.manifest.compressor.keep)))
+    answers: list[dict[str, Any]] = [{"keep": keep} for keep in keeps]
+    for name, draft, precision in (
+        ("before", before, base),
+        ("after", after, after.manifest.precision),
+    ):
+        with draft.open(precision) as pipe:
+            asked, scores = score_all(pipe, questions, keeps, partial(_say_of, say, precision))
+        for row in answers:
+            row[name] = score_facts(scores[row["keep"]])
+    return asked, answers
+
+
+def _say_of(say: Say, precision: Precision, text: str) -> None:
+    """Say how far asking graphs of a precision is."""
+    say(f"{precision}: {text}")
+
+
 def _write(
     source: Path, target: Path, role: str, precision: Quantized, ranges: dict[str, float]
-) -> tuple[int, dict[str, str]]:
+) -> dict[str, Any]:
     """Write a graph's quantized form; how many products it has, and which were left and why."""
     model = ir.load(source)
     linears = find_linears(model.graph)
@@ -178,5 +197,5 @@ def _write(
             "--precision"
         )
     rewrite(model, chosen, precision, ranges)
-    save(model, target)
-    return len(chosen), left
+    ir.save(model, target, external_data=f"{target.name}.data")
+    return {"products": len(chosen), "left": left}
