@@ -37,17 +37,16 @@ def quantize_bundle(
     scratch = shutil.copytree(bundle.root, target.parent / f"{target.name}.float")
     draft = Draft(Bundle(bundle.root, replace(bundle.manifest, precision=precision)), scratch)
     with BundleWriter(target) as writer:
-        made = quantize(
+        written, manifest = quantize(
             draft, writer.root, options, CASES[checkpoint], lambda stage: None, lambda detail: None
         )
         files = {
             "tokenizer": "tokenizer.json",
             "chat_template": "chat_template.jinja",
-            **made.files,
+            **written,
         }
         for role in ("tokenizer", "chat_template"):
             shutil.copyfile(bundle.file(role), writer.root / files[role])
-        manifest = replace(draft.manifest, graphs=made.graphs, parity=made.parity)
         return writer.finish(replace(manifest, files=writer.entries(files)))
 
 

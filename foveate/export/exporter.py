@@ -17,17 +17,8 @@ from tokenizers import Tokenizer
 from foveate import families
 from foveate._version import __version__
 from foveate.atomic_write import writing
-from foveate.bundle.manifest import (
-    AxisRange,
-    CompressorFacts,
-    Generation,
-    GraphSpec,
-    ImageBackend,
-    Limits,
-    Manifest,
-    Operators,
-    Precision,
-)  # fmt: skip
+from foveate.bundle import manifest as schema
+from foveate.bundle.manifest import GraphSpec, Manifest, Operators, Precision
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import ExportError, KeepError, LimitError
@@ -150,8 +141,7 @@ def export(
             cases = checkpoint_cases(torch_half, model, network, Bundle(writer.root, manifest))
 
         folder = Path(scratch) if quantized(options.precision) else writer.root
-        choose_writers = contrib_writers if options.operators == "contrib" else standard_writers
-        writers, axes = choose_writers(torch_half, model, network, manifest)
+        writers, axes = graph_writers(torch_half, model, network, manifest)
         graphs: dict[str, GraphSpec] = {}
         for role in (stage for stage in stages if stage in writers):
             begin(role)
@@ -168,9 +158,10 @@ def export(
 
         if quantized(options.precision):
             draft = Draft(Bundle(writer.root, manifest), folder)
-            made = quantize(draft, writer.root, options.quantization, cases, begin, say)
-            files |= made.files
-            manifest = replace(manifest, graphs=made.graphs, parity=made.parity)
+            written, manifest = quantize(
+                draft, writer.root, options.quantization, cases, begin, say
+            )
+            files |= written
 
         begin("seal")
         return writer.finish(replace(manifest, files=writer.entries(files)))
@@ -230,7 +221,7 @@ def describe(
     model: Any,
     options: ExportOptions,
     preprocessing: dict[str, Any],
-    compressor: CompressorFacts,
+    compressor: schema.CompressorFacts,
 ) -> Manifest:
     """What the manifest says before there are graphs."""
     tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
@@ -245,9 +236,9 @@ def describe(
         graphs={},
         vision_axes={},
         preprocessing=preprocessing,
-        image_backend=ImageBackend(name="pillow", version=PIL.__version__),
+        image_backend=schema.ImageBackend(name="pillow", version=PIL.__version__),
         tokens=torch_half.tokens(checkpoint, model, tokenizer),
-        generation=Generation(
+        generation=schema.Generation(
             eos=checkpoint.stops(),
             repetition_penalty=float(checkpoint.setting("repetition_penalty") or 1.0),
             max_new_tokens=NEW_TOKENS,
@@ -259,50 +250,44 @@ def describe(
     )
 
 
-def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, CompressorFacts]:
+def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, schema.CompressorFacts]:
     """The ranking network, if any, and what the manifest says of it."""
-    if options.compressor == "attention":
-        return None, CompressorFacts(
-            kind="attention", keep=options.keep, trained_on=None, figures={}
-        )
-    network, header = FTheta.load(Path(options.compressor))
-    figures = {
-        name.removeprefix("figure."): float(value)
-        for name, value in header.items()
-        if name.startswith("figure.")
-    }
-    return network, CompressorFacts(
-        kind="f_theta", keep=options.keep, trained_on=header.get("trained_on"), figures=figures
+    network, header = None, dict[str, str]()
+    if options.compressor != "attention":
+        network, header = FTheta.load(Path(options.compressor))
+    names = [name for name in header if name.startswith("figure.")]
+    return network, schema.CompressorFacts(
+        kind="attention" if network is None else "f_theta",
+        keep=options.keep,
+        trained_on=header.get("trained_on"),
+        figures={name.removeprefix("figure."): float(header[name]) for name in names},
     )
 
 
-def choose_limits(context: int, options: ExportOptions) -> Limits:
+def choose_limits(context: int, options: ExportOptions) -> schema.Limits:
     """The bundle's limits: the model's context, and the visual tokens allowed in it."""
     wanted = min(context, VISUAL_TOKENS) if options.visual_tokens is None else options.visual_tokens
     if not 1 <= wanted <= context:
         raise LimitError(
             f"{wanted} visual tokens do not fit the model's context of {context}; give fewer"
         )
-    return Limits(visual_tokens=wanted, prompt_tokens=context)
+    return schema.Limits(visual_tokens=wanted, prompt_tokens=context)
 
 
-def standard_writers(
+def graph_writers(
     torch_half: TorchFamily, model: Any, network: FTheta | None, manifest: Manifest
-) -> tuple[dict[str, Write], dict[str, AxisRange]]:
-    """What writes each graph of standard operators, by role, and the vision graph's axes."""
-    torch_half.set_attention(model, GROUPED)
-    vision, language = torch_half.vision_module(model), torch_half.language(model)
-    made = plans(vision, language, manifest.model, network)
-    writers: dict[str, Write] = {plan.role: partial(write_graph, plan) for plan in made}
-    return {**writers, "embeddings": partial(write_embeddings, language.embedding)}, vision.ranges
-
-
-def contrib_writers(
-    torch_half: TorchFamily, model: Any, network: FTheta | None, manifest: Manifest
-) -> tuple[dict[str, Write], dict[str, AxisRange]]:
-    """What writes each graph of contrib operators; each is made at its turn: it copies weights."""
+) -> tuple[dict[str, Write], dict[str, schema.AxisRange]]:
+    """What writes each graph and the embeddings, by role, and the standard vision graph's axes."""
     language, facts, dtype = torch_half.language(model), manifest.model, model.dtype
-    made: dict[str, Callable[[], ir.Model]] = {
+    table: dict[str, Write] = {"embeddings": partial(write_embeddings, language.embedding)}
+    if manifest.operators == "standard":
+        torch_half.set_attention(model, GROUPED)
+        vision = torch_half.vision_module(model)
+        made = plans(vision, language, facts, network)
+        return table | {plan.role: partial(write_graph, plan) for plan in made}, vision.ranges
+
+    # Each is made at its turn: it copies weights.
+    makers: dict[str, Callable[[], ir.Model]] = {
         "vision": lambda: torch_half.contrib_vision(model, manifest.preprocessing),
         "compressor": lambda: compressor_graph(language, facts, network, dtype),
         "merge": lambda: merge(facts.hidden_size, dtype),
@@ -311,7 +296,6 @@ def contrib_writers(
 
     def write(role: str, folder: Path) -> Written:
         """Make a graph and write it."""
-        return save_graph(role, made[role](), folder, ".contrib")
+        return save_graph(role, makers[role](), folder, ".contrib")
 
-    writers: dict[str, Write] = {role: partial(write, role) for role in made}
-    return {**writers, "embeddings": partial(write_embeddings, language.embedding)}, {}
+    return table | {role: partial(write, role) for role in makers}, {}

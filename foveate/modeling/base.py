@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.types import Device
 from transformers import DynamicCache
 
 from foveate.bundle.manifest import AxisRange, ModelFacts
@@ -55,11 +56,7 @@ class TorchFamily(Protocol):
         ...
 
     def blank(
-        self,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        attention: str,
-        device: str | torch.device = "cpu",
+        self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu"
     ) -> Any:
         """Build the model with random weights, of which only config.json is read; as `load` otherwise.
 

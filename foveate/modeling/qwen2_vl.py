@@ -9,6 +9,7 @@ import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.types import Device
 from transformers import DynamicCache
 from transformers import Qwen2VLForConditionalGeneration as Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -57,11 +58,7 @@ class TorchQwen2VL:
         return check_attention(checkpoint, model.eval())
 
     def blank(
-        self,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        attention: str,
-        device: str | torch.device = "cpu",
+        self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu"
     ) -> Model:
         """Build the model with random weights.
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import onnx_ir as ir
 
-from foveate.bundle.manifest import GraphSpec, Precision, Quantized
+from foveate.bundle.manifest import Manifest, Precision, Quantized
 from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
 from foveate.export import embeddings
@@ -20,34 +20,12 @@ from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import BLOCKS, block_size
 from foveate.export.quantization.options import QuantizationOptions, quantized
-from foveate.export.quantization.questions import (
-    Asked,
-    Questions,
-    Say,
-    choose_questions,
-    score_all,
-    score_facts,
-)  # fmt: skip
+from foveate.export.quantization.questions import Asked, Questions, Say, choose_questions, score_all
 from foveate.export.quantization.ranges import Observer
 from foveate.export.quantization.rewrite import OPSET, rewrite
 
 KEPT = ("compressor",)
 """Graphs that are never quantized: what decides which tokens stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Quantized graphs in a folder.
-
-    Attributes:
-        files: Role to file name, of all graphs, their weights and the embedding table.
-        graphs: What each graph takes and gives.
-        parity: The largest difference of each from the checkpoint.
-    """
-
-    files: dict[str, str]
-    graphs: dict[str, GraphSpec]
-    parity: dict[str, float]
 
 
 def quantization_stages(precision: Precision, options: QuantizationOptions) -> tuple[str, ...]:
@@ -66,7 +44,7 @@ def quantize(
     cases: list[Case],
     stage: Callable[[str], None],
     say: Say,
-) -> Result:
+) -> tuple[dict[str, str], Manifest]:
     """Quantize the graphs of a draft, and write all that it has into another folder.
 
     Args:
@@ -77,6 +55,10 @@ def quantize(
         cases: What transformers gave for each graph.
         stage: Told as each of `quantization_stages` begins.
         say: Told how far it is.
+
+    Returns:
+        Role to file name, of all graphs, their weights and the embedding table; and the draft's manifest
+        with what each graph takes and gives, and its largest difference from the checkpoint.
 
     Raises:
         DataError: No data that can be used.
@@ -132,7 +114,7 @@ def quantize(
     files = {ROLE: FILE, embeddings.ROLE: after.table.name}
     for role in specs:
         files |= {role: after.graph(role).name, f"{role}.weights": after.weights(role).name}
-    return Result(files, specs, parity)
+    return files, msgspec.structs.replace(manifest, graphs=specs, parity=parity)
 
 
 def _calibrate(
@@ -168,7 +150,9 @@ def _ask(
         with draft.open(precision) as pipe:
             asked, scores = score_all(pipe, questions, keeps, partial(_say_of, say, precision))
         for row in answers:
-            row[name] = score_facts(scores[row["keep"]])
+            score = scores[row["keep"]]
+            interval = [round(bound, 2) for bound in score.interval]
+            row[name] = {"n": score.n, "right": score.right, "interval": interval}
     return asked, answers
 
 

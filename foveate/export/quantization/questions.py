@@ -116,9 +116,3 @@ def score_all(
             f"asked; the first is {name}: {reason}"
         )
     return asked, {keep: Score(asked.used, count) for keep, count in right.items()}
-
-
-def score_facts(score: Score) -> dict[str, Any]:
-    """Right answers, for JSON."""
-    interval = [round(bound, 2) for bound in score.interval]
-    return {"n": score.n, "right": score.right, "interval": interval}
