@@ -35,7 +35,9 @@ def quantize_bundle(
         model = torch_half.load(Checkpoint.open(checkpoint), torch.float32, "eager")
         CASES[checkpoint] = checkpoint_cases(torch_half, model, None, bundle)
     scratch = shutil.copytree(bundle.root, target.parent / f"{target.name}.float")
-    draft = Draft(Bundle(bundle.root, replace(bundle.manifest, precision=precision)), scratch)
+    draft = Draft(
+        Bundle(bundle.root, replace(bundle.manifest, precision=precision)), scratch, "fp32"
+    )
     with BundleWriter(target) as writer:
         written, manifest = quantize(
             draft, writer.root, options, CASES[checkpoint], lambda stage: None, lambda detail: None

@@ -115,7 +115,9 @@ def export(
     torch_half = torch_family(checkpoint.family)
     network, compressor = choose_compressor(options)
     stages = choose_stages(options)
-    base = options.quantization.floats if quantized(options.precision) else options.precision
+    base = options.precision
+    if quantized(options.precision):
+        base = options.quantization.base or "fp32"
 
     def begin(stage: str) -> None:
         progress(stage, stages.index(stage) + 1, len(stages))
@@ -157,7 +159,7 @@ def export(
         manifest = replace(manifest, graphs=graphs, vision_axes=axes, parity=parity)
 
         if quantized(options.precision):
-            draft = Draft(Bundle(writer.root, manifest), folder)
+            draft = Draft(Bundle(writer.root, manifest), folder, base)
             written, manifest = quantize(
                 draft, writer.root, options.quantization, cases, begin, say
             )

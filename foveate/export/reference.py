@@ -94,19 +94,18 @@ def decoder_cases(
         rows: Tensor, positions: NDArray[np.int64], past: list[Tensor]
     ) -> tuple[Case, list[Tensor]]:
         """One call of the language model, rows [1, S, H] at positions [A, S]; and the cache it leaves."""
-        feeds: dict[str, NDArray[Any]] = {
-            "inputs_embeds": host(rows),
-            "position_ids": positions[:, None],
-            "attention_mask": np.ones((1, past[0].shape[2] + rows.shape[1]), dtype=np.int64),
-            **{f"past.{name}": host(state) for name, state in zip(names, past, strict=True)},
-        }
         cache = make_cache(past)
         hidden = torch_half.decode(model, rows, torch.from_numpy(positions[:, None]), cache)
         present = cache_states(cache)
-        expected = {"logits": host(language.head(hidden[:, -1]).float())}
-        expected |= {
+        feeds = {f"past.{name}": host(state) for name, state in zip(names, past, strict=True)} | {
+            "inputs_embeds": host(rows),
+            "position_ids": positions[:, None],
+            "attention_mask": np.ones((1, past[0].shape[2] + rows.shape[1]), dtype=np.int64),
+        }
+        expected = {
             f"present.{name}": host(state) for name, state in zip(names, present, strict=True)
         }
+        expected["logits"] = host(language.head(hidden[:, -1]).float())
         return Case("decoder", feeds, expected), present
 
     none = [embeds.new_zeros(1, facts.kv_heads, 0, facts.head_dim) for _ in names]

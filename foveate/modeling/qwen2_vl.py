@@ -1,10 +1,8 @@
 """Qwen2-VL in torch, as transformers has it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
@@ -172,9 +170,7 @@ class TorchQwen2VL:
             },
         )
 
-    def contrib_vision(self, model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
-        """The vision graph of contrib operators; see `vision_graph`."""
-        return vision_graph(model, preprocessing)
+    contrib_vision = staticmethod(vision_graph)
 
     def shrink(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> GridInput:
         """Prepare pictures made smaller; see `shrunk`."""

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from msgspec.structs import replace
 
-from foveate.bundle.manifest import FileEntry, Manifest, Precision
+from foveate.bundle.manifest import FileEntry, Manifest, Precision, Quantized
 from foveate.bundle.reader import Bundle
 from foveate.export import embeddings
 from foveate.runtime.backends.ort.backend import ROLES, OrtBackend
@@ -23,15 +24,22 @@ class Draft:
     Attributes:
         texts: The bundle to be: what its manifest is to say, its tokenizer and its chat template.
         folder: The folder.
+        precision: What the graphs compute in.
     """
 
     texts: Bundle
     folder: Path
+    precision: Precision
 
     @property
     def manifest(self) -> Manifest:
         """What the bundle is to say of the graphs."""
         return self.texts.manifest
+
+    @property
+    def to(self) -> Quantized:
+        """What the bundle's graphs are to be quantized to."""
+        return cast(Quantized, self.manifest.precision)
 
     @property
     def table(self) -> Path:
@@ -50,9 +58,7 @@ class Draft:
         """The size of a role's graph and weights."""
         return self.graph(role).stat().st_size + self.weights(role).stat().st_size
 
-    def open(
-        self, precision: Precision, others: Mapping[str, OnnxEngine] | None = None
-    ) -> Pipeline:
+    def open(self, others: Mapping[str, OnnxEngine] | None = None) -> Pipeline:
         """Open the graphs on the CPU, `others` in place of some.
 
         Raises:
@@ -64,7 +70,7 @@ class Draft:
         engines = dict(others or {})
         for role in ROLES:
             if role not in engines:
-                engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=precision))
+                engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=self.precision))
         backend = OrtBackend(bundle, engines, EmbeddingTable(bundle), "cpu")
         tokenizer = read_tokenizer(self.texts)
         family = read_family(self.texts, tokenizer)

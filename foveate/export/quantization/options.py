@@ -27,11 +27,6 @@ class QuantizationOptions:
     limit: int | None = None
     base: Base | None = None
 
-    @property
-    def floats(self) -> Base:
-        """What everything else computes in."""
-        return self.base or "fp32"
-
 
 def quantized(precision: Precision) -> Quantized | None:
     """The precision, if it is one that graphs are quantized to."""

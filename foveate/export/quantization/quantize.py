@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +64,26 @@ def quantize(
         ExportError: A graph of which nothing can be quantized.
         ParityError: A quantized graph that no longer computes what the checkpoint does.
     """
-    manifest, after = draft.manifest, replace(draft, folder=target)
-    precision = quantized(manifest.precision)
-    assert precision is not None
+    manifest, precision = draft.manifest, draft.to
+    after = replace(draft, folder=target, precision=precision)
     calibration, held_out = choose_questions(options)
-    roles = [role for role in manifest.graphs if role not in KEPT]
-    calibrated, ranges = None, {role: dict[str, float]() for role in roles}
+    calibrated, ranges = None, dict[str, dict[str, float]]()
     if calibration is not None:
         stage("calibrate")
-        calibrated, ranges = _calibrate(draft, roles, precision, options.floats, calibration, say)
+        calibrated, ranges = _calibrate(draft, calibration, say)
 
     stage("quantize")
     specs, costs = dict(manifest.graphs), dict[str, dict[str, Any]]()
     for role in manifest.graphs:
         say(role)
-        if role in roles:
-            costs[role] = _write(
-                draft.graph(role), after.graph(role), role, precision, ranges[role]
-            )
-            costs[role]["bytes"] = {"before": draft.bytes(role), "after": after.bytes(role)}
-            specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
-        else:
+        if role in KEPT:
             shutil.copyfile(draft.graph(role), after.graph(role))
             shutil.copyfile(draft.weights(role), after.weights(role))
+            continue
+        source, made = draft.graph(role), after.graph(role)
+        costs[role] = _write(source, made, role, precision, ranges.get(role, {}))
+        costs[role]["bytes"] = {"before": draft.bytes(role), "after": after.bytes(role)}
+        specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
     shutil.copyfile(draft.table, after.table)
 
     stage("parity of quantized")
@@ -100,10 +96,10 @@ def quantize(
     if options.calibration or options.evaluate:
         stage("answers")
     if held_out is not None:
-        asked, answers = _ask(draft, after, options.floats, held_out, say)
+        asked, answers = _ask(draft, after, held_out, say)
     report = {
         "precision": precision,
-        "base": options.floats,
+        "base": draft.precision,
         "graphs": costs,
         "calibration": calibrated and calibrated.facts(),
         "evaluation": asked and asked.facts(),
@@ -118,47 +114,41 @@ def quantize(
 
 
 def _calibrate(
-    draft: Draft,
-    roles: list[str],
-    precision: Quantized,
-    base: Precision,
-    questions: Questions,
-    say: Say,
+    draft: Draft, questions: Questions, say: Say
 ) -> tuple[Asked, dict[str, dict[str, float]]]:
     """Ask questions of the float graphs, and choose the ranges of what their products take."""
-    count = len(questions.records)
-    observers = {role: Observer(draft.graph(role), count) for role in roles}
-    with draft.open(base, observers) as pipe:
+    observers = {
+        role: Observer(draft.graph(role), len(questions.records))
+        for role in draft.manifest.graphs
+        if role not in KEPT
+    }
+    with draft.open(observers) as pipe:
         asked, _ = score_all(pipe, questions, (1.0,), say)
     ranges = {}
     for role, observer in observers.items():
         say(f"ranges of {role}")
-        ranges[role] = observer.ranges(precision)
+        ranges[role] = observer.ranges(draft.to)
     return asked, ranges
 
 
 def _ask(
-    before: Draft, after: Draft, base: Precision, questions: Questions, say: Say
+    before: Draft, after: Draft, questions: Questions, say: Say
 ) -> tuple[Asked, list[dict[str, Any]]]:
     """Ask questions before and after: what came of it, and the right answers by keep."""
     keeps = tuple(dict.fromkeys((1.0, before.manifest.compressor.keep)))
     answers: list[dict[str, Any]] = [{"keep": keep} for keep in keeps]
-    for name, draft, precision in (
-        ("before", before, base),
-        ("after", after, after.manifest.precision),
-    ):
-        with draft.open(precision) as pipe:
-            asked, scores = score_all(pipe, questions, keeps, partial(_say_of, say, precision))
+    for name, draft in (("before", before), ("after", after)):
+
+        def say_of(text: str, precision: str = draft.precision) -> None:
+            say(f"{precision}: {text}")
+
+        with draft.open() as pipe:
+            asked, scores = score_all(pipe, questions, keeps, say_of)
         for row in answers:
             score = scores[row["keep"]]
             interval = [round(bound, 2) for bound in score.interval]
             row[name] = {"n": score.n, "right": score.right, "interval": interval}
     return asked, answers
-
-
-def _say_of(say: Say, precision: Precision, text: str) -> None:
-    """Say how far asking graphs of a precision is."""
-    say(f"{precision}: {text}")
 
 
 def _write(
