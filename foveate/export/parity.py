@@ -1,7 +1,7 @@
 """Parity: every graph of a bundle against the checkpoint run by transformers' own eager code."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,8 @@ def _opened(path: Path, copies: Path | None) -> Iterator[Callable[[Arrays], Arra
         return
     if copies is not None:
         path = write_float32_copy(path, copies / path.name)
-    engine = OnnxEngine(path, OnnxOptions(frugal=True))
-    try:
+    with closing(OnnxEngine(path, OnnxOptions(frugal=True))) as engine:
         yield lambda feeds: {name: value.numpy() for name, value in engine.run(feeds).items()}
-    finally:
-        engine.close()
 
 
 def difference(role: str, outputs: Arrays, expected: Arrays) -> float:

@@ -123,12 +123,9 @@ def first_layer_attention(
     """Layer 0's attention weights float32 [heads, T, T], caught as transformers computes them."""
     caught: list[Tensor] = []
     layer: Any = torch_half.language(model).layers[0]
-    hook = layer.self_attn.register_forward_hook(lambda _m, _i, outputs: caught.append(outputs[1]))
-    try:
-        positions = torch.from_numpy(prompt.position_ids[:, None])
+    positions = torch.from_numpy(prompt.position_ids[:, None])
+    with layer.self_attn.register_forward_hook(lambda _m, _i, outputs: caught.append(outputs[1])):
         torch_half.decode(model, embeds[None], positions, DynamicCache())
-    finally:
-        hook.remove()
     return caught[0][0].float()
 
 

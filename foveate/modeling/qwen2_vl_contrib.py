@@ -61,7 +61,9 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
         tower.patch_embed.proj.weight.permute(0, 2, 3, 4, 1).flatten(1), None,
     )  # fmt: skip
     depth = config.embed_dim // config.num_heads
-    group = _heads_together(config.num_heads, depth)
+    # The rotary kernel may take several heads as one: a block of threads is as wide as a head.
+    divisors = [n for n in range(1, config.num_heads + 1) if config.num_heads % n == 0]
+    group = max(n for n in divisors if n * depth <= MOST_THREADS)
     cos, sin = _vision_rotary(graph, places, depth, group)
     block = tower.blocks[0]
     normed = graph.op(
@@ -143,11 +145,6 @@ def interleaved(rows: Tensor, depth: int) -> Tensor:
     """
     halves = rows.reshape(-1, 2, depth // 2, *rows.shape[1:])
     return halves.transpose(1, 2).reshape(rows.shape)
-
-
-def _heads_together(heads: int, depth: int) -> int:
-    """How many heads the rotary kernel may take as one: a block of threads is as wide as a head."""
-    return max(n for n in range(1, heads + 1) if heads % n == 0 and n * depth <= MOST_THREADS)
 
 
 def _vision_rotary(
