@@ -10,14 +10,13 @@ from msgspec.structs import replace
 
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
+from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.parity import Case
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantize
-from foveate.export.reference import reference
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.families import torch_family
-from foveate.runtime.load import read_family, read_tokenizer
 
 CASES: dict[Path, list[Case]] = {}
 """What transformers gave for each checkpoint, run once."""
@@ -31,29 +30,25 @@ def quantize_bundle(
     options: QuantizationOptions = QuantizationOptions(),  # noqa: B008
 ) -> Bundle:
     """A float bundle's quantized sibling."""
-    tokenizer = read_tokenizer(bundle)
-    family = read_family(bundle, tokenizer)
     if checkpoint not in CASES:
         torch_half = torch_family(bundle.manifest.family)
         model = torch_half.load(Checkpoint.open(checkpoint), torch.float32, "eager")
-        CASES[checkpoint] = reference(torch_half, model, None, family)
+        CASES[checkpoint] = checkpoint_cases(torch_half, model, None, bundle)
     scratch = shutil.copytree(bundle.root, target.parent / f"{target.name}.float")
     draft = Draft(
-        scratch, replace(bundle.manifest, precision=precision, files={}), family, tokenizer
+        Bundle(bundle.root, replace(bundle.manifest, precision=precision)), scratch, "fp32"
     )
     with BundleWriter(target) as writer:
-        made = quantize(
-            draft, writer.root, precision, "fp32", options, CASES[checkpoint],
-            lambda stage: None, lambda detail: None,
-        )  # fmt: skip
+        written, manifest = quantize(
+            draft, writer.root, options, CASES[checkpoint], lambda stage: None, lambda detail: None
+        )
         files = {
             "tokenizer": "tokenizer.json",
             "chat_template": "chat_template.jinja",
-            **made.files,
+            **written,
         }
         for role in ("tokenizer", "chat_template"):
             shutil.copyfile(bundle.file(role), writer.root / files[role])
-        manifest = replace(draft.manifest, graphs=made.graphs, parity=made.parity)
         return writer.finish(replace(manifest, files=writer.entries(files)))
 
 

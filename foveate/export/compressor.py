@@ -1,37 +1,14 @@
 """The compressor graph: probe, ranking, top-k and gather in one launch."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foveate.export.modules import FirstLayerProbe
 from foveate.modeling.f_theta import FTheta
 
-INPUTS = (
-    "text_embeds",
-    "visual_embeds",
-    "text_index",
-    "visual_index",
-    "instruction_rows",
-    "position_ids",
-    "keep",
-)
 OUTPUTS = ("inputs_embeds", "kept_position_ids", "kept_indices", "relevance", "scores")
-
-
-class Probe(Protocol):
-    """The language model's first layer, as far as its attention weights."""
-
-    def __call__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        query_positions: Tensor,
-        key_positions: Tensor,
-        mask: Tensor,
-    ) -> Tensor:
-        """Attention weights float32 [heads, U, T] of U queries over T keys; `mask` bool [U, T] is what they see."""
-        ...
 
 
 class Compressor(nn.Module):
@@ -41,10 +18,9 @@ class Compressor(nn.Module):
     and the places in the sequence (`*_index`) decide what each query may see.
     """
 
-    def __init__(self, probe: Probe, network: FTheta | None) -> None:
+    def __init__(self, probe: FirstLayerProbe, network: FTheta | None) -> None:
         super().__init__()
-        self.probe = probe
-        self.network = network
+        self.probe, self.network = probe, network
 
     def forward(
         self,

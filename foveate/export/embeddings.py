@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
 
+from foveate.export.trace import Written
 from foveate.modeling.cast_weights import CODES, write_tensors
 
 ROLE = "embeddings"
 FILE = "embeddings.safetensors"
 
 
-def write_embeddings(embedding: nn.Module, folder: Path) -> None:
+def write_embeddings(embedding: nn.Module, folder: Path) -> Written:
     """Write the table [V, H] as the one tensor `ROLE` of a safetensors file, of its own float type.
 
     Args:
@@ -27,6 +28,7 @@ def write_embeddings(embedding: nn.Module, folder: Path) -> None:
     layout = {ROLE: (CODES[table.dtype], list(table.shape), table.nbytes)}
     with open(folder / FILE, "wb") as out:
         write_tensors(layout, [table], out)
+    return {ROLE: FILE}, {}
 
 
 def look_up(path: Path, token_ids: NDArray[np.int64]) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -18,33 +17,23 @@ from tokenizers import Tokenizer
 from foveate import families
 from foveate._version import __version__
 from foveate.atomic_write import writing
-from foveate.bundle.manifest import (
-    AxisRange,
-    CompressorFacts,
-    Generation,
-    GraphSpec,
-    ImageBackend,
-    Limits,
-    Manifest,
-    Operators,
-    Precision,
-)
+from foveate.bundle import manifest as schema
+from foveate.bundle.manifest import GraphSpec, Manifest, Operators, Precision
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import ExportError, KeepError, LimitError
-from foveate.export import embeddings
-from foveate.export.contrib.cases import contrib_cases
-from foveate.export.contrib.compressor import compressor
+from foveate.export.contrib.cases import checkpoint_cases
+from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
 from foveate.export.contrib.merge import merge
+from foveate.export.embeddings import write_embeddings
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
 from foveate.export.quantization.quantize import quantization_stages, quantize
 from foveate.export.quantization.questions import choose_questions
-from foveate.export.reference import reference
-from foveate.export.trace import save_graph, write_graph
+from foveate.export.trace import Written, save_graph, write_graph
 from foveate.modeling.attention import GROUPED
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.cast_weights import cast_weights
@@ -66,9 +55,8 @@ COMPARED = 1_000_000_000
 Progress = Callable[[str, int, int], None]
 """Called as each stage begins: its name, its number from 1, how many there are."""
 
-
-WriteGraph = Callable[[Path], tuple[dict[str, str], GraphSpec]]
-"""Writes a graph into a folder: role to file name, and what the graph takes and gives."""
+Write = Callable[[Path], Written]
+"""Writes a graph into a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,195 +110,194 @@ def export(
         OutputExistsError: `target` is there, and `force` was not given.
         OutputError: It could not be written.
     """
+    check(options)
+    checkpoint = Checkpoint.open(source)
+    torch_half = torch_family(checkpoint.family)
+    network, compressor = choose_compressor(options)
+    stages = choose_stages(options)
+    base = options.precision
+    if quantized(options.precision):
+        base = options.quantization.base or "fp32"
+
+    def begin(stage: str) -> None:
+        progress(stage, stages.index(stage) + 1, len(stages))
+
+    with (
+        BundleWriter(target, force=options.force) as writer,
+        writing(writer.root),
+        TemporaryDirectory(
+            dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
+        ) as scratch,
+    ):
+        begin("weights")
+        files = write_texts(checkpoint, options, writer.root)
+        preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
+        model = load(torch_half, checkpoint, options, DTYPES[base], scratch)
+        manifest = describe(torch_half, checkpoint, model, options, preprocessing, compressor)
+        manifest = replace(manifest, files=writer.entries(files))
+
+        cases: list[Case] = []
+        compared = not options.random_weights or count_parameters(model) <= COMPARED
+        if compared:
+            begin("reference")
+            cases = checkpoint_cases(torch_half, model, network, Bundle(writer.root, manifest))
+
+        folder = Path(scratch) if quantized(options.precision) else writer.root
+        writers, axes = graph_writers(torch_half, model, network, manifest)
+        graphs: dict[str, GraphSpec] = {}
+        for role in (stage for stage in stages if stage in writers):
+            begin(role)
+            written, specs = writers[role](folder)
+            files, graphs = files | written, graphs | specs
+        release(model)
+
+        parity: dict[str, float] = {}
+        if compared:
+            begin("parity")
+            paths = {role: folder / file for role, file in files.items()}
+            parity = compare(paths, base, options.operators, cases, Path(scratch) / "copies")
+        manifest = replace(manifest, graphs=graphs, vision_axes=axes, parity=parity)
+
+        if quantized(options.precision):
+            draft = Draft(Bundle(writer.root, manifest), folder, base)
+            written, manifest = quantize(
+                draft, writer.root, options.quantization, cases, begin, say
+            )
+            files |= written
+
+        begin("seal")
+        return writer.finish(replace(manifest, files=writer.entries(files)))
+
+
+def check(options: ExportOptions) -> None:
+    """Refuse what cannot be, before anything is read."""
     if not 0 < options.keep <= 1:
         raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
     check_options(options.precision, options.quantization)
     choose_questions(options.quantization)
     to = quantized(options.precision)
-    base = options.quantization.base or "fp32" if to else options.precision
     if to and (options.operators != "standard" or options.random_weights):
         raise ExportError(
             f"{to} is made of standard operators and trained weights; leave out --operators and "
             "--random-weights, or export with --precision fp16"
         )
-    checkpoint = Checkpoint.open(source)
-    torch_half = torch_family(checkpoint.family)
-    network, ranking = choose_compressor(options)
-
-    names = STAGES if options.operators == "contrib" else [s for s in STAGES if s != "merge"]
-    stages = (*names[:-1], *quantization_stages(options.precision, options.quantization), "seal")
-
-    def stage(name: str) -> None:
-        progress(name, stages.index(name) + 1, len(stages))
-
-    with (
-        BundleWriter(target, force=options.force) as writer,
-        writing(writer.root),
-        ExitStack() as stack,
-    ):
-        scratch = partial(
-            TemporaryDirectory, dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
-        )
-        stage("weights")
-        preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
-        template = checkpoint.chat_template()
-        tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
-        dtype = DTYPES[base]
-        if options.random_weights:
-            model = torch_half.blank(checkpoint, dtype, ATTENTION)
-        else:
-            with scratch() as copies:
-                cast = cast_weights(checkpoint, dtype, Path(copies))
-                model = torch_half.load(cast, dtype, ATTENTION)
-        compared = not options.random_weights or count_parameters(model) <= COMPARED
-        facts = torch_half.facts(model)
-        tokens = torch_half.tokens(checkpoint, model, tokenizer)
-        limits = choose_limits(torch_half.context(model), options)
-        generation = choose_generation(checkpoint)
-        make_family = partial(
-            families.create,
-            checkpoint.family,
-            preprocessing=preprocessing,
-            tokenizer=tokenizer,
-            chat_template=template,
-            tokens=tokens,
-        )
-        family = make_family()
-
-        cases: list[Case] = []
-        if compared:
-            stage("reference")
-            cases = reference(torch_half, model, network, family)
-            if options.operators == "contrib":
-                cases = contrib_cases(cases, make_family(levels=True))
-
-        files = {"tokenizer": "tokenizer.json", "chat_template": "chat_template.jinja"}
-        (writer.root / files["tokenizer"]).write_bytes(
-            checkpoint.required("tokenizer.json").read_bytes()
-        )
-        (writer.root / files["chat_template"]).write_text(template, encoding="utf-8")
-        if network is not None:
-            files["f_theta"] = "f_theta.safetensors"
-            (writer.root / files["f_theta"]).write_bytes(Path(options.compressor).read_bytes())
-        graphs: dict[str, GraphSpec] = {}
-        folder = Path(stack.enter_context(scratch())) if to else writer.root
-        axes: dict[str, AxisRange] = {}
-        if options.operators == "contrib":
-            writers = contrib_writers(torch_half, model, network, preprocessing)
-        else:
-            writers, axes = standard_writers(torch_half, model, network)
-        for role in (name for name in STAGES if name in (*writers, embeddings.ROLE)):
-            stage(role)
-            if role == embeddings.ROLE:
-                embeddings.write_embeddings(torch_half.language(model).embedding, folder)
-                files[role] = embeddings.FILE
-            else:
-                written, graphs[role] = writers[role](folder)
-                files |= written
-        release(model)
-
-        parity: dict[str, float] = {}
-        if compared:
-            stage("parity")
-            paths = {role: folder / file for role, file in files.items()}
-            with scratch() as copies:
-                parity = compare(paths, base, options.operators, cases, Path(copies))
-
-        manifest = Manifest(
-            family=checkpoint.family,
-            precision=options.precision,
-            weights="random" if options.random_weights else "trained",
-            operators=options.operators,
-            model=facts,
-            files={},
-            graphs=graphs,
-            vision_axes=axes,
-            preprocessing=preprocessing,
-            image_backend=ImageBackend(name="pillow", version=PIL.__version__),
-            tokens=tokens,
-            generation=generation,
-            limits=limits,
-            compressor=ranking,
-            parity=parity,
-            tools={
-                "foveate": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in TOOLS},
-            },
-        )
-        if to:
-            draft = Draft(folder, manifest, family, tokenizer)
-            made = quantize(draft, writer.root, to, base, options.quantization, cases, stage, say)
-            files |= made.files
-            manifest = replace(manifest, graphs=made.graphs, parity=made.parity)
-
-        stage("seal")
-        return writer.finish(replace(manifest, files=writer.entries(files)))
 
 
-def standard_writers(
-    torch_half: TorchFamily, model: Any, network: FTheta | None
-) -> tuple[dict[str, WriteGraph], dict[str, AxisRange]]:
-    """What writes each graph of standard operators, by role, and the vision graph's axes."""
-    torch_half.set_attention(model, GROUPED)
-    vision = torch_half.vision_module(model)
-    made = plans(vision, torch_half.language(model), torch_half.facts(model), network)
-    return {plan.role: partial(write_graph, plan) for plan in made}, vision.ranges
+def choose_stages(options: ExportOptions) -> tuple[str, ...]:
+    """The stages of an export, in order."""
+    *stages, seal = (name for name in STAGES if name != "merge" or options.operators == "contrib")
+    return (*stages, *quantization_stages(options.precision, options.quantization), seal)
 
 
-def contrib_writers(
-    torch_half: TorchFamily, model: Any, network: FTheta | None, preprocessing: dict[str, Any]
-) -> dict[str, WriteGraph]:
-    """What writes each graph of contrib operators, by role; each is made at its turn: it copies weights."""
-    language, facts, dtype = torch_half.language(model), torch_half.facts(model), model.dtype
-    made: dict[str, Callable[[], ir.Model]] = {
-        "vision": lambda: torch_half.contrib_vision(model, preprocessing),
-        "compressor": lambda: compressor(language, facts, network, dtype),
-        "merge": lambda: merge(facts.hidden_size, dtype),
-        "decoder": lambda: decoder(language, facts, dtype),
+def load(
+    torch_half: TorchFamily,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    dtype: Any,
+    scratch: str,
+) -> Any:
+    """The model in the precision that its float graphs are to have."""
+    if options.random_weights:
+        return torch_half.blank(checkpoint, dtype, ATTENTION)
+    with TemporaryDirectory(dir=scratch) as copies:
+        return torch_half.load(cast_weights(checkpoint, dtype, Path(copies)), dtype, ATTENTION)
+
+
+def write_texts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> dict[str, str]:
+    """Write what is copied from elsewhere; file names by role."""
+    tokenizer = checkpoint.required("tokenizer.json").read_bytes()
+    contents = {
+        "tokenizer.json": tokenizer,
+        "chat_template.jinja": checkpoint.chat_template().encode(),
     }
+    if options.compressor != "attention":
+        contents["f_theta.safetensors"] = Path(options.compressor).read_bytes()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {Path(name).stem: name for name in contents}
 
-    def write(role: str, folder: Path) -> tuple[dict[str, str], GraphSpec]:
-        """Make a graph and write it."""
-        return save_graph(role, made[role](), folder, ".contrib")
 
-    return {role: partial(write, role) for role in made}
+def describe(
+    torch_half: TorchFamily,
+    checkpoint: Checkpoint,
+    model: Any,
+    options: ExportOptions,
+    preprocessing: dict[str, Any],
+    compressor: schema.CompressorFacts,
+) -> Manifest:
+    """What the manifest says before there are graphs."""
+    tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
+    tools = {name: version(name) for name in TOOLS}
+    return Manifest(
+        family=checkpoint.family,
+        precision=options.precision,
+        weights="random" if options.random_weights else "trained",
+        operators=options.operators,
+        model=torch_half.facts(model),
+        files={},
+        graphs={},
+        vision_axes={},
+        preprocessing=preprocessing,
+        image_backend=schema.ImageBackend(name="pillow", version=PIL.__version__),
+        tokens=torch_half.tokens(checkpoint, model, tokenizer),
+        generation=schema.Generation(
+            eos=checkpoint.stops(),
+            repetition_penalty=float(checkpoint.setting("repetition_penalty") or 1.0),
+            max_new_tokens=NEW_TOKENS,
+        ),
+        limits=choose_limits(torch_half.context(model), options),
+        compressor=compressor,
+        parity={},
+        tools={"foveate": __version__, "python": platform.python_version(), **tools},
+    )
 
 
-def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, CompressorFacts]:
+def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, schema.CompressorFacts]:
     """The ranking network, if any, and what the manifest says of it."""
-    if options.compressor == "attention":
-        return None, CompressorFacts(
-            kind="attention", keep=options.keep, trained_on=None, figures={}
-        )
-    network, header = FTheta.load(Path(options.compressor))
-    figures = {
-        name.removeprefix("figure."): float(value)
-        for name, value in header.items()
-        if name.startswith("figure.")
-    }
-    return network, CompressorFacts(
-        kind="f_theta", keep=options.keep, trained_on=header.get("trained_on"), figures=figures
+    network, header = None, dict[str, str]()
+    if options.compressor != "attention":
+        network, header = FTheta.load(Path(options.compressor))
+    names = [name for name in header if name.startswith("figure.")]
+    return network, schema.CompressorFacts(
+        kind="attention" if network is None else "f_theta",
+        keep=options.keep,
+        trained_on=header.get("trained_on"),
+        figures={name.removeprefix("figure."): float(header[name]) for name in names},
     )
 
 
-def choose_limits(context: int, options: ExportOptions) -> Limits:
+def choose_limits(context: int, options: ExportOptions) -> schema.Limits:
     """The bundle's limits: the model's context, and the visual tokens allowed in it."""
-    wanted = (
-        options.visual_tokens if options.visual_tokens is not None else min(context, VISUAL_TOKENS)
-    )
+    wanted = min(context, VISUAL_TOKENS) if options.visual_tokens is None else options.visual_tokens
     if not 1 <= wanted <= context:
         raise LimitError(
             f"{wanted} visual tokens do not fit the model's context of {context}; give fewer"
         )
-    return Limits(visual_tokens=wanted, prompt_tokens=context)
+    return schema.Limits(visual_tokens=wanted, prompt_tokens=context)
 
 
-def choose_generation(checkpoint: Checkpoint) -> Generation:
-    """Stop tokens and penalties from generation_config.json, else from config.json."""
-    penalty = {**checkpoint.config, **checkpoint.generation()}.get("repetition_penalty")
-    return Generation(
-        eos=checkpoint.stops(),
-        repetition_penalty=float(penalty or 1.0),
-        max_new_tokens=NEW_TOKENS,
-    )
+def graph_writers(
+    torch_half: TorchFamily, model: Any, network: FTheta | None, manifest: Manifest
+) -> tuple[dict[str, Write], dict[str, schema.AxisRange]]:
+    """What writes each graph and the embeddings, by role, and the standard vision graph's axes."""
+    language, facts, dtype = torch_half.language(model), manifest.model, model.dtype
+    table: dict[str, Write] = {"embeddings": partial(write_embeddings, language.embedding)}
+    if manifest.operators == "standard":
+        torch_half.set_attention(model, GROUPED)
+        vision = torch_half.vision_module(model)
+        made = plans(vision, language, facts, network)
+        return table | {plan.role: partial(write_graph, plan) for plan in made}, vision.ranges
+
+    # Each is made at its turn: it copies weights.
+    makers: dict[str, Callable[[], ir.Model]] = {
+        "vision": lambda: torch_half.contrib_vision(model, manifest.preprocessing),
+        "compressor": lambda: compressor_graph(language, facts, network, dtype),
+        "merge": lambda: merge(facts.hidden_size, dtype),
+        "decoder": lambda: decoder(language, facts, dtype),
+    }
+
+    def write(role: str, folder: Path) -> Written:
+        """Make a graph and write it."""
+        return save_graph(role, makers[role](), folder, ".contrib")
+
+    return table | {role: partial(write, role) for role in makers}, {}

@@ -29,10 +29,8 @@ def write_float32_copy(source: Path, target: Path) -> Path:
         if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
             node.attributes["to"] = ir.AttrInt64("to", FLOAT)
         if node.op_type == "Constant" and node.attributes["value"].as_tensor().dtype in HALVES:
-            tensor = node.attributes["value"].as_tensor()
-            node.attributes["value"] = ir.AttrTensor(
-                "value", ir.tensor(tensor.numpy().astype("float32"))
-            )
+            values = node.attributes["value"].as_tensor().numpy().astype("float32")
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(values))
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.dtype in HALVES and value not in kept:
             value.dtype = FLOAT

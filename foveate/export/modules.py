@@ -1,14 +1,13 @@
 """The modules that become graphs, built from a language model's own layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from foveate.modeling.language_model import Language, rotation
+from foveate.modeling.language_model import Language, cache_states, make_cache, rotation
 
 
 class FirstLayerProbe(nn.Module):
@@ -29,7 +28,7 @@ class FirstLayerProbe(nn.Module):
         key_positions: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Attention weights; see `foveate.export.compressor.Probe`."""
+        """Attention weights float32 [heads, U, T] of U queries over T keys; `mask` bool [U, T] is what they see."""
         query = self.rotated(queries, query_positions, self.attention.q_proj)
         key = self.rotated(keys, key_positions, self.attention.k_proj)
         groups, width = key.shape[0], key.shape[2]
@@ -64,7 +63,7 @@ class Decoder(nn.Module):
         inputs_embeds: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
-        past: Sequence[Tensor],
+        past: Mapping[str, Tensor],
     ) -> tuple[Tensor, ...]:
         """Logits float32 [B, V] of the last token, then the cache's keys and values by layer.
 
@@ -74,21 +73,13 @@ class Decoder(nn.Module):
             attention_mask: int64 [B, P + S], 0 where a token is padding.
             past: For each layer keys, then values, [B, kv_heads, P, head_dim].
         """
-        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
+        cache = make_cache(list(past.values()))
         total = torch.arange(attention_mask.shape[1], device=inputs_embeds.device)
         places = total[attention_mask.shape[1] - inputs_embeds.shape[1] :]
         seen = (total[None, :] <= places[:, None])[None, None] & (attention_mask[:, None, None] > 0)
         mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-        rotation = self.language.rotation(inputs_embeds, position_ids)
-        hidden = inputs_embeds
-        for layer in self.language.layers:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_embeddings=rotation,
-                past_key_values=cache,
-                use_cache=True,
-            )
+        hidden = self.language.last_state(
+            inputs_embeds, position_ids, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
         logits = self.language.logits(hidden[:, -1]).float()
-        present = [state for layer in cache.layers for state in (layer.keys, layer.values)]
-        return logits, *present
+        return logits, *cache_states(cache)

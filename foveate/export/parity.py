@@ -1,7 +1,7 @@
 """Parity: every graph of a bundle against the checkpoint run by transformers' own eager code."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,10 @@ def compare(
     for role in dict.fromkeys(case.role for case in cases):
         with _opened(files[role], scratch if copied else None) as run:
             for case in (case for case in cases if case.role == role):
-                feeds = {
-                    name: array.astype(np.float32)
-                    if copied and array.dtype == np.float16
-                    else array
-                    for name, array in case.feeds.items()
-                }
+                feeds = dict(case.feeds)
+                if copied:
+                    halves = {name for name, one in feeds.items() if one.dtype == np.float16}
+                    feeds |= {name: feeds[name].astype(np.float32) for name in halves}
                 outputs = run(feeds)
                 worst[role] = max(worst.get(role, 0.0), difference(role, outputs, case.expected))
                 fault = case.check(feeds, outputs) if case.check else None
@@ -107,11 +105,8 @@ def _opened(path: Path, copies: Path | None) -> Iterator[Callable[[Arrays], Arra
         return
     if copies is not None:
         path = write_float32_copy(path, copies / path.name)
-    engine = OnnxEngine(path, OnnxOptions(frugal=True))
-    try:
+    with closing(OnnxEngine(path, OnnxOptions(frugal=True))) as engine:
         yield lambda feeds: {name: value.numpy() for name, value in engine.run(feeds).items()}
-    finally:
-        engine.close()
 
 
 def difference(role: str, outputs: Arrays, expected: Arrays) -> float:
@@ -144,8 +139,7 @@ def check_selection(feeds: Arrays, outputs: Arrays) -> str | None:
     rows = np.concatenate([feeds["text_embeds"], feeds["visual_embeds"][kept]])[order]
     if not np.array_equal(outputs["inputs_embeds"][0], rows):
         return "the kept prompt's embeddings are not the ones that went in"
-    if not np.array_equal(
-        outputs["kept_position_ids"][:, 0], feeds["position_ids"][:, places[order]]
-    ):
+    positions = feeds["position_ids"][:, places[order]]
+    if not np.array_equal(outputs["kept_position_ids"][:, 0], positions):
         return "the kept tokens lost their positions"
     return None

@@ -3,7 +3,7 @@
 import torch
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.export.compressor import INPUTS, OUTPUTS, Compressor
+from foveate.export.compressor import OUTPUTS, Compressor
 from foveate.export.modules import Decoder, FirstLayerProbe
 from foveate.export.trace import GraphPlan
 from foveate.modeling.base import VisionModule
@@ -24,14 +24,7 @@ def plans(
         network: What ranks; None for A_v⁰ itself.
     """
     return [
-        GraphPlan(
-            "vision",
-            vision.module,
-            vision.arguments,
-            vision.inputs,
-            ("visual_embeds",),
-            vision.axes,
-        ),
+        GraphPlan("vision", vision.module, vision.inputs, ("visual_embeds",)),
         compressor_plan(language, facts, network),
         decoder_plan(language, facts),
     ]
@@ -39,53 +32,36 @@ def plans(
 
 def compressor_plan(language: Language, facts: ModelFacts, network: FTheta | None) -> GraphPlan:
     """Probe, ranking, top-k and gather."""
-    dtype = next(language.parameters()).dtype
-    return GraphPlan(
-        "compressor",
-        Compressor(FirstLayerProbe(language), network),
-        (
-            torch.randn(9, facts.hidden_size).to(dtype),
-            torch.randn(20, facts.hidden_size).to(dtype),
-            torch.cat([torch.arange(4), torch.arange(24, 29)]),
-            torch.arange(4, 24),
-            torch.arange(5, 8),
-            torch.arange(29).expand(facts.rope.axes, -1),
-            torch.tensor([6]),
-        ),
-        INPUTS,
-        OUTPUTS,
-        (
-            {0: "text"},
-            {0: "visual"},
-            {0: "text"},
-            {0: "visual"},
-            {0: "instruction"},
-            {1: "prompt"},
-            None,
-        ),
-    )
+    dtype, width = next(language.parameters()).dtype, facts.hidden_size
+    inputs = {
+        "text_embeds": (torch.randn(9, width).to(dtype), {0: "text"}),
+        "visual_embeds": (torch.randn(20, width).to(dtype), {0: "visual"}),
+        "text_index": (torch.cat([torch.arange(4), torch.arange(24, 29)]), {0: "text"}),
+        "visual_index": (torch.arange(4, 24), {0: "visual"}),
+        "instruction_rows": (torch.arange(5, 8), {0: "instruction"}),
+        "position_ids": (torch.arange(29).expand(facts.rope.axes, -1), {1: "prompt"}),
+        "keep": (torch.tensor([6]), None),
+    }
+    return GraphPlan("compressor", Compressor(FirstLayerProbe(language), network), inputs, OUTPUTS)
 
 
 def decoder_plan(language: Language, facts: ModelFacts) -> GraphPlan:
     """A step of the language model over a cache that grows."""
-    dtype = next(language.parameters()).dtype
-    names = state_names(facts.layers)
-    past = [torch.randn(2, facts.kv_heads, 5, facts.head_dim).to(dtype) for _ in names]
-    return GraphPlan(
-        "decoder",
-        Decoder(language),
-        (
-            torch.randn(2, 3, facts.hidden_size).to(dtype),
-            torch.zeros(facts.rope.axes, 2, 3, dtype=torch.int64),
-            torch.ones(2, 8, dtype=torch.int64),
-            past,
+    dtype, names = next(language.parameters()).dtype, state_names(facts.layers)
+    past = torch.randn(2, facts.kv_heads, 5, facts.head_dim).to(dtype)
+    mask = torch.ones(2, 8, dtype=torch.int64)
+    inputs = {
+        "inputs_embeds": (
+            torch.randn(2, 3, facts.hidden_size).to(dtype), {0: "batch", 1: "sequence"},
         ),
-        ("inputs_embeds", "position_ids", "attention_mask", *(f"past.{name}" for name in names)),
-        ("logits", *(f"present.{name}" for name in names)),
-        (
-            {0: "batch", 1: "sequence"},
-            {1: "batch", 2: "sequence"},
-            {0: "batch", 1: "total"},
-            [{0: "batch", 2: "past"}] * len(past),
+        "position_ids": (
+            torch.zeros(facts.rope.axes, 2, 3, dtype=torch.int64), {1: "batch", 2: "sequence"},
         ),
-    )
+        "attention_mask": (mask, {0: "batch", 1: "total"}),
+        "past": (
+            {name: past.clone() for name in names},
+            {name: {0: "batch", 2: "past"} for name in names},
+        ),
+    }  # fmt: skip
+    outputs = ("logits", *(f"present.{name}" for name in names))
+    return GraphPlan("decoder", Decoder(language), inputs, outputs)

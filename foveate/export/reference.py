@@ -13,6 +13,7 @@ from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt, VisualInput, user_turn
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.language_model import cache_states, make_cache
 from foveate.runtime.language.base import state_names
 
 QUESTION = "What can be seen in the two pictures?"
@@ -93,19 +94,18 @@ def decoder_cases(
         rows: Tensor, positions: NDArray[np.int64], past: list[Tensor]
     ) -> tuple[Case, list[Tensor]]:
         """One call of the language model, rows [1, S, H] at positions [A, S]; and the cache it leaves."""
-        feeds: dict[str, NDArray[Any]] = {
+        cache = make_cache(past)
+        hidden = torch_half.decode(model, rows, torch.from_numpy(positions[:, None]), cache)
+        present = cache_states(cache)
+        feeds = {f"past.{name}": host(state) for name, state in zip(names, past, strict=True)} | {
             "inputs_embeds": host(rows),
             "position_ids": positions[:, None],
             "attention_mask": np.ones((1, past[0].shape[2] + rows.shape[1]), dtype=np.int64),
-            **{f"past.{name}": host(state) for name, state in zip(names, past, strict=True)},
         }
-        cache = DynamicCache(list(zip(past[0::2], past[1::2], strict=True)))
-        hidden = torch_half.decode(model, rows, torch.from_numpy(positions[:, None]), cache)
-        present = [state for layer in cache.layers for state in (layer.keys, layer.values)]
-        expected = {"logits": host(language.head(hidden[:, -1]).float())}
-        expected |= {
+        expected = {
             f"present.{name}": host(state) for name, state in zip(names, present, strict=True)
         }
+        expected["logits"] = host(language.head(hidden[:, -1]).float())
         return Case("decoder", feeds, expected), present
 
     none = [embeds.new_zeros(1, facts.kv_heads, 0, facts.head_dim) for _ in names]
@@ -123,12 +123,9 @@ def first_layer_attention(
     """Layer 0's attention weights float32 [heads, T, T], caught as transformers computes them."""
     caught: list[Tensor] = []
     layer: Any = torch_half.language(model).layers[0]
-    hook = layer.self_attn.register_forward_hook(lambda _m, _i, outputs: caught.append(outputs[1]))
-    try:
-        positions = torch.from_numpy(prompt.position_ids[:, None])
+    positions = torch.from_numpy(prompt.position_ids[:, None])
+    with layer.self_attn.register_forward_hook(lambda _m, _i, outputs: caught.append(outputs[1])):
         torch_half.decode(model, embeds[None], positions, DynamicCache())
-    finally:
-        hook.remove()
     return caught[0][0].float()
 
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from foveate.errors import ExportError
 
 OPSET = 18
 
+Written = tuple[dict[str, str], dict[str, GraphSpec]]
+"""What was written, for the manifest: file names by role, and what a graph takes and gives by its role."""
+
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
@@ -25,37 +28,36 @@ class GraphPlan:
     Attributes:
         role: The graph's role in the bundle; also its file name.
         module: What is traced.
-        arguments: Example inputs, every dynamic axis of a size of its own above 1.
-        inputs: Input names, flat, in order.
+        inputs: For each argument, in order, an example whose dynamic axes all have a size of their own
+            above 1, and their names. An argument may be several tensors by name: of "past" and "0.key"
+            the graph's input is "past.0.key".
         outputs: Output names, flat, in order.
-        axes: For each argument the names of its dynamic axes, nested as the arguments are.
     """
 
     role: str
     module: torch.nn.Module
-    arguments: tuple[Any, ...]
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, tuple[Any, Any]]
     outputs: tuple[str, ...]
-    axes: tuple[Any, ...]
 
 
-def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpec]:
+def write_graph(plan: GraphPlan, folder: Path) -> Written:
     """Trace the plan's module and write `ROLE.onnx` and `ROLE.onnx.data` into `folder`.
-
-    Returns:
-        Role to file name, and what the graph takes and gives, for the manifest.
 
     Raises:
         ExportError: The module cannot be traced, or the graph is not as planned.
     """
+    planned: list[str] = []
+    for name, (example, _) in plan.inputs.items():
+        several = isinstance(example, dict)
+        planned += [f"{name}.{part}" for part in example] if several else [name]
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 plan.module.eval(),
-                plan.arguments,
-                input_names=list(plan.inputs),
+                kwargs={name: example for name, (example, _) in plan.inputs.items()},
+                input_names=planned,
                 output_names=list(plan.outputs),
-                dynamic_shapes=plan.axes,
+                dynamic_shapes={name: axes for name, (_, axes) in plan.inputs.items()},
                 dynamo=True,
                 opset_version=OPSET,
                 verbose=False,
@@ -65,15 +67,13 @@ def write_graph(plan: GraphPlan, folder: Path) -> tuple[dict[str, str], GraphSpe
     except Exception as error:
         raise ExportError(f"{plan.role}: torch cannot export it: {error}") from error
     assert program is not None
-    names = tuple(value.name for value in program.model.graph.inputs)
-    if names != plan.inputs:
-        raise ExportError(f"{plan.role}: the graph takes {names}, planned were {plan.inputs}")
+    names = [value.name for value in program.model.graph.inputs]
+    if names != planned:
+        raise ExportError(f"{plan.role}: the graph takes {names}, planned were {planned}")
     return save_graph(plan.role, program.model, folder)
 
 
-def save_graph(
-    role: str, model: ir.Model, folder: Path, kind: str = ""
-) -> tuple[dict[str, str], GraphSpec]:
+def save_graph(role: str, model: ir.Model, folder: Path, kind: str = "") -> Written:
     """Write a graph as `ROLE.onnx` and `ROLE.onnx.data` into `folder`; its weights are let go.
 
     Args:
@@ -81,14 +81,15 @@ def save_graph(
         model: The graph.
         folder: Where to write it.
         kind: Stands before ".onnx" in the file's name, with a dot.
-
-    Returns:
-        Role to file name, and what the graph takes and gives, for the manifest.
     """
     path = folder / f"{role}{kind}.onnx"
     strip_metadata(model)
     ir.save(model, path, external_data=f"{path.name}.data")
-    spec = describe(model.graph)
+    spec = GraphSpec(
+        opset=model.graph.opset_imports[""],
+        inputs=[tensor_spec(value) for value in model.graph.inputs],
+        outputs=[tensor_spec(value) for value in model.graph.outputs],
+    )
     for value in model.graph.initializers.values():
         # onnxscript's rewrite rules keep the last graph they saw, and with it every weight.
         value.const_value = None
@@ -97,29 +98,20 @@ def save_graph(
         files[f"{role}.weights"] = data.name
     else:
         data.unlink(missing_ok=True)
-    return files, spec
+    return files, {role: spec}
 
 
 def strip_metadata(model: ir.Model) -> None:
     """Drop torch's stack traces: they hold the exporting machine's paths, and most of the file."""
-    model.metadata_props.clear()
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        node.metadata_props.clear()
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for node in nodes:
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-
-
-def describe(graph: ir.Graph) -> GraphSpec:
-    """What a graph takes and gives, in the manifest's words."""
-    return GraphSpec(
-        opset=graph.opset_imports[""],
-        inputs=[tensor_spec(value) for value in graph.inputs],
-        outputs=[tensor_spec(value) for value in graph.outputs],
-    )
+    values = [value for node in nodes for value in node.outputs]
+    values += [*model.graph.inputs, *model.graph.initializers.values()]
+    holders: tuple[ir.Model | ir.Graph | ir.Node | ir.Value, ...]
+    holders = (model, model.graph, *nodes, *values)
+    for holder in holders:
+        holder.metadata_props.clear()
 
 
 def tensor_spec(value: ir.Value) -> TensorSpec:
@@ -136,14 +128,11 @@ def tensor_spec(value: ir.Value) -> TensorSpec:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporter's graph dumps and warnings off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

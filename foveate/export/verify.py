@@ -1,24 +1,20 @@
 """A bundle held against the checkpoint it says it came from, stage by stage."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from foveate import families
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError, ParityError
 from foveate.export import embeddings
-from foveate.export.contrib.cases import contrib_cases
+from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.exporter import ATTENTION
 from foveate.export.parity import compare
 from foveate.export.quantization.options import quantized
-from foveate.export.reference import reference
 from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
-from foveate.runtime.load import read_tokenizer
 
 FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 ROOM = 1.25
@@ -66,18 +62,8 @@ def verify(
     network = None
     if bundle.manifest.compressor.kind == "f_theta":
         network, _ = FTheta.load(bundle.file("f_theta"))
-    make_family = partial(
-        families.create,
-        checkpoint.family,
-        preprocessing=bundle.manifest.preprocessing,
-        tokenizer=read_tokenizer(bundle),
-        chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
-        tokens=bundle.manifest.tokens,
-    )
     progress("reference")
-    cases = reference(torch_half, model, network, make_family())
-    if bundle.manifest.operators == "contrib":
-        cases = contrib_cases(cases, make_family(levels=True))
+    cases = checkpoint_cases(torch_half, model, network, bundle)
     release(model)
     progress("parity")
     files = {role: bundle.file(role) for role in (*bundle.manifest.graphs, embeddings.ROLE)}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.types import Device
 from transformers import DynamicCache
 
 from foveate.bundle.manifest import AxisRange, ModelFacts
@@ -28,16 +29,13 @@ class VisionModule:
 
     Attributes:
         module: Gives the visual tokens E_v [N_v, H].
-        arguments: Example inputs; each free axis has a size of its own above 1.
-        inputs: Their names; those of `Call.inputs`.
-        axes: The names of each input's free axes.
+        inputs: By the names of `Call.inputs` an example, each free axis of a size of its own above 1,
+            and the names of its free axes.
         ranges: How the size of each named axis follows from the request.
     """
 
     module: nn.Module
-    arguments: tuple[Tensor, ...]
-    inputs: tuple[str, ...]
-    axes: tuple[dict[int, str], ...]
+    inputs: dict[str, tuple[Tensor, dict[int, str]]]
     ranges: dict[str, AxisRange]
 
 
@@ -58,11 +56,7 @@ class TorchFamily(Protocol):
         ...
 
     def blank(
-        self,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        attention: str,
-        device: str | torch.device = "cpu",
+        self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu"
     ) -> Any:
         """Build the model with random weights, of which only config.json is read; as `load` otherwise.
 

@@ -79,10 +79,10 @@ class Checkpoint:
             )
         return path
 
-    def generation(self) -> dict[str, Any]:
-        """generation_config.json, or nothing where there is none."""
+    def setting(self, name: str) -> Any:
+        """A setting of generation_config.json, else of config.json; None where neither has it."""
         path = self.root / "generation_config.json"
-        return read_json(path) if path.is_file() else {}
+        return {**self.config, **(read_json(path) if path.is_file() else {})}.get(name)
 
     def stops(self) -> list[int]:
         """The tokens that end an answer.
@@ -90,7 +90,7 @@ class Checkpoint:
         Raises:
             CheckpointError: None is named.
         """
-        eos = {**self.config, **self.generation()}.get("eos_token_id")
+        eos = self.setting("eos_token_id")
         stops = [eos] if isinstance(eos, int) else list(eos or [])
         if not stops:
             raise CheckpointError(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -145,10 +145,7 @@ class FTheta(nn.Module):
 
     def _layers(self) -> Iterable[tuple[nn.Conv1d, nn.Conv1d]]:
         """Each layer's depthwise and pointwise convolution."""
-        return cast(
-            Iterable[tuple[nn.Conv1d, nn.Conv1d]],
-            zip(self.depthwise, self.pointwise, strict=True),
-        )
+        return zip(self.depthwise, self.pointwise, strict=True)  # type: ignore[arg-type]
 
     def save(self, path: Path, facts: dict[str, str], *, force: bool = True) -> None:
         """Write the weights as safetensors with `facts` (trained on, figures) in the header.

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 OPSET = 18
 IR_VERSION = 10
 CONTRIB = "com.microsoft"
-DTYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-}
+FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+INT32, INT64, UINT8 = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8
+DTYPES = {torch.float32: FLOAT, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+Outputs = dict[str, tuple[ir.Value, ir.DataType, list[int | str]]]
+
+Input = ir.Value | list[int] | NDArray[Any] | np.generic | None
+"""What an operator takes: a value, a constant, or nothing where an input may be left out."""
 
 
 class GraphBuilder:
@@ -41,33 +43,32 @@ class GraphBuilder:
         """A weight, as the module has it."""
         return self._tape.initializer(TorchTensor(tensor.detach().contiguous(), name), name)
 
-    def constant(self, value: NDArray[Any] | np.generic) -> ir.Value:
-        """A small constant; the same one twice is stored once."""
-        array = np.asarray(value)
+    def constant(self, value: list[int] | NDArray[Any] | np.generic) -> ir.Value:
+        """A small constant, integers as int64; the same one twice is stored once."""
+        array = np.array(value, np.int64) if isinstance(value, list) else np.asarray(value)
         key = f"constant_{array.dtype}_{array.shape}_{array.tobytes().hex()}"
         if key not in self.constants:
             name = f"constant_{len(self.constants)}"
             self.constants[key] = self._tape.initializer(ir.tensor(array, name=name), name)
         return self.constants[key]
 
-    def op(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+    def op(self, kind: str, *inputs: Input, **attributes: Any) -> ir.Value:
         """One standard operator with one output."""
-        return self._tape.op(kind, inputs, attributes)
+        return self.outputs(kind, inputs, 1, **attributes)[0]
 
-    def contrib(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+    def contrib(self, kind: str, *inputs: Input, **attributes: Any) -> ir.Value:
         """One contrib operator with one output."""
-        return self._tape.op(kind, inputs, attributes, domain=CONTRIB)
+        return self.outputs(kind, inputs, 1, CONTRIB, **attributes)[0]
 
     def outputs(
-        self,
-        kind: str,
-        inputs: Sequence[ir.Value | None],
-        count: int,
-        domain: str = "",
-        **attributes: Any,
+        self, kind: str, inputs: Sequence[Input], count: int, domain: str = "", **attributes: Any
     ) -> Sequence[ir.Value]:
         """One operator with `count` outputs."""
-        return self._tape.op_multi_out(kind, inputs, attributes, num_outputs=count, domain=domain)
+        values = [
+            one if one is None or isinstance(one, ir.Value) else self.constant(one)
+            for one in inputs
+        ]
+        return self._tape.op_multi_out(kind, values, attributes, num_outputs=count, domain=domain)
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """`value` as `dtype`."""
@@ -84,10 +85,8 @@ class GraphBuilder:
 
     def rotation(self, angles: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of angles, computed in float32."""
-        return (
-            self.cast(self.op("Cos", angles), self.dtype),
-            self.cast(self.op("Sin", angles), self.dtype),
-        )
+        cos, sin = (self.cast(self.op(kind, angles), self.dtype) for kind in ("Cos", "Sin"))
+        return cos, sin
 
     def rms_norm(self, value: ir.Value, name: str, norm: Any, weight: Tensor) -> ir.Value:
         """Root-mean-square normalisation by `weight`, of the value's own type."""
@@ -100,27 +99,17 @@ class GraphBuilder:
         self, value: ir.Value, skip: ir.Value, name: str, norm: Any
     ) -> tuple[ir.Value, ir.Value]:
         """Root-mean-square normalisation of value + skip; also the sum itself."""
-        return self._skip(
-            "SkipSimplifiedLayerNormalization",
-            [value, skip, self.weight(name, norm.weight)],
-            float(norm.variance_epsilon),
-        )
+        inputs = [value, skip, self.weight(name, norm.weight)]
+        return self._skip("SkipSimplifiedLayerNormalization", inputs, float(norm.variance_epsilon))
 
     def skip_layer_norm(
         self, value: ir.Value, skip: ir.Value, name: str, norm: nn.LayerNorm, bias: ir.Value
     ) -> tuple[ir.Value, ir.Value]:
         """Layer normalisation of value + skip + bias; also the sum itself."""
-        return self._skip(
-            "SkipLayerNormalization",
-            [
-                value,
-                skip,
-                self.weight(f"{name}.weight", norm.weight),
-                self.weight(f"{name}.bias", norm.bias),
-                bias,
-            ],
-            norm.eps,
-        )
+        weights = [
+            self.weight(f"{name}.{kind}", getattr(norm, kind)) for kind in ("weight", "bias")
+        ]
+        return self._skip("SkipLayerNormalization", [value, skip, *weights, bias], norm.eps)
 
     def _skip(self, kind: str, inputs: list[ir.Value], epsilon: float) -> tuple[ir.Value, ir.Value]:
         """A skip normalisation's first and last output; the two between are left out."""
@@ -128,14 +117,10 @@ class GraphBuilder:
         self._tape.op_multi_out(kind, inputs, {"epsilon": epsilon}, outputs=outputs, domain=CONTRIB)
         return outputs[0], outputs[3]
 
-    def model(
-        self, name: str, outputs: dict[str, tuple[ir.Value, ir.DataType, list[int | str]]]
-    ) -> ir.Model:
+    def model(self, name: str, outputs: Outputs) -> ir.Model:
         """The finished graph; outputs by name with their types and shapes."""
         for output, (value, dtype, shape) in outputs.items():
-            value.name = output
-            value.dtype = dtype
-            value.shape = ir.Shape(shape)
+            value.name, value.dtype, value.shape = output, dtype, ir.Shape(shape)
         graph = ir.Graph(
             self.inputs,
             [value for value, _, _ in outputs.values()],

@@ -1,15 +1,26 @@
 """A language model taken layer by layer: run, cached, or retraced with its attention in hand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Module, ModuleList
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
 TRACED = "foveate_traced"
+
+
+def make_cache(states: Sequence[Tensor]) -> DynamicCache:
+    """A cache that holds for each layer keys, then values, [B, kv_heads, P, head_dim]."""
+    return DynamicCache(list(zip(states[0::2], states[1::2], strict=True)))
+
+
+def cache_states(cache: DynamicCache) -> list[Tensor]:
+    """What `make_cache` takes."""
+    return [state for layer in cache.layers for state in (layer.keys, layer.values)]
 
 
 @dataclass(slots=True)
@@ -78,15 +89,10 @@ class Language(nn.Module):
         head: Normed states to logits.
     """
 
-    layers: nn.ModuleList
+    layers: ModuleList
 
     def __init__(
-        self,
-        embedding: nn.Module,
-        rotary: nn.Module,
-        layers: nn.ModuleList,
-        norm: nn.Module,
-        head: nn.Module,
+        self, embedding: Module, rotary: Module, layers: ModuleList, norm: Module, head: Module
     ) -> None:
         super().__init__()
         self.embedding, self.rotary, self.layers = embedding, rotary, layers
@@ -96,17 +102,29 @@ class Language(nn.Module):
         """Cosines and sines of embeds [B, S, H]; see `rotation`."""
         return rotation(self.rotary, embeds, positions)
 
-    def states(self, embeds: Tensor, positions: Tensor) -> Iterator[Tensor]:
-        """The input of each layer in turn, and last the output of the last; each [1, T, H].
+    def states(self, embeds: Tensor, positions: Tensor, **options: Any) -> Iterator[Tensor]:
+        """The input of each layer in turn, and last the output of the last; each [B, S, H].
 
-        This and `answer` are for layers that compute attention by `TRACED`.
+        Without a mask this and `answer` are for layers that compute attention by `TRACED`.
+
+        Args:
+            embeds: [B, S, H].
+            positions: int64 [A, B, S], or [A, S] of one sequence.
+            options: What each layer takes besides, such as a mask or a cache.
         """
+        options = {"attention_mask": None, **options}
         rotation = self.rotation(embeds, positions)
         hidden = embeds
         yield hidden
         for layer in self.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotation)
+            hidden = layer(hidden, position_embeddings=rotation, **options)
             yield hidden
+
+    def last_state(self, embeds: Tensor, positions: Tensor, **options: Any) -> Tensor:
+        """What the last layer gives, [B, S, H]; see `states`."""
+        for hidden in self.states(embeds, positions, **options):  # noqa: B007
+            pass
+        return hidden
 
     def logits(self, state: Tensor) -> Tensor:
         """Logits [..., V] of states [..., H] after the last layer."""
@@ -129,16 +147,7 @@ class Language(nn.Module):
         cache = DynamicCache()
         said: list[int] = []
         while True:
-            rotation = self.rotation(embeds, positions)
-            hidden = embeds
-            for layer in self.layers:
-                hidden = layer(
-                    hidden,
-                    attention_mask=None,
-                    position_embeddings=rotation,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+            hidden = self.last_state(embeds, positions, past_key_values=cache, use_cache=True)
             token = int(self.logits(hidden[0, -1]).argmax())
             if token in stops or len(said) == most:
                 return said

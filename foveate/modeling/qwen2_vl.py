@@ -1,14 +1,13 @@
 """Qwen2-VL in torch, as transformers has it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.types import Device
 from transformers import DynamicCache
 from transformers import Qwen2VLForConditionalGeneration as Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -57,11 +56,7 @@ class TorchQwen2VL:
         return check_attention(checkpoint, model.eval())
 
     def blank(
-        self,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        attention: str,
-        device: str | torch.device = "cpu",
+        self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu"
     ) -> Model:
         """Build the model with random weights.
 
@@ -161,22 +156,21 @@ class TorchQwen2VL:
         patches = 3 * 5 * merged
         return VisionModule(
             module=Vision(model),
-            arguments=(
-                torch.randn(patches, width),
-                torch.zeros(patches, 2, dtype=torch.int64),
-                torch.tensor([0, patches // 3, patches], dtype=torch.int32),
-            ),
-            inputs=("pixel_values", "position_ids", "cu_seqlens"),
-            axes=({0: "patches"}, {0: "patches"}, {0: "borders"}),
+            inputs={
+                "pixel_values": (torch.randn(patches, width), {0: "patches"}),
+                "position_ids": (torch.zeros(patches, 2, dtype=torch.int64), {0: "patches"}),
+                "cu_seqlens": (
+                    torch.tensor([0, patches // 3, patches], dtype=torch.int32),
+                    {0: "borders"},
+                ),
+            },
             ranges={
                 "patches": AxisRange(per_token=merged),
                 "borders": AxisRange(per_picture=1, plus=1),
             },
         )
 
-    def contrib_vision(self, model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
-        """The vision graph of contrib operators; see `vision_graph`."""
-        return vision_graph(model, preprocessing)
+    contrib_vision = staticmethod(vision_graph)
 
     def shrink(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> GridInput:
         """Prepare pictures made smaller; see `shrunk`."""

@@ -1,6 +1,6 @@
 """Qwen2-VL's vision tower in onnxruntime's contrib operators."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,16 @@ from transformers import Qwen2VLForConditionalGeneration as Model
 
 from foveate.errors import ExportError
 from foveate.families.qwen2_vl_settings import Settings, read_preprocessing
-from foveate.modeling.graph_builder import GraphBuilder
+from foveate.modeling.graph_builder import (
+    BFLOAT16,
+    FLOAT,
+    FLOAT16,
+    INT32,
+    INT64,
+    UINT8,
+    GraphBuilder,
+)
 
-FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-INT32, INT64, UINT8 = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8
 MOST_THREADS = 1024
 
 
@@ -55,9 +61,10 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
         tower.patch_embed.proj.weight.permute(0, 2, 3, 4, 1).flatten(1), None,
     )  # fmt: skip
     depth = config.embed_dim // config.num_heads
-    group = _heads_together(config.num_heads, depth)
+    # The rotary kernel may take several heads as one: a block of threads is as wide as a head.
+    divisors = [n for n in range(1, config.num_heads + 1) if config.num_heads % n == 0]
+    group = max(n for n in divisors if n * depth <= MOST_THREADS)
     cos, sin = _vision_rotary(graph, places, depth, group)
-    start = graph.constant(np.zeros(1, np.int64))
     block = tower.blocks[0]
     normed = graph.op(
         "LayerNormalization", hidden,
@@ -68,19 +75,19 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
     for number, block in enumerate(tower.blocks):
         name = f"blocks.{number}"
         weights, biases = block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
-        query, key = (
+        states = [
             graph.contrib(
                 "RotaryEmbedding",
                 graph.linear(
                     normed, f"{name}.attn.{part}",
                     interleaved(weight, depth), interleaved(bias, depth),
                 ),
-                start, cos, sin, num_heads=config.num_heads // group, interleaved=1,
+                [0], cos, sin, num_heads=config.num_heads // group, interleaved=1,
             )
             for part, weight, bias in zip("qk", weights, biases, strict=False)
-        )  # fmt: skip
-        value = graph.linear(normed, f"{name}.attn.v", weights[2], None)
-        attended = _attention(graph, query, key, value, lengths, config.num_heads)
+        ]  # fmt: skip
+        states.append(graph.linear(normed, f"{name}.attn.v", weights[2], None))
+        attended = _attention(graph, states, lengths, config.num_heads)
         projection = block.attn.proj
         attended = graph.linear(attended, f"{name}.attn.proj", projection.weight, None)
         # Attention weights sum to 1, so the values' bias passes through them as it is.
@@ -91,13 +98,13 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
         wide = graph.contrib("QuickGelu", wide, alpha=1.702)
         narrow = graph.linear(wide, f"{name}.mlp.fc2", block.mlp.fc2.weight, None)
         bias = graph.weight(f"{name}.mlp.fc2.bias", block.mlp.fc2.bias)
-        last = number + 1 == len(tower.blocks)
-        norm = tower.merger.ln_q if last else tower.blocks[number + 1].norm1
-        label = "merger.ln_q" if last else f"blocks.{number + 1}.norm1"
+        if number + 1 < len(tower.blocks):
+            label, norm = f"blocks.{number + 1}.norm1", tower.blocks[number + 1].norm1
+        else:
+            label, norm = "merger.ln_q", tower.merger.ln_q
         normed, hidden = graph.skip_layer_norm(hidden, narrow, label, norm, bias)
 
-    shape = graph.constant(np.array([-1, config.embed_dim * merge**2], np.int64))
-    grouped = graph.op("Reshape", normed, shape)
+    grouped = graph.op("Reshape", normed, [-1, config.embed_dim * merge**2])
     grouped = graph.contrib("Gelu", graph.layer(grouped, "merger.mlp.0", tower.merger.mlp[0]))
     visual = graph.layer(grouped, "merger.mlp.2", tower.merger.mlp[2])
     width = model.config.text_config.hidden_size
@@ -107,8 +114,7 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
 def _runs(graph: GraphBuilder, places: ir.Value, columns: ir.Value, patch: int) -> ir.Value:
     """Which runs of pixels make up each patch, int64 [patches, P]."""
     row, column = graph.outputs("Split", [places], 2, axis=1, num_outputs=2)
-    first = graph.op("Mul", row, graph.constant(np.array([patch], np.int64)))
-    rows = graph.op("Add", first, graph.constant(np.arange(patch, dtype=np.int64)))
+    rows = graph.op("Add", graph.op("Mul", row, [patch]), [*range(patch)])
     return graph.op("Add", graph.op("Mul", rows, columns), column)
 
 
@@ -122,15 +128,14 @@ def _patches(
 ) -> ir.Value:
     """Normalised patches [T, patches of a frame, frames · P · P · 3] of 8-bit levels."""
     blocks = graph.op("Transpose", graph.op("Gather", levels, runs, axis=2), perm=[0, 2, 1, 3, 4])
-    shape = np.array([1, 1, frames, 1, 1], np.int64)
-    blocks = graph.op("Expand", blocks, graph.constant(shape))
+    blocks = graph.op("Expand", blocks, [1, 1, frames, 1, 1])
     width = frames * patch * patch * 3
-    rows = graph.op("Reshape", blocks, graph.constant(np.array([0, -1, width], np.int64)))
+    rows = graph.op("Reshape", blocks, [0, -1, width])
     mean, std = (np.array(one, np.float64) for one in (settings.image_mean, settings.image_std))
     scale = np.tile(settings.rescale_factor / std, width // 3).astype(np.float32)
     shift = np.tile(-mean / std, width // 3).astype(np.float32)
-    scaled = graph.op("Mul", graph.cast(rows, FLOAT), graph.constant(scale))
-    return graph.cast(graph.op("Add", scaled, graph.constant(shift)), graph.dtype)
+    scaled = graph.op("Mul", graph.cast(rows, FLOAT), scale)
+    return graph.cast(graph.op("Add", scaled, shift), graph.dtype)
 
 
 def interleaved(rows: Tensor, depth: int) -> Tensor:
@@ -142,39 +147,25 @@ def interleaved(rows: Tensor, depth: int) -> Tensor:
     return halves.transpose(1, 2).reshape(rows.shape)
 
 
-def _heads_together(heads: int, depth: int) -> int:
-    """How many heads the rotary kernel may take as one: a block of threads is as wide as a head."""
-    return max(n for n in range(1, heads + 1) if heads % n == 0 and n * depth <= MOST_THREADS)
-
-
 def _vision_rotary(
     graph: GraphBuilder, places: ir.Value, depth: int, group: int
 ) -> tuple[ir.Value, ir.Value]:
     """Cosines and sines [patches, group · depth / 2] of each patch's row, then column, for each head."""
     quarter = depth // 4
     rates = (1 / 10000 ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter)))[None, None]
-    spread = graph.op(
-        "Unsqueeze", graph.cast(places, FLOAT), graph.constant(np.array([2], np.int64))
-    )
-    angles = graph.op("Mul", spread, graph.constant(rates.astype(np.float32)))
-    shape = graph.constant(np.array([-1, depth // 2], np.int64))
-    angles = graph.op("Reshape", angles, shape)
-    return graph.rotation(graph.op("Tile", angles, graph.constant(np.array([1, group], np.int64))))
+    spread = graph.op("Unsqueeze", graph.cast(places, FLOAT), [2])
+    angles = graph.op("Mul", spread, rates.astype(np.float32))
+    angles = graph.op("Reshape", angles, [-1, depth // 2])
+    return graph.rotation(graph.op("Tile", angles, [1, group]))
 
 
 def _attention(
-    graph: GraphBuilder,
-    query: ir.Value,
-    key: ir.Value,
-    value: ir.Value,
-    lengths: ir.Value,
-    heads: int,
+    graph: GraphBuilder, states: Sequence[ir.Value], lengths: ir.Value, heads: int
 ) -> ir.Value:
-    """Attention of every patch of a frame to the first `lengths` of it, those that are real.
+    """Attention (of query, key and value) of every patch of a frame to the first `lengths` of it, those that are real.
 
     onnxruntime has no kernel of it for bfloat16.
     """
-    states = [query, key, value]
     if graph.dtype == BFLOAT16:
         states = [graph.cast(state, FLOAT16) for state in states]
     attended = graph.contrib("MultiHeadAttention", *states, None, lengths, num_heads=heads)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.types import Device
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate.errors import CheckpointError
@@ -11,12 +12,7 @@ from foveate.modeling.checkpoint import Checkpoint
 SEED = 0
 
 
-def draw(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    attention: str,
-    device: str | torch.device = "cpu",
-) -> Any:
+def draw(checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu") -> Any:
     """Build the model that config.json describes, as transformers initialises it; always the same on the same device.
 
     Matrices are normal (their standard deviation is the configuration's `initializer_range`), norms 1,

@@ -220,7 +220,7 @@ def test_a_graph_of_which_nothing_can_be_quantized(tmp_path: Path) -> None:
     assert linear.name == HEAD
     with pytest.raises(ExportError, match="no matrix product of it can be quantized to int4"):
         _write(tmp_path / "g.onnx", tmp_path / "h.onnx", "decoder", "int4", {})
-    assert _write(tmp_path / "g.onnx", tmp_path / "h.onnx", "decoder", "int8", {"x": 1.0}) == (
-        1,
-        {},
-    )
+    assert _write(tmp_path / "g.onnx", tmp_path / "h.onnx", "decoder", "int8", {"x": 1.0}) == {
+        "products": 1,
+        "left": {},
+    }

@@ -1,13 +1,36 @@
-"""The reference's cases put as graphs of contrib operators take and give them."""
+"""What transformers gives for a bundle's graphs, put as their operators take and give it."""
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from msgspec.structs import replace
 
+from foveate.bundle.reader import Bundle
 from foveate.export.parity import Arrays, Case
-from foveate.export.reference import pictures, vision_cases
+from foveate.export.reference import pictures, reference, vision_cases
 from foveate.families.base import Family
+from foveate.modeling.base import TorchFamily
+from foveate.modeling.f_theta import FTheta
+from foveate.runtime.load import read_family, read_tokenizer
+
+
+def checkpoint_cases(
+    torch_half: TorchFamily, model: Any, network: FTheta | None, bundle: Bundle
+) -> list[Case]:
+    """What transformers gives for each graph of a bundle, which may still lack them.
+
+    Args:
+        torch_half: The model's family.
+        model: Loaded with eager attention.
+        network: What ranks; None for A_v⁰ itself.
+        bundle: Its manifest, tokenizer and chat template.
+    """
+    tokenizer = read_tokenizer(bundle)
+    standard = Bundle(bundle.root, replace(bundle.manifest, operators="standard"))
+    cases = reference(torch_half, model, network, read_family(standard, tokenizer))
+    if bundle.manifest.operators == "standard":
+        return cases
+    return contrib_cases(cases, read_family(bundle, tokenizer))
 
 
 def contrib_cases(cases: list[Case], family: Family) -> list[Case]:
@@ -37,26 +60,20 @@ def compressor_case(case: Case) -> Case:
     visual, instruction = len(given["visual_index"]), given["instruction_rows"]
     places = np.concatenate([given["visual_index"], given["text_index"]])
     assert check is not None
+    same = {name: given[name] for name in ("visual_embeds", "text_embeds", "keep")}
 
     def check_rows(feeds: Arrays, outputs: Arrays) -> str | None:
         """The check of the case, on what it knows."""
-        embeds = {name: feeds[name] for name in ("text_embeds", "visual_embeds")}
-        rows, positions = outputs["kept_rows"], outputs["kept_position_ids"]
-        standard = {
-            **outputs,
-            "kept_indices": rows[rows < visual],
-            "kept_position_ids": positions.T[:, None],
-        }
-        return check({**given, **embeds}, standard)
+        rows, positions = outputs["kept_rows"], outputs["kept_position_ids"].T[:, None]
+        kept = {"kept_indices": rows[rows < visual], "kept_position_ids": positions}
+        return check({**given, **{name: feeds[name] for name in same}}, {**outputs, **kept})
 
     feeds = {
-        "visual_embeds": given["visual_embeds"],
-        "text_embeds": given["text_embeds"],
+        **same,
         "places": places,
         "position_ids": given["position_ids"].T[places],
         "instruction_rows": instruction + visual,
         "instruction_weights": np.full(len(instruction), 1 / len(instruction), np.float32),
-        "keep": given["keep"],
     }
     return Case("compressor", feeds, case.expected, check_rows)
 
@@ -71,32 +88,30 @@ def merge_case(case: Case) -> Case:
 
 def decoder_case(case: Case) -> Case:
     """The same step over a cache of just the length that it fills."""
-    count, past = case.feeds["inputs_embeds"].shape[1], case.feeds["past.0.key"].shape[2]
-    total = past + count
-    positions = np.zeros((total, len(case.feeds["position_ids"])), np.int64)
-    positions[past:] = case.feeds["position_ids"][:, 0].T
-    feeds: dict[str, NDArray[Any]] = {
-        "inputs_embeds": case.feeds["inputs_embeds"],
-        "position_ids": positions,
-        "seqlens_k": np.array([total - 1], np.int32),
-        "total_sequence_length": np.array([total], np.int32),
-        "last": np.array([count - 1], np.int64),
+    embeds, places = case.feeds["inputs_embeds"], case.feeds["position_ids"][:, 0]
+    count, past = embeds.shape[1], case.feeds["past.0.key"].shape[2]
+    cache = {
+        name: np.pad(states, ((0, 0), (0, 0), (0, count), (0, 0)))
+        for name, states in case.feeds.items()
+        if name.startswith("past.")
     }
-    for name, states in case.feeds.items():
-        if name.startswith("past."):
-            feeds[name] = np.pad(states, ((0, 0), (0, 0), (0, count), (0, 0)))
+    feeds = {
+        "inputs_embeds": embeds,
+        "position_ids": np.pad(places.T, ((past, 0), (0, 0))),
+        "seqlens_k": np.array([past + count - 1], np.int32),
+        "total_sequence_length": np.array([past + count], np.int32),
+        "last": np.array([count - 1], np.int64),
+        **cache,
+    }
     return Case("decoder", feeds, case.expected, check_best)
 
 
 def twice(case: Case) -> Case:
     """The decoder's step for two sequences that are the same."""
-    once = {"position_ids", "total_sequence_length", "last"}
+    once = ("position_ids", "total_sequence_length", "last")
     feeds, expected = (
-        {
-            name: array if name in once else np.concatenate([array, array])
-            for name, array in arrays.items()
-        }
-        for arrays in (case.feeds, case.expected)
+        {name: array if name in once else np.concatenate([array] * 2) for name, array in arrays}
+        for arrays in (case.feeds.items(), case.expected.items())
     )
     return Case("decoder", feeds, expected, check_best)
 

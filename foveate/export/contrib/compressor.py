@@ -10,12 +10,10 @@ from torch import nn
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import CheckpointError
 from foveate.export.contrib.rotary import rotary_angles
-from foveate.export.contrib.selection import pool, prompt_inputs, rank, select
+from foveate.export.contrib.selection import SelectionBuilder
 from foveate.modeling.f_theta import FTheta
-from foveate.modeling.graph_builder import GraphBuilder
+from foveate.modeling.graph_builder import BFLOAT16, FLOAT, FLOAT16, GraphBuilder, Input
 from foveate.modeling.language_model import Language
-
-FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 
 def compressor(
@@ -49,48 +47,39 @@ def compressor(
             f"this f_θ reads {channels} heads and the model has {heads}; "
             "train one on this checkpoint (foveate calibrate train)"
         )
-    graph = GraphBuilder(dtype)
+    graph = SelectionBuilder(dtype, facts)
     first: Any = language.layers[0]
-    prompt = prompt_inputs(graph, facts.hidden_size, facts.rope.axes)
-    normed, projecting = _probe_norm(graph, prompt.embeds, first.input_layernorm)
-    angles = rotary_angles(graph, prompt.positions, facts)
+    normed, projecting = _probe_norm(graph, graph.embeds, first.input_layernorm)
+    angles = rotary_angles(graph, graph.positions, facts)
     rotation = graph.op("Cos", angles), graph.op("Sin", angles)
-    zero, one = (graph.constant(np.array([n], np.int64)) for n in (0, 1))
 
-    def rotated(value: ir.Value, name: str, layer: nn.Linear, places: ir.Value) -> ir.Value:
+    def rotated(value: ir.Value, name: str, layer: nn.Linear, places: Input) -> ir.Value:
         """Tokens [N, H] projected, and turned by their angles, float32 [1, N, heads · depth]."""
         states = graph.linear(value, name, layer.weight.to(projecting), None)
         states = graph.cast(states, FLOAT)
         if layer.bias is not None:
             states = graph.op("Add", states, graph.weight(f"{name}.bias", layer.bias.float()))
-        states = graph.op("Unsqueeze", states, zero)
+        states = graph.op("Unsqueeze", states, [0])
         return graph.contrib(
             "RotaryEmbedding", states, places, *rotation, num_heads=layer.weight.shape[0] // depth
         )
 
-    def split(states: ir.Value, shape: list[int], order: list[int]) -> ir.Value:
-        """Heads to the front."""
-        apart = graph.op("Reshape", states, graph.constant(np.array(shape, np.int64)))
-        return graph.op("Transpose", apart, perm=order)
-
-    instruction = graph.op("Gather", normed, prompt.instruction, axis=0)
-    places = graph.op("Unsqueeze", prompt.instruction, zero)
+    instruction = graph.op("Gather", normed, graph.instruction, axis=0)
+    places = graph.op("Unsqueeze", graph.instruction, [0])
     query = rotated(instruction, "q_proj", first.self_attn.q_proj, places)
-    query = split(query, [-1, heads, depth], [1, 0, 2])
-    query = graph.op("Reshape", query, graph.constant(np.array([groups, -1, depth], np.int64)))
-    key = rotated(normed, "k_proj", first.self_attn.k_proj, zero)
-    key = split(key, [-1, groups, depth], [1, 2, 0])
-    scale = graph.constant(np.float32(depth**-0.5))
-    scores = graph.op("Mul", graph.op("MatMul", query, key), scale)
-    own = graph.op("Gather", prompt.places, prompt.instruction, axis=0)
+    query = graph.op("Reshape", query, [-1, heads, depth])
+    query = graph.op("Reshape", graph.op("Transpose", query, perm=[1, 0, 2]), [groups, -1, depth])
+    key = rotated(normed, "k_proj", first.self_attn.k_proj, [0])
+    key = graph.op("Transpose", graph.op("Reshape", key, [-1, groups, depth]), perm=[1, 2, 0])
+    scores = graph.op("Mul", graph.op("MatMul", query, key), np.float32(depth**-0.5))
+    own = graph.op("Gather", graph.places, graph.instruction, axis=0)
     unseen = graph.op(
-        "Less", graph.op("Unsqueeze", own, one), graph.op("Unsqueeze", prompt.places, zero)
+        "Less", graph.op("Unsqueeze", own, [1]), graph.op("Unsqueeze", graph.places, [0])
     )
-    scores = graph.op("Reshape", scores, graph.constant(np.array([heads, -1, 0], np.int64)))
-    scores = graph.op("Where", unseen, graph.constant(np.float32(-np.inf)), scores)
+    scores = graph.op("Reshape", scores, [heads, -1, 0])
+    scores = graph.op("Where", unseen, np.float32(-np.inf), scores)
     attention = graph.op("Softmax", scores, axis=-1)
-    ranked = rank(graph, pool(graph, prompt, attention, heads, channels), prompt, network)
-    return select(graph, prompt, ranked, network is None, facts.hidden_size, facts.rope.axes)
+    return graph.select(graph.rank(graph.pool(attention, channels), network), network is None)
 
 
 def _probe_norm(graph: GraphBuilder, embeds: ir.Value, norm: Any) -> tuple[ir.Value, torch.dtype]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -11,11 +10,9 @@ from transformers.activations import SiLUActivation
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ExportError
 from foveate.export.contrib.rotary import rotary_angles
-from foveate.modeling.graph_builder import CONTRIB, GraphBuilder
+from foveate.modeling.graph_builder import CONTRIB, FLOAT, INT32, INT64, GraphBuilder, Outputs
 from foveate.modeling.language_model import Language
 from foveate.runtime.language.base import state_names
-
-FLOAT, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
 
 
 def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Model:
@@ -50,35 +47,24 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
     }
     cos, sin = graph.rotation(rotary_angles(graph, positions, facts))
 
-    outputs: dict[str, tuple[ir.Value, ir.DataType, list[int | str]]] = {}
+    outputs: Outputs = {}
     layers: list[Any] = list(language.layers)
     norm: Any = layers[0].input_layernorm
     normed = graph.rms_norm(hidden, "layers.0.input_layernorm", norm, norm.weight)
     for number, layer in enumerate(layers):
         name, attention = f"layers.{number}", layer.self_attn
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        states = past[f"{number}.key"], past[f"{number}.value"]
         attended, key, value = graph.outputs(
             "GroupQueryAttention",
             [
                 graph.linear(normed, f"{name}.qkv", *packed(projections)),
-                None,
-                None,
-                past[f"{number}.key"],
-                past[f"{number}.value"],
-                seen,
-                total,
-                cos,
-                sin,
+                None, None, *states, seen, total, cos, sin,
             ],
-            3,
-            CONTRIB,
-            num_heads=facts.heads,
-            kv_num_heads=groups,
-            do_rotary=1,
-            scale=depth**-0.5,
-        )
-        for kind, state in (("key", key), ("value", value)):
-            outputs[f"present.{number}.{kind}"] = (state, graph.dtype, cache)
+            3, CONTRIB, num_heads=facts.heads, kv_num_heads=groups, do_rotary=1, scale=depth**-0.5,
+        )  # fmt: skip
+        outputs[f"present.{number}.key"] = (key, graph.dtype, cache)
+        outputs[f"present.{number}.value"] = (value, graph.dtype, cache)
         final = number + 1 == len(layers)
         if final:
             attended, hidden = (
@@ -93,17 +79,14 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
         label = "norm" if final else f"layers.{number + 1}.input_layernorm"
         normed, hidden = graph.skip_rms_norm(hidden, narrow, label, norm)
 
-    flat = graph.op("Reshape", normed, graph.constant(np.array([-1, width], np.int64)))
+    flat = graph.op("Reshape", normed, [-1, width])
     logits = graph.cast(graph.layer(flat, "lm_head", language.head), FLOAT)
     best = graph.op("ArgMax", logits, axis=1, keepdims=0)
-    return graph.model(
-        "decoder",
-        {
-            "logits": (logits, FLOAT, ["batch", facts.vocabulary]),
-            "best": (best, INT64, ["batch"]),
-            **outputs,
-        },
-    )
+    first: Outputs = {
+        "logits": (logits, FLOAT, ["batch", facts.vocabulary]),
+        "best": (best, INT64, ["batch"]),
+    }
+    return graph.model("decoder", first | outputs)
 
 
 def packed(layers: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:

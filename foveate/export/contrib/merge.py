@@ -1,12 +1,9 @@
 """The graph that puts text and visual tokens together without dropping any."""
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
-from foveate.modeling.graph_builder import GraphBuilder
-
-INT64 = ir.DataType.INT64
+from foveate.modeling.graph_builder import INT64, GraphBuilder
 
 
 def merge(width: int, dtype: torch.dtype) -> ir.Model:
@@ -24,5 +21,5 @@ def merge(width: int, dtype: torch.dtype) -> ir.Model:
     visual = graph.input("visual_embeds", graph.dtype, ["visual", width])
     order = graph.input("order", INT64, ["prompt"])
     tokens = graph.op("Gather", graph.op("Concat", text, visual, axis=0), order, axis=0)
-    whole = graph.op("Unsqueeze", tokens, graph.constant(np.zeros(1, np.int64)))
+    whole = graph.op("Unsqueeze", tokens, [0])
     return graph.model("merge", {"inputs_embeds": (whole, graph.dtype, [1, "prompt", width])})

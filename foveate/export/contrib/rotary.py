@@ -4,9 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.modeling.graph_builder import GraphBuilder
-
-FLOAT = ir.DataType.FLOAT
+from foveate.modeling.graph_builder import FLOAT, GraphBuilder
 
 
 def rotary_angles(graph: GraphBuilder, positions: ir.Value, facts: ModelFacts) -> ir.Value:
@@ -18,5 +16,5 @@ def rotary_angles(graph: GraphBuilder, positions: ir.Value, facts: ModelFacts) -
     axes = np.repeat(np.arange(len(sections), dtype=np.int64), sections)
     powers = np.arange(0, facts.head_dim, 2, dtype=np.float32) / np.float32(facts.head_dim)
     rates = (1 / np.float32(facts.rope.theta) ** powers).astype(np.float32)
-    chosen = graph.op("Gather", positions, graph.constant(axes), axis=1)
-    return graph.op("Mul", graph.cast(chosen, FLOAT), graph.constant(rates))
+    chosen = graph.op("Gather", positions, axes, axis=1)
+    return graph.op("Mul", graph.cast(chosen, FLOAT), rates)

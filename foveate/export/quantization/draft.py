@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from msgspec.structs import replace
-from tokenizers import Tokenizer
 
-from foveate.bundle.manifest import FileEntry, Manifest, Precision
+from foveate.bundle.manifest import FileEntry, Manifest, Precision, Quantized
 from foveate.bundle.reader import Bundle
 from foveate.export import embeddings
-from foveate.families.base import Family
 from foveate.runtime.backends.ort.backend import ROLES, OrtBackend
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.pipeline import Pipeline
 
 
@@ -22,16 +22,24 @@ class Draft:
     """Graphs in a folder, each as `ROLE.onnx`, and the embedding table beside them.
 
     Attributes:
+        texts: The bundle to be: what its manifest is to say, its tokenizer and its chat template.
         folder: The folder.
-        manifest: What the bundle is to say of them; it lists no files yet.
-        family: The model family.
-        tokenizer: The tokenizer.
+        precision: What the graphs compute in.
     """
 
+    texts: Bundle
     folder: Path
-    manifest: Manifest
-    family: Family
-    tokenizer: Tokenizer
+    precision: Precision
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle is to say of the graphs."""
+        return self.texts.manifest
+
+    @property
+    def to(self) -> Quantized:
+        """What the bundle's graphs are to be quantized to."""
+        return cast(Quantized, self.manifest.precision)
 
     @property
     def table(self) -> Path:
@@ -50,9 +58,7 @@ class Draft:
         """The size of a role's graph and weights."""
         return self.graph(role).stat().st_size + self.weights(role).stat().st_size
 
-    def open(
-        self, precision: Precision, others: Mapping[str, OnnxEngine] | None = None
-    ) -> Pipeline:
+    def open(self, others: Mapping[str, OnnxEngine] | None = None) -> Pipeline:
         """Open the graphs on the CPU, `others` in place of some.
 
         Raises:
@@ -64,6 +70,8 @@ class Draft:
         engines = dict(others or {})
         for role in ROLES:
             if role not in engines:
-                engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=precision))
+                engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=self.precision))
         backend = OrtBackend(bundle, engines, EmbeddingTable(bundle), "cpu")
-        return Pipeline(bundle, backend, backend.decoder(), self.family, self.tokenizer)
+        tokenizer = read_tokenizer(self.texts)
+        family = read_family(self.texts, tokenizer)
+        return Pipeline(bundle, backend, backend.decoder(), family, tokenizer)

@@ -1,6 +1,5 @@
 """The matrix products of a graph that have a constant weight: what quantization works on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,26 +39,24 @@ class Linear:
 
 
 def find_linears(graph: ir.Graph) -> list[Linear]:
-    """The matrix products of a graph with a constant weight, in its order."""
-    return list(_linears(graph))
+    """Each MatMul of a graph by a constant matrix, and each Gemm that is one with a bias, in its order."""
+    return [linear for node in graph if (linear := _as_linear(node)) is not None]
 
 
-def _linears(graph: ir.Graph) -> Iterator[Linear]:
-    """Each MatMul by a constant matrix, and each Gemm that is one with a bias."""
-    for node in graph:
-        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
-            continue
-        activation, weight, *rest = node.inputs
-        if activation is None or weight is None or weight.const_value is None:
-            continue
-        if len(weight.const_value.shape) != 2 or activation.const_value is not None:
-            continue
-        given = {name: attribute.value for name, attribute in node.attributes.items()}
-        if any(given.get(name, plain) != plain for name, plain in PLAIN.items()):
-            continue
-        name = HEAD if _gives_logits(node.outputs[0]) else str(node.name)
-        bias = rest[0] if rest else None
-        yield Linear(name, node, activation, weight, bias, bool(given.get("transB", 0)))
+def _as_linear(node: ir.Node) -> Linear | None:
+    """A node as the matrix product that it is; None for another."""
+    if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        return None
+    activation, weight, *rest = node.inputs
+    if activation is None or weight is None or weight.const_value is None:
+        return None
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    odd = any(given.get(name, plain) != plain for name, plain in PLAIN.items())
+    if odd or len(weight.const_value.shape) != 2 or activation.const_value is not None:
+        return None
+    name = HEAD if _gives_logits(node.outputs[0]) else str(node.name)
+    bias = rest[0] if rest else None
+    return Linear(name, node, activation, weight, bias, bool(given.get("transB", 0)))
 
 
 def _gives_logits(value: ir.Value) -> bool:

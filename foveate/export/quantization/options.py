@@ -8,7 +8,6 @@ from foveate.bundle.manifest import Precision, Quantized
 from foveate.errors import DataError, ExportError
 
 Base = Literal["fp32", "fp16"]
-BASES: tuple[Base, ...] = get_args(Base)
 
 
 @dataclass(frozen=True, slots=True)

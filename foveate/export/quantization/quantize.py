@@ -1,51 +1,30 @@
 """Float graphs to quantized ones: calibrate, rewrite, compare, and ask before and after."""
 
+import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx_ir as ir
 
-from foveate.bundle.manifest import GraphSpec, Precision, Quantized
+from foveate.bundle.manifest import Manifest, Precision, Quantized
 from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
 from foveate.export import embeddings
 from foveate.export.parity import Case, compare
-from foveate.export.quantization.cost import Cost, GraphCost, write_cost
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import BLOCKS, block_size
 from foveate.export.quantization.options import QuantizationOptions, quantized
-from foveate.export.quantization.questions import (
-    Asked,
-    Questions,
-    Say,
-    ask_all,
-    choose_questions,
-    score_all,
-)
+from foveate.export.quantization.questions import Asked, Questions, Say, choose_questions, score_all
 from foveate.export.quantization.ranges import Observer
-from foveate.export.quantization.rewrite import OPSET, rewrite, save
+from foveate.export.quantization.rewrite import OPSET, rewrite
 
 KEPT = ("compressor",)
 """Graphs that are never quantized: what decides which tokens stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Quantized graphs in a folder.
-
-    Attributes:
-        files: Role to file name, of all graphs, their weights and the embedding table.
-        graphs: What each graph takes and gives.
-        parity: The largest difference of each from the checkpoint.
-    """
-
-    files: dict[str, str]
-    graphs: dict[str, GraphSpec]
-    parity: dict[str, float]
 
 
 def quantization_stages(precision: Precision, options: QuantizationOptions) -> tuple[str, ...]:
@@ -60,107 +39,121 @@ def quantization_stages(precision: Precision, options: QuantizationOptions) -> t
 def quantize(
     draft: Draft,
     target: Path,
-    precision: Quantized,
-    base: Precision,
     options: QuantizationOptions,
     cases: list[Case],
     stage: Callable[[str], None],
     say: Say,
-) -> Result:
+) -> tuple[dict[str, str], Manifest]:
     """Quantize the graphs of a draft, and write all that it has into another folder.
 
     Args:
-        draft: The float graphs, already compared with the checkpoint.
+        draft: The float graphs, already compared with the checkpoint; its precision is what to
+            quantize to.
         target: The folder to write into.
-        precision: What to quantize to.
-        base: What the float graphs compute in.
         options: What to calibrate with and what to ask.
         cases: What transformers gave for each graph.
         stage: Told as each of `quantization_stages` begins.
         say: Told how far it is.
+
+    Returns:
+        Role to file name, of all graphs, their weights and the embedding table; and the draft's manifest
+        with what each graph takes and gives, and its largest difference from the checkpoint.
 
     Raises:
         DataError: No data that can be used.
         ExportError: A graph of which nothing can be quantized.
         ParityError: A quantized graph that no longer computes what the checkpoint does.
     """
+    manifest, precision = draft.manifest, draft.to
+    after = replace(draft, folder=target, precision=precision)
     calibration, held_out = choose_questions(options)
-    roles = [role for role in draft.manifest.graphs if role not in KEPT]
-    ranges: dict[str, dict[str, float]] = {role: {} for role in roles}
-    calibrated = None
+    calibrated, ranges = None, dict[str, dict[str, float]]()
     if calibration is not None:
         stage("calibrate")
-        calibrated, ranges = _calibrate(draft, roles, precision, base, calibration, say)
+        calibrated, ranges = _calibrate(draft, calibration, say)
 
     stage("quantize")
-    after = replace(draft, folder=target)
-    specs, costs = dict(draft.manifest.graphs), {}
-    for role in draft.manifest.graphs:
+    specs, costs = dict(manifest.graphs), dict[str, dict[str, Any]]()
+    for role in manifest.graphs:
         say(role)
         if role in KEPT:
-            for path in (draft.graph(role), draft.weights(role)):
-                shutil.copyfile(path, target / path.name)
+            shutil.copyfile(draft.graph(role), after.graph(role))
+            shutil.copyfile(draft.weights(role), after.weights(role))
             continue
-        products, left = _write(draft.graph(role), after.graph(role), role, precision, ranges[role])
+        source, made = draft.graph(role), after.graph(role)
+        costs[role] = _write(source, made, role, precision, ranges.get(role, {}))
+        costs[role]["bytes"] = {"before": draft.bytes(role), "after": after.bytes(role)}
         specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
-        costs[role] = (products, left)
     shutil.copyfile(draft.table, after.table)
 
     stage("parity of quantized")
     paths = {role: after.graph(role) for role in specs} | {embeddings.ROLE: after.table}
     parity = compare(paths, precision, "standard", cases, draft.folder)
+    for role, cost in costs.items():
+        cost["parity"] = {"before": manifest.parity[role], "after": parity[role]}
 
-    asked, scores = None, {}
+    asked, answers = None, list[dict[str, Any]]()
     if options.calibration or options.evaluate:
         stage("answers")
-        if held_out is not None:
-            keeps = tuple(dict.fromkeys((1.0, draft.manifest.compressor.keep)))
-            with draft.open(base) as pipe:
-                _, before = score_all(pipe, held_out, keeps, lambda text: say(f"{base}: {text}"))
-            with after.open(precision) as pipe:
-                asked, now = score_all(
-                    pipe, held_out, keeps, lambda text: say(f"{precision}: {text}")
-                )
-            scores = {keep: (before[keep], now[keep]) for keep in keeps}
-    graphs = {
-        role: GraphCost(
-            products,
-            left,
-            (draft.bytes(role), after.bytes(role)),
-            (draft.manifest.parity[role], parity[role]),
-        )
-        for role, (products, left) in costs.items()
+    if held_out is not None:
+        asked, answers = _ask(draft, after, held_out, say)
+    report = {
+        "precision": precision,
+        "base": draft.precision,
+        "graphs": costs,
+        "calibration": calibrated and calibrated.facts(),
+        "evaluation": asked and asked.facts(),
+        "answers": answers,
     }
-    write_cost(Cost(precision, base, graphs, calibrated, asked, scores), target)
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (target / FILE).write_text(f"{text}\n", encoding="utf-8")
     files = {ROLE: FILE, embeddings.ROLE: after.table.name}
     for role in specs:
         files |= {role: after.graph(role).name, f"{role}.weights": after.weights(role).name}
-    return Result(files, specs, parity)
+    return files, msgspec.structs.replace(manifest, graphs=specs, parity=parity)
 
 
 def _calibrate(
-    draft: Draft,
-    roles: Sequence[str],
-    precision: Quantized,
-    base: Precision,
-    questions: Questions,
-    say: Say,
+    draft: Draft, questions: Questions, say: Say
 ) -> tuple[Asked, dict[str, dict[str, float]]]:
     """Ask questions of the float graphs, and choose the ranges of what their products take."""
-    count = len(questions.records)
-    observers = {role: Observer(draft.graph(role), count) for role in roles}
-    with draft.open(base, observers) as pipe:
-        asked = ask_all(pipe, questions, say)
+    observers = {
+        role: Observer(draft.graph(role), len(questions.records))
+        for role in draft.manifest.graphs
+        if role not in KEPT
+    }
+    with draft.open(observers) as pipe:
+        asked, _ = score_all(pipe, questions, (1.0,), say)
     ranges = {}
     for role, observer in observers.items():
         say(f"ranges of {role}")
-        ranges[role] = observer.ranges(precision)
+        ranges[role] = observer.ranges(draft.to)
     return asked, ranges
+
+
+def _ask(
+    before: Draft, after: Draft, questions: Questions, say: Say
+) -> tuple[Asked, list[dict[str, Any]]]:
+    """Ask questions before and after: what came of it, and the right answers by keep."""
+    keeps = tuple(dict.fromkeys((1.0, before.manifest.compressor.keep)))
+    answers: list[dict[str, Any]] = [{"keep": keep} for keep in keeps]
+    for name, draft in (("before", before), ("after", after)):
+
+        def say_of(text: str, precision: str = draft.precision) -> None:
+            say(f"{precision}: {text}")
+
+        with draft.open() as pipe:
+            asked, scores = score_all(pipe, questions, keeps, say_of)
+        for row in answers:
+            score = scores[row["keep"]]
+            interval = [round(bound, 2) for bound in score.interval]
+            row[name] = {"n": score.n, "right": score.right, "interval": interval}
+    return asked, answers
 
 
 def _write(
     source: Path, target: Path, role: str, precision: Quantized, ranges: dict[str, float]
-) -> tuple[int, dict[str, str]]:
+) -> dict[str, Any]:
     """Write a graph's quantized form; how many products it has, and which were left and why."""
     model = ir.load(source)
     linears = find_linears(model.graph)
@@ -178,5 +171,5 @@ def _write(
             "--precision"
         )
     rewrite(model, chosen, precision, ranges)
-    save(model, target)
-    return len(chosen), left
+    ir.save(model, target, external_data=f"{target.name}.data")
+    return {"products": len(chosen), "left": left}

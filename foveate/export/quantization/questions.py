@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import is_right
@@ -38,32 +39,26 @@ class Asked:
 
     Attributes:
         questions: Which.
-        sha256: Of their file.
         unreadable: For each that could not be asked, by its id, why.
     """
 
     questions: Questions
-    sha256: str
     unreadable: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, questions: Questions) -> "Asked":
-        """Nothing has been asked yet."""
-        return cls(questions, file_digest(questions.path))
 
     @property
     def used(self) -> int:
         """How many could be asked."""
         return len(self.questions.records) - len(self.unreadable)
 
-    def check(self) -> None:
-        """DataError where none could be."""
-        if not self.used:
-            name, reason = next(iter(self.unreadable.items()))
-            raise DataError(
-                f"{self.questions.path}: none of {plural(len(self.unreadable), 'record')} could be "
-                f"asked; the first is {name}: {reason}"
-            )
+    def facts(self) -> dict[str, Any]:
+        """For JSON; a path says too much of the machine, so the file's name is all."""
+        return {
+            "data": self.questions.path.name,
+            "sha256": file_digest(self.questions.path),
+            "records": len(self.questions.records),
+            "used": self.used,
+            "unreadable": list(self.unreadable),
+        }
 
 
 def choose_questions(options: QuantizationOptions) -> tuple[Questions | None, Questions | None]:
@@ -81,31 +76,14 @@ def choose_questions(options: QuantizationOptions) -> tuple[Questions | None, Qu
         asked = Questions(held_out, tuple(read_records(held_out)[: options.limit]))
     if path is None:
         return None, asked
-    records = read_records(path, answers_needed=False)[: options.limit]
-    if held_out is not None:
-        return Questions(path, tuple(records)), asked
-    order = {
-        pictures: n for n, pictures in enumerate(dict.fromkeys(one.pictures for one in records))
-    }
-    second = tuple(one for one in records if order[one.pictures] % 2 and one.answers)
-    if not second:
-        return Questions(path, tuple(records)), None
-    first = tuple(one for one in records if not order[one.pictures] % 2)
+    records = tuple(read_records(path, answers_needed=False)[: options.limit])
+    pictures = list(dict.fromkeys(one.pictures for one in records))
+    every_other = set(pictures[1::2])
+    second = tuple(one for one in records if one.pictures in every_other and one.answers)
+    if asked or not second:
+        return Questions(path, records), asked
+    first = tuple(one for one in records if one.pictures not in every_other)
     return Questions(path, first), Questions(path, second)
-
-
-def ask_all(pipe: Pipeline, questions: Questions, say: Say) -> Asked:
-    """Ask every question with all visual tokens.
-
-    Raises:
-        DataError: None could be asked.
-    """
-    asked = Asked.of(questions)
-    for number, record in enumerate(questions.records, start=1):
-        _answer(pipe, record, 1.0, asked)
-        say(_progress(number, asked))
-    asked.check()
-    return asked
 
 
 def score_all(
@@ -116,31 +94,25 @@ def score_all(
     Raises:
         DataError: None could be asked.
     """
-    asked = Asked.of(questions)
-    right = dict.fromkeys(keeps, 0)
+    asked, right = Asked(questions), dict.fromkeys(keeps, 0)
     for number, record in enumerate(questions.records, start=1):
-        for keep in keeps:
-            said = _answer(pipe, record, keep, asked)
-            right[keep] += said is not None and is_right(said, record.answers, "exact")
-        say(_progress(number, asked))
-    asked.check()
+        try:
+            for keep in keeps:
+                said = pipe.generate(
+                    record.question,
+                    images=list(record.pictures),
+                    keep=keep,
+                    max_new_tokens=NEW_TOKENS,
+                )
+                right[keep] += is_right(said.text, record.answers, "exact")
+        except (ImageError, PromptError, LimitError) as error:
+            asked.unreadable[record.id] = str(error)
+        lost = f", {len(asked.unreadable)} unreadable" if asked.unreadable else ""
+        say(f"{number}/{len(questions.records)} questions{lost}")
+    if not asked.used:
+        name, reason = next(iter(asked.unreadable.items()))
+        raise DataError(
+            f"{questions.path}: none of {plural(len(asked.unreadable), 'record')} could be "
+            f"asked; the first is {name}: {reason}"
+        )
     return asked, {keep: Score(asked.used, count) for keep, count in right.items()}
-
-
-def _answer(pipe: Pipeline, record: Record, keep: float, asked: Asked) -> str | None:
-    """One answer, or None and a note of why there is none."""
-    if record.id in asked.unreadable:
-        return None
-    try:
-        return pipe.generate(
-            record.question, images=list(record.pictures), keep=keep, max_new_tokens=NEW_TOKENS
-        ).text
-    except (ImageError, PromptError, LimitError) as error:
-        asked.unreadable[record.id] = str(error)
-        return None
-
-
-def _progress(number: int, asked: Asked) -> str:
-    """How far it is."""
-    lost = f", {len(asked.unreadable)} unreadable" if asked.unreadable else ""
-    return f"{number}/{len(asked.questions.records)} questions{lost}"

@@ -116,14 +116,9 @@ class Observer(OnnxEngine):
 def best_range(rows: NDArray[np.float32], largest: float, precision: Quantized) -> float:
     """The range that loses least of a row, averaged over rows [n, K], up to `largest`."""
     energy = np.maximum(np.square(rows).sum(axis=1), np.finfo(np.float32).tiny)
-    losses = [_loss(rows, energy, largest * step, precision) for step in STEPS]
+    losses = []
+    for step in STEPS:
+        scale = np.float32(largest * step / LARGEST[precision] or 1.0)
+        error = encode(rows / scale, precision).astype(np.float32) * scale - rows
+        losses.append(float((np.square(error).sum(axis=1) / energy).mean()))
     return largest * STEPS[int(np.argmin(losses))]
-
-
-def _loss(
-    rows: NDArray[np.float32], energy: NDArray[np.float32], reach: float, precision: Quantized
-) -> float:
-    """The squared error of rounding rows within a range, as a share of their `energy`."""
-    scale = np.float32(reach / LARGEST[precision] or 1.0)
-    error = encode(rows / scale, precision).astype(np.float32) * scale - rows
-    return float((np.square(error).sum(axis=1) / energy).mean())

@@ -1,7 +1,6 @@
 """A float graph to one with QuantizeLinear and DequantizeLinear around its matrix products."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -51,11 +50,6 @@ def rewrite(
             graph.initializers.pop(str(linear.weight.name), None)
     model.opset_imports[""] = OPSET[precision]
     model.ir_version = max(model.ir_version, IR_VERSION)
-
-
-def save(model: ir.Model, path: Path) -> None:
-    """Write a graph, and its weights beside it as `NAME.data`."""
-    ir.save(model, path, external_data=f"{path.name}.data")
 
 
 def _dequantized(graph: ir.Graph, linear: Linear, precision: Quantized) -> ir.Value:

@@ -16,7 +16,7 @@ from foveate.bundle.onnx_file import external_data
 from foveate.bundle.reader import Bundle
 from foveate.errors import ExportError, TargetError
 from foveate.export.tensorrt.builder import Job, build_engine
-from foveate.export.tensorrt.library import check_decoder, engine_precision, open_library
+from foveate.export.tensorrt.library import open_builder
 from foveate.export.tensorrt.profiles import LOOKUPS, cache_capacity, plan_profiles
 from foveate.export.tensorrt.targets import Target, choose_target, read_targets
 from foveate.runtime.backends.trt.fit import NAMES
@@ -108,18 +108,14 @@ def build_engines(
 
 
 def _build_job(
-    bundle: Bundle,
-    job: Job,
-    force: bool,
-    begin: Callable[[str], None],
-    say: Callable[[str], None],
+    bundle: Bundle, job: Job, force: bool, begin: Callable[[str], None], say: Callable[[str], None]
 ) -> tuple[Bundle, list[Built]]:
     """Build the engines of one target and add them to the bundle."""
+    files: dict[str, Path] = {}
+    built: list[Built] = []
+    cache = f"timing.{job.name}"
+    timing = bundle.file(cache).read_bytes() if cache in bundle.manifest.files else b""
     with EngineWriter(bundle, job.name, force=force) as writer, writing(bundle.root):
-        files: dict[str, Path] = {}
-        built: list[Built] = []
-        cache = f"timing.{job.name}"
-        timing = bundle.file(cache).read_bytes() if cache in bundle.manifest.files else b""
         for role in job.plans:
             begin(f"{job.name} {role}")
             began = time.perf_counter()
@@ -173,9 +169,7 @@ def check_targets(
     """
     _check_operators(root, operators)
     for name, target in _choose(names, None, decoder).items():
-        builder = open_library(name, target)
-        engine_precision(name, target, builder, precision, None)
-        check_decoder(name, target, builder)
+        open_builder(name, target, precision)
 
 
 def _choose(
@@ -184,16 +178,16 @@ def _choose(
     """Targets by their names, with another decoder graph where one is given."""
     targets = read_targets(targets_file)
     chosen = {name: choose_target(targets, name) for name in names}
-    if decoder is None:
-        return chosen
-    return {name: replace(target, decoder=decoder) for name, target in chosen.items()}
+    return {
+        name: replace(target, decoder=decoder or target.decoder) for name, target in chosen.items()
+    }
 
 
 def _check_operators(root: Path, operators: Operators) -> None:
     """ExportError for graphs with contrib operators, which TensorRT does not have."""
     if operators != "standard":
         raise ExportError(
-            f"{root}: its graphs have contrib operators of {operators}, which TensorRT does not have. "
+            f"{root}: its graphs have contrib operators of onnxruntime, which TensorRT does not have. "
             "Export the checkpoint again with --operators standard."
         )
 
@@ -203,9 +197,7 @@ def _prepare(
 ) -> Job:
     """Check a target and plan its profiles; whatever can be refused is, before anything is built."""
     EngineWriter(bundle, name, force=force).check_existing()
-    builder = open_library(name, target)
-    precision = engine_precision(name, target, builder, bundle.manifest.precision, wanted)
-    check_decoder(name, target, builder)
+    builder, precision = open_builder(name, target, bundle.manifest.precision, wanted)
     plans = plan_profiles(bundle.manifest, target)
     capacity = cache_capacity(bundle.manifest, target) if target.decoder == "static" else None
     return Job(name, target, builder, precision, plans, capacity)
@@ -250,8 +242,10 @@ def describe_build(result: Result) -> str:
             f"{target.workspace_mib} MiB of workspace",
             table((_kind(one.engine), size(one.bytes), duration(one.seconds)) for one in engines),
         ]
-    for role in left_out(result.bundle.manifest.graphs):
-        lines.append(f"{role} has no engine: it only looks up a table")
+    lines += [
+        f"{role} has no engine: it only looks up a table"
+        for role in left_out(result.bundle.manifest.graphs)
+    ]
     return "\n".join(lines)
 
 

@@ -107,7 +107,9 @@ def build_engine(
         raise ExportError(
             f"{builder.title} cannot start: {log.last()} ({error}). Check the machine: foveate doctor"
         ) from error
-    network = maker.create_network(_network_flags(trt))
+    # TensorRT 8 has explicit batch, 9 and 10 have strong types, and version 11 has neither flag.
+    flags = _bits(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", "STRONGLY_TYPED")
+    network = maker.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     if capacity is not None:
         spec = static_spec(spec, capacity)
@@ -165,11 +167,6 @@ def _logger(trt: Any, lines: BuildLog) -> Any:
             lines.add(int(severity), text)
 
     return Logger()
-
-
-def _network_flags(trt: Any) -> int:
-    """Explicit batch for TensorRT 8, strong types for 9 and 10; version 11 has neither flag."""
-    return _bits(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", "STRONGLY_TYPED")
 
 
 def _bits(flags: Any, *names: str) -> int:

@@ -118,30 +118,22 @@ def _check_topk(
     topk: Mapping[str, Sequence[str | None]],
 ) -> None:
     """ExportError for a TopK whose K can be larger than TensorRT's limit."""
-    dynamic = layer.num_inputs > 1 and layer.get_input(1) is not None
-    for sizes in largest:
-        try:
-            count = _topk_count(layer, topk, sizes) if dynamic else int(layer.k)
-        except ValueError as error:
-            raise ExportError(
-                f"{role}: how many elements the layer {layer.name} outputs is not known: {error}. "
-                f"{AGAIN}"
-            ) from None
-        if count > TOPK_LIMIT:
-            raise ExportError(
-                f"{role}: the layer {layer.name} outputs up to {count} elements, and TensorRT "
-                f"sorts no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
-                f"{TOPK_LIMIT} together, in a file given with --targets."
-            )
-
-
-def _topk_count(
-    layer: Any, topk: Mapping[str, Sequence[str | None]], sizes: Mapping[str, int]
-) -> int:
-    """The largest K of a TopK whose K is an input."""
-    axes = topk.get(layer.name, ())
-    place = int(layer.axes).bit_length() - 1
+    axes, place = topk.get(layer.name, ()), int(layer.axes).bit_length() - 1
     axis = axes[place] if 0 <= place < len(axes) else None
-    if axis is None:
-        raise ValueError("the graph does not name the axis")
-    return axis_size(axis, sizes)
+    try:
+        if layer.num_inputs < 2 or layer.get_input(1) is None:
+            count = int(layer.k)
+        elif axis is None:
+            raise ValueError("the graph does not name the axis")
+        else:
+            count = max(axis_size(axis, sizes) for sizes in largest)
+    except ValueError as error:
+        raise ExportError(
+            f"{role}: how many elements the layer {layer.name} outputs is not known: {error}. {AGAIN}"
+        ) from None
+    if count > TOPK_LIMIT:
+        raise ExportError(
+            f"{role}: the layer {layer.name} outputs up to {count} elements, and TensorRT "
+            f"sorts no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
+            f"{TOPK_LIMIT} together, in a file given with --targets."
+        )

@@ -53,6 +53,27 @@ class Builder:
         return not typed and self.numbers < (11,)
 
 
+def open_builder(
+    name: str, target: Target, precision: Precision, wanted: Precision | None = None
+) -> tuple[Builder, Precision]:
+    """A target's library, checked to build engines of a bundle, and the precision that they compute in.
+
+    Args:
+        name: The target's, for messages.
+        target: The target.
+        precision: The bundle's.
+        wanted: The chosen one; None takes the bundle's.
+
+    Raises:
+        MissingDependencyError: The library is not installed.
+        ExportError: It cannot build for the target, or lacks the precision or the decoder's operators.
+    """
+    builder = open_library(name, target)
+    chosen = engine_precision(name, target, builder, precision, wanted)
+    check_decoder(name, target, builder)
+    return builder, chosen
+
+
 def open_library(name: str, target: Target) -> Builder:
     """Import a target's library, and check that it can build for the target on this machine.
 

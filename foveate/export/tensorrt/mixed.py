@@ -26,14 +26,20 @@ def set_precisions(trt: Any, network: Any) -> tuple[int, int]:
         """The layers whose outputs a layer reads."""
         return [makers[tensor.name] for tensor in inputs_of(layer) if tensor.name in makers]
 
-    exact = {one.name for one in layers if one.type.name in FLOAT32_KINDS or _is_power(trt, one)}
+    power = trt.ElementWiseOperation.POW
+    exact = {
+        one.name
+        for one in layers
+        if one.type.name in FLOAT32_KINDS or _operation(trt, one) == power
+    }
     exact |= {
         layer.name
         for layer in layers
         if layer.type.name == "ELEMENTWISE"
         and any(one.type.name == "REDUCE" for one in sources(layer))
     }
-    todo = [layer for layer in layers if _is_rotation(trt, layer)]
+    rotations = (trt.UnaryOperation.SIN, trt.UnaryOperation.COS)
+    todo = [layer for layer in layers if _operation(trt, layer) in rotations]
     while todo:
         layer = todo.pop()
         exact.add(layer.name)
@@ -53,17 +59,10 @@ def set_precisions(trt: Any, network: Any) -> tuple[int, int]:
     return halves, kept
 
 
-def _is_rotation(trt: Any, layer: Any) -> bool:
-    """Whether a layer is a sine or cosine, as rotary positions need."""
-    if layer.type.name != "UNARY":
-        return False
-    layer.__class__ = trt.IUnaryLayer
-    return layer.op in (trt.UnaryOperation.SIN, trt.UnaryOperation.COS)
-
-
-def _is_power(trt: Any, layer: Any) -> bool:
-    """Whether a layer raises to a power."""
-    if layer.type.name != "ELEMENTWISE":
-        return False
-    layer.__class__ = trt.IElementWiseLayer
-    return bool(layer.op == trt.ElementWiseOperation.POW)
+def _operation(trt: Any, layer: Any) -> Any:
+    """What a layer computes of each element; None where it does something else."""
+    kinds = {"UNARY": trt.IUnaryLayer, "ELEMENTWISE": trt.IElementWiseLayer}
+    if layer.type.name not in kinds:
+        return None
+    layer.__class__ = kinds[layer.type.name]
+    return layer.op

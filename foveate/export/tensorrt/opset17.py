@@ -7,15 +7,12 @@ of Shape, which came with opset 15. LayerNormalization becomes the operators tha
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from foveate.errors import ExportError
-from foveate.export.tensorrt.rewriter import Rewriter
-
-if TYPE_CHECKING:
-    from onnx import NodeProto
+from foveate.export.tensorrt.rewriter import Node, Rewriter
 
 OPSET = 17
 AXES_INPUT = "ReduceSum"
@@ -38,14 +35,14 @@ def to_opset17(graph: Path) -> bytes:
 class Opset17(Rewriter):
     """Rewrites the nodes of one graph."""
 
+    need = "building with TensorRT before version 10 needs onnx: pip install onnx"
+
     def __init__(self, path: Path) -> None:
         """Read a graph; a weight is read later, where a node needs its value."""
-        super().__init__(
-            path, "building with TensorRT before version 10 needs onnx: pip install onnx"
-        )
-        self.folder = path.parent
+        super().__init__(path)
+        self.folder = str(path.parent)
 
-    def rewrite(self, node: "NodeProto") -> "Iterator[NodeProto]":
+    def rewrite(self, node: Node) -> Iterator[Node]:
         """The nodes that take a node's place: often the node itself."""
         options = {one.name: self.onnx.helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == "Shape" and options:
@@ -59,22 +56,15 @@ class Opset17(Rewriter):
         else:
             yield node
 
-    def shape(self, node: "NodeProto", options: dict[str, Any]) -> "Iterator[NodeProto]":
+    def shape(self, node: Node, options: dict[str, Any]) -> Iterator[Node]:
         """All sizes, and a slice of them from `start` to `end`."""
-        output = node.output[0]
-        bounds = {
-            "start": options.get("start", 0),
-            "end": options.get("end", np.iinfo(np.int64).max),
-            "axis": 0,
-        }
-        names = [
-            self.constant(f"{output}.{name}", np.array([value], dtype=np.int64))
-            for name, value in bounds.items()
-        ]
+        output, last = node.output[0], np.iinfo(np.int64).max
+        bounds = (options.get("start", 0), options.get("end", last), 0)
         yield self.make("Shape", [node.input[0]], f"{output}.whole")
-        yield self.make("Slice", [f"{output}.whole", *names], output)
+        sliced = [np.array([bound], dtype=np.int64) for bound in bounds]
+        yield self.make("Slice", [f"{output}.whole", *sliced], output)
 
-    def reduction(self, node: "NodeProto", options: dict[str, Any]) -> "NodeProto":
+    def reduction(self, node: Node, options: dict[str, Any]) -> Node:
         """The same reduction with its axes as an attribute."""
         if "axes" in options:
             return node
@@ -87,7 +77,7 @@ class Opset17(Rewriter):
             return self.make("Identity", [source], output)
         return self.make(node.op_type, [source], output, **kept)
 
-    def layer_norm(self, node: "NodeProto", options: dict[str, Any]) -> "Iterator[NodeProto]":
+    def layer_norm(self, node: Node, options: dict[str, Any]) -> Iterator[Node]:
         """The operators that normalise over the last axis."""
         if options.get("axis", -1) != -1 or len(node.output) > 1:
             raise refusal(node, "it normalises over more than the last axis")
@@ -98,14 +88,12 @@ class Opset17(Rewriter):
             """The name of a value in between."""
             return f"{output}.{name}"
 
-        epsilon = np.array(options.get("epsilon", 1e-5), dtype=dtype)
-        self.constant(at("epsilon"), epsilon)
-        self.constant(at("two"), np.array(2, dtype=dtype))
+        epsilon, two = (np.array(one, dtype) for one in (options.get("epsilon", 1e-5), 2))
         yield self.make("ReduceMean", [source], at("mean"), axes=[-1], keepdims=1)
         yield self.make("Sub", [source, at("mean")], at("centred"))
-        yield self.make("Pow", [at("centred"), at("two")], at("squared"))
+        yield self.make("Pow", [at("centred"), two], at("squared"))
         yield self.make("ReduceMean", [at("squared")], at("variance"), axes=[-1], keepdims=1)
-        yield self.make("Add", [at("variance"), at("epsilon")], at("stable"))
+        yield self.make("Add", [at("variance"), epsilon], at("stable"))
         yield self.make("Sqrt", [at("stable")], at("deviation"))
         yield self.make("Div", [at("centred"), at("deviation")], at("normal"))
         biased = len(node.input) > 2 and bool(node.input[2])
@@ -114,14 +102,14 @@ class Opset17(Rewriter):
         if biased:
             yield self.make("Add", [scaled, node.input[2]], output)
 
-    def value(self, node: "NodeProto", name: str) -> Any:
+    def value(self, node: Node, name: str) -> Any:
         """The value of a constant that a node reads."""
         if name not in self.constants:
             raise refusal(node, f"its input {name} is computed")
-        return self.onnx.numpy_helper.to_array(self.constants[name], base_dir=str(self.folder))
+        return self.onnx.numpy_helper.to_array(self.constants[name], base_dir=self.folder)
 
 
-def refusal(node: "NodeProto", why: str) -> ExportError:
+def refusal(node: Node, why: str) -> ExportError:
     """The error for a node that TensorRT before version 10 would misread."""
     return ExportError(
         f"TensorRT before version 10 would misread the node {node.name} ({node.op_type}): {why}. "

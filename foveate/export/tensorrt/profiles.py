@@ -79,17 +79,14 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
     known = {
         "vision": [Plan("default", vision)],
         "compressor": [Plan("default", compressor, {"keep": keep})],
-        "decoder": (_static_plans if target.decoder == "static" else _decoder_plans)(
-            prompt, cache, target.decoder_profiles
-        ),
+        "decoder": _decoder_plans(target, prompt, cache),
     }
     wanted = [role for role in manifest.graphs if role not in LOOKUPS]
-    for role in wanted:
-        if role not in known:
-            raise ExportError(
-                f"{role}: no target has profiles for this graph. Upgrade foveate, or export the "
-                "checkpoint again with this version."
-            )
+    for role in set(wanted) - known.keys():
+        raise ExportError(
+            f"{role}: no target has profiles for this graph. Upgrade foveate, or export the "
+            "checkpoint again with this version."
+        )
     return {role: known[role] for role in wanted}
 
 
@@ -104,14 +101,14 @@ def vision_ranges(
         pictures: Pictures of a request.
     """
 
-    def length(axis: AxisRange, which: int) -> int:
-        """An axis's smallest, best or largest size."""
-        tokens = math.ceil(axis.per_token * visual[which])
-        return tokens + axis.per_picture * pictures[which] + axis.plus
-
-    return {
-        name: (length(axis, 0), length(axis, 1), length(axis, 2)) for name, axis in axes.items()
+    lengths = {
+        name: [
+            math.ceil(axis.per_token * tokens) + axis.per_picture * count + axis.plus
+            for tokens, count in zip(visual, pictures, strict=True)
+        ]
+        for name, axis in axes.items()
     }
+    return {name: (low, best, most) for name, (low, best, most) in lengths.items()}
 
 
 def _kept(graphs: Mapping[str, GraphSpec], keep: Sizes) -> dict[str, Sizes]:
@@ -120,34 +117,29 @@ def _kept(graphs: Mapping[str, GraphSpec], keep: Sizes) -> dict[str, Sizes]:
     return {str(tensor.shape[0]): keep for tensor in outputs if tensor.name == "kept_indices"}
 
 
-def _decoder_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
-    """The profiles of a decoder whose cache grows: for prefill and for decode steps, or one for both."""
+def _decoder_plans(target: Target, prompt: Sizes, cache: Sizes) -> list[Plan]:
+    """The profiles of a decoder: for prefill and for decode steps, or one for both.
+
+    Of a static decoder's the first that fits is used, so the one for decode steps is first.
+    """
     one, none = (1, 1, 1), (0, 0, 0)
-    longer = (cache[0] + 1, cache[1] + 1, cache[2] + 1)
-    if count == 2:
-        return [
-            Plan("prefill", {"batch": one, "sequence": prompt, "past": none, "total": prompt}),
-            Plan("decode", {"batch": one, "sequence": one, "past": cache, "total": longer}),
-        ]
-    both = {
-        "batch": one,
-        "sequence": (1, 1, prompt[2]),
-        "past": (0, cache[1], cache[2]),
-        "total": (1, longer[1], prompt[2] + cache[2]),
-    }
-    return [Plan("default", both)]
-
-
-def _static_plans(prompt: Sizes, cache: Sizes, count: int) -> list[Plan]:
-    """The profiles of a static decoder; the first that fits is used, so the one for decode steps is first."""
-    one = (1, 1, 1)
-    several = (1, min(prompt[1], cache[2]), min(prompt[2], cache[2]))
-    if count == 2:
-        return [
-            Plan("decode", {"batch": one, "sequence": one}),
-            Plan("prefill", {"batch": one, "sequence": several}),
-        ]
-    return [Plan("default", {"batch": one, "sequence": (1, 1, several[2])})]
+    if target.decoder == "static":
+        several = (1, min(prompt[1], cache[2]), min(prompt[2], cache[2]))
+        plans = {"decode": {"sequence": one}, "prefill": {"sequence": several}}
+        both = {"sequence": (1, 1, several[2])}
+    else:
+        longer = (cache[0] + 1, cache[1] + 1, cache[2] + 1)
+        plans = {
+            "prefill": {"sequence": prompt, "past": none, "total": prompt},
+            "decode": {"sequence": one, "past": cache, "total": longer},
+        }
+        both = {
+            "sequence": (1, 1, prompt[2]),
+            "past": (0, cache[1], cache[2]),
+            "total": (1, longer[1], prompt[2] + cache[2]),
+        }
+    chosen = plans if target.decoder_profiles == 2 else {"default": both}
+    return [Plan(name, {"batch": one, **axes}) for name, axes in chosen.items()]
 
 
 def cache_capacity(manifest: Manifest, target: Target) -> int:

@@ -1,33 +1,32 @@
 """What every rewriting of an ONNX graph shares: reading it, making nodes and constants, its bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from foveate.errors import MissingDependencyError
 
-if TYPE_CHECKING:
-    from onnx import NodeProto
+Node = Any
+"""A NodeProto of onnx, which is imported when it is needed."""
 
 
 class Rewriter:
     """An ONNX graph that is changed in memory; its weights stay in their file and are not read.
 
     Attributes:
+        need: What needs onnx and how to install it, for the error where it is not installed.
         onnx: The module.
         graph: The graph.
         opset: The model's entry for the version of ONNX's own operators.
         constants: Constants by name, those of the graph and those added.
     """
 
-    def __init__(self, path: Path, need: str) -> None:
-        """Read an ONNX file.
+    need: str
 
-        Args:
-            path: The file.
-            need: What needs onnx and how to install it, for the error.
+    def __init__(self, path: Path) -> None:
+        """Read an ONNX file.
 
         Raises:
             MissingDependencyError: onnx is not installed.
@@ -35,26 +34,31 @@ class Rewriter:
         try:
             import onnx
         except ImportError as error:
-            raise MissingDependencyError(need) from error
+            raise MissingDependencyError(self.need) from error
         self.onnx: Any = onnx
         self.model: Any = onnx.load(str(path), load_external_data=False)
         self.graph = self.model.graph
         (self.opset,) = (one for one in self.model.opset_import if one.domain in ("", "ai.onnx"))
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
 
-    def make(self, operator: str, inputs: list[str], output: str, **options: Any) -> "NodeProto":
-        """A new node, named after its output."""
-        node: NodeProto = self.onnx.helper.make_node(
-            operator, inputs, [output], name=f"{operator}.{output}", **options
+    def make(
+        self, operator: str, inputs: Sequence[str | NDArray[Any]], output: str, **options: Any
+    ) -> Node:
+        """A new node, named after its output, as are the constants among its inputs."""
+        names = [
+            one if isinstance(one, str) else self.constant(f"{output}.{place}", one)
+            for place, one in enumerate(inputs)
+        ]
+        return self.onnx.helper.make_node(
+            operator, names, [output], name=f"{operator}.{output}", **options
         )
-        return node
 
-    def constant(self, name: str, value: Any) -> str:
+    def constant(self, name: str, value: NDArray[Any]) -> str:
         """Add a constant to the graph; its name."""
-        self.constants[name] = self.onnx.numpy_helper.from_array(np.asarray(value), name)
+        self.constants[name] = self.onnx.numpy_helper.from_array(value, name)
         return name
 
-    def set_nodes(self, nodes: "Iterable[NodeProto]") -> None:
+    def set_nodes(self, nodes: Iterable[Node]) -> None:
         """Replace the graph's nodes and constants by `nodes` and `constants`."""
         for field, values in (("node", list(nodes)), ("initializer", self.constants.values())):
             self.graph.ClearField(field)

@@ -6,17 +6,14 @@ causal mask is spelled out in the graph: TensorRT would align causal attention t
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import ExportError
-from foveate.export.tensorrt.rewriter import Rewriter
+from foveate.export.tensorrt.rewriter import Node, Rewriter
 from foveate.runtime.backends.trt.tensor_specs import STATIC_OPSET, WRITE_INDICES
-
-if TYPE_CHECKING:
-    from onnx import NodeProto
 
 EMBEDS, MASK = "inputs_embeds", "attention_mask"
 SEQUENCE_AXES = {EMBEDS: 1, "position_ids": 2}
@@ -50,13 +47,13 @@ def static_graph(graph: Path, capacity: int) -> bytes:
 class StaticCache(Rewriter):
     """Rewrites one decoder."""
 
+    need = (
+        "a decoder with a static cache needs onnx: pip install onnx, or build with --decoder concat"
+    )
+
     def __init__(self, path: Path, capacity: int) -> None:
         """Read a decoder, and index which node makes each value."""
-        super().__init__(
-            path,
-            "a decoder with a static cache needs onnx: pip install onnx, or build with --decoder "
-            "concat",
-        )
+        super().__init__(path)
         self.capacity = capacity
         self.makers = {name: node for node in self.graph.node for name in node.output}
         self.inputs = {value.name: value for value in self.graph.input}
@@ -110,19 +107,19 @@ class StaticCache(Rewriter):
         )
         model = self.onnx.helper.make_model(part, opset_imports=self.model.opset_import)
         several = min(CHECKED_TOKENS, self.capacity)
+        calls = [(n, past) for n in (several, 1) for past in (0, self.capacity - n)]
         lowest: NDArray[Any] | None = None
         try:
             evaluator: Any = ReferenceEvaluator(model)
-            for count in (several, 1):
-                for past in (0, self.capacity - count):
-                    sizes = {"batch": 1, "sequence": count, "past": past, "total": past + count}
-                    examples = {value.name: self.example(value, sizes) for value in feeds}
-                    (found,) = evaluator.run(None, examples)
-                    slots, rows = np.arange(past + count), np.arange(count)[:, None]
-                    lowest = found.min() if lowest is None else lowest
-                    wanted = np.where(slots <= past + rows, found.dtype.type(0), lowest)
-                    if not np.array_equal(found, wanted[None, None]):
-                        raise refusal("its mask is not the causal one")
+            for count, past in calls:
+                sizes = {"batch": 1, "sequence": count, "past": past, "total": past + count}
+                examples = {value.name: self.example(value, sizes) for value in feeds}
+                (found,) = evaluator.run(None, examples)
+                slots, rows = np.arange(past + count), np.arange(count)[:, None]
+                lowest = found.min() if lowest is None else lowest
+                wanted = np.where(slots <= past + rows, found.dtype.type(0), lowest)
+                if not np.array_equal(found, wanted[None, None]):
+                    raise refusal("its mask is not the causal one")
         except ExportError:
             raise
         except Exception as error:
@@ -157,47 +154,32 @@ class StaticCache(Rewriter):
                     lengths[node.output[0]] = rank
         return lengths
 
-    def mask_nodes(self, mask: str, lowest: NDArray[Any]) -> "Iterator[NodeProto]":
+    def mask_nodes(self, mask: str, lowest: NDArray[Any]) -> Iterator[Node]:
         """The nodes of the causal mask: a token sees the cache up to the slot that it is written to."""
-        slots = self.constant("static.slots", np.arange(self.capacity))
-        zero, one, axis = (
-            self.constant(f"static.{name}", np.array(value))
-            for name, value in (("zero", 0), ("one", 1), ("axis", [0]))
-        )
-        places = self.constant("static.places", np.array([1, 2, 3]))
-        column = self.constant("static.column", np.array([1]))
-        visible = self.constant("static.visible.value", lowest.dtype.type(0))
-        hidden = self.constant("static.hidden.value", lowest)
-        yield self.make(
-            "Shape",
-            [EMBEDS],
-            "static.sizes",
-            start=SEQUENCE_AXES[EMBEDS],
-            end=SEQUENCE_AXES[EMBEDS] + 1,
-        )
-        yield self.make("Squeeze", ["static.sizes", axis], "static.count")
+        axis = SEQUENCE_AXES[EMBEDS]
+        slots, visible = np.arange(self.capacity), np.array(0, lowest.dtype)
+        zero, one, first, batch = (np.array(value) for value in (0, 1, [0], [1, 2, 3]))
+        yield self.make("Shape", [EMBEDS], "static.sizes", start=axis, end=axis + 1)
+        yield self.make("Squeeze", ["static.sizes", first], "static.count")
         yield self.make("Range", [zero, "static.count", one], "static.tokens")
-        yield self.make("Unsqueeze", ["static.tokens", column], "static.rows")
-        yield self.make("Unsqueeze", [WRITE_INDICES, places], "static.first")
+        yield self.make("Unsqueeze", ["static.tokens", np.array([1])], "static.rows")
+        yield self.make("Unsqueeze", [WRITE_INDICES, batch], "static.first")
         yield self.make("Add", ["static.first", "static.rows"], "static.last")
         yield self.make("LessOrEqual", [slots, "static.last"], "static.visible")
-        yield self.make("Where", ["static.visible", visible, hidden], mask)
+        yield self.make("Where", ["static.visible", visible, np.asarray(lowest)], mask)
 
-    def scatter(self, node: "NodeProto") -> "NodeProto":
+    def scatter(self, node: Node) -> Node:
         """The node that writes into the cache, in place of one that appends to it."""
         past, *new = node.input
         axis = self.onnx.helper.get_node_attr_value(node, "axis")
         present = str(past).replace("past.", "present.")
-        if (
-            len(new) != 1
-            or axis not in (CACHE_AXIS, CACHE_AXIS - 4)
-            or list(node.output) != [present]
-        ):
+        wrong = len(new) != 1 or axis not in (CACHE_AXIS, CACHE_AXIS - 4)
+        if wrong or list(node.output) != [present]:
             raise refusal(f"{node.name} is not what appends to {past}")
         inputs = [past, *new, WRITE_INDICES]
         return self.make("TensorScatter", inputs, present, axis=CACHE_AXIS - 4, mode="linear")
 
-    def replace(self, nodes: "Sequence[NodeProto]") -> None:
+    def replace(self, nodes: Sequence[Node]) -> None:
         """Set the graph's nodes, without those that no output needs, and its new inputs and outputs."""
         self.makers = {name: node for node in nodes for name in node.output}
         needed = self.ancestors([value.name for value in self.graph.output], nodes)
@@ -207,16 +189,11 @@ class StaticCache(Rewriter):
         self.graph.ClearField("value_info")
         for value in self.graph.input:
             if value.name == MASK:
-                value.CopyFrom(
-                    self.onnx.helper.make_tensor_value_info(
-                        WRITE_INDICES, self.onnx.TensorProto.INT64, ["batch"]
-                    )
-                )
+                make, kind = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto.INT64
+                value.CopyFrom(make(WRITE_INDICES, kind, ["batch"]))
         for value in (*self.graph.input, *self.graph.output):
             if value.name.startswith(("past.", "present.")):
-                axis = value.type.tensor_type.shape.dim[CACHE_AXIS]
-                axis.Clear()
-                axis.dim_value = self.capacity
+                value.type.tensor_type.shape.dim[CACHE_AXIS].dim_value = self.capacity
 
     def check(self) -> None:
         """ExportError where a node that was not rewritten reads the cache or the old mask."""
@@ -233,9 +210,7 @@ class StaticCache(Rewriter):
         if sorted(written) != sorted(self.pasts):
             raise refusal("it does not append to each cache once")
 
-    def ancestors(
-        self, names: Sequence[str], nodes: "Sequence[NodeProto] | None" = None
-    ) -> "list[NodeProto]":
+    def ancestors(self, names: Sequence[str], nodes: Sequence[Node] | None = None) -> list[Node]:
         """The nodes that compute some values, in the graph's order."""
         todo, found = list(names), set()
         while todo:
@@ -256,7 +231,7 @@ class StaticCache(Rewriter):
                 todo += node.input if node is not None else ()
         return seen & self.inputs.keys()
 
-    def shape_axes(self, node: "NodeProto") -> list[int]:
+    def shape_axes(self, node: Node) -> list[int]:
         """The axes whose sizes a Shape node returns."""
         options = {one.name: one.i for one in node.attribute}
         value = self.inputs.get(node.input[0])

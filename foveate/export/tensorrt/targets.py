@@ -7,18 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from foveate.bundle.manifest import (
-    Capability,
-    Count,
-    Decoder,
-    Library,
-    Precision,
-    Record,
-    Release,
-    Role,
-    Text,
-    short,
-)
+from foveate.bundle import manifest as schema
+from foveate.bundle.manifest import Count, Record, Text, short
 from foveate.errors import MissingDependencyError, TargetError
 
 BUILTIN = Path(__file__).with_name("targets.toml")
@@ -69,11 +59,11 @@ class Target(Record, frozen=True, kw_only=True):
     """
 
     gpu: Text
-    compute_capabilities: Annotated[list[Capability], msgspec.Meta(min_length=1)]
-    library: Library
-    versions: tuple[Release, Release]
-    precisions: Annotated[list[Precision], msgspec.Meta(min_length=1)]
-    decoder: Decoder
+    compute_capabilities: Annotated[list[schema.Capability], msgspec.Meta(min_length=1)]
+    library: schema.Library
+    versions: tuple[schema.Release, schema.Release]
+    precisions: Annotated[list[schema.Precision], msgspec.Meta(min_length=1)]
+    decoder: schema.Decoder
     decoder_profiles: Literal[1, 2]
     workspace_mib: Count
     optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
@@ -95,7 +85,7 @@ def read_targets(path: Path | None = None) -> dict[str, Target]:
         tables = _merged(tables, _tables(path))
     source = path or BUILTIN
     try:
-        targets = msgspec.convert(tables, dict[Role, Target])
+        targets = msgspec.convert(tables, dict[schema.Role, Target])
     except msgspec.ValidationError as error:
         raise TargetError(
             f"{source}: {short(error)}. A new target needs all the keys of {BUILTIN}, a known one "

@@ -111,7 +111,7 @@ def test_fp16_with_f_theta_ahead_of_time(
 def test_graphs_with_contrib_operators_are_refused(copy: Path) -> None:
     manifest = copy / "manifest.json"
     manifest.write_text(
-        manifest.read_text().replace('"operators": "standard"', '"operators": "onnxruntime"')
+        manifest.read_text().replace('"operators": "standard"', '"operators": "contrib"')
     )
     refused(
         invoke("build", copy, "--target", "rtx"),

@@ -28,7 +28,7 @@ def feeds_of(bundle: Bundle, role: str) -> dict[str, Any]:
         return generator.standard_normal(shape).astype(np.float32)
 
     if role == "vision":
-        return dict(vision.feeds)
+        return dict(vision.calls[0].inputs)
     if role == "compressor":
         index = np.setdiff1d(np.arange(total), prompt.visual_index)
         return {
