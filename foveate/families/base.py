@@ -71,7 +71,7 @@ class VisualInput:
         candidates: bool [N_v], which tokens may be dropped; the others are always kept.
         picture: int64 [N_v], the picture or video frame that a token shows; of several frames the first.
         boxes: float32 [N_v, 4], the part that it shows: left, top, right, bottom from 0 to 1. Boxes
-            may overlap.
+            may overlap; that of a token that shows nothing, such as a newline, is empty.
         rows: int64 [N_v, K], or None.
         weights: float32 [N_v, K], 0 for padding; or None.
     """

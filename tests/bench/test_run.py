@@ -14,7 +14,7 @@ from foveate.bench.result import STAGES
 from foveate.bench.run import BenchOptions
 from foveate.bundle.reader import Bundle
 from foveate.errors import LimitError
-from foveate.runtime.backends.ort.backend import OrtBackend, OrtGrowing
+from foveate.runtime.backends.ort.backend import OrtBackend, OrtDecoder
 from tests.command import invoke, refused
 
 QUICK = ("--new-tokens", 2, "--repeats", 2, "--warmup", 1, "--device", "cpu", "--keep", "1,0.5,3")
@@ -169,12 +169,12 @@ def test_a_backend_that_takes_one_sequence_is_refused(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is measured, with the reason."""
-    begin = OrtGrowing.__init__
+    begin = OrtDecoder.__init__
 
-    def begin_alone(self: OrtGrowing, *parts: Any) -> None:
+    def begin_alone(self: OrtDecoder, *parts: Any) -> None:
         begin(self, *parts)
         self.capabilities = replace(self.capabilities, batch=1)
 
-    monkeypatch.setattr(OrtGrowing, "__init__", begin_alone)
+    monkeypatch.setattr(OrtDecoder, "__init__", begin_alone)
     monkeypatch.setattr(OrtBackend, "encode", None)
     refused(invoke("bench", tiny_bundle.root, *SIZE, "--batch", "1,4"), "decodes 1 together")

@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from foveate.atomic_write import writing
 from foveate.bundle.engine_writer import EngineWriter
-from foveate.bundle.manifest import Decoder, Digest, EngineVariant, GraphSpec, Operators, Precision
+from foveate.bundle.manifest import Decoder, Digest, EngineVariant, Operators, Precision
 from foveate.bundle.onnx_file import external_data
 from foveate.bundle.reader import Bundle
 from foveate.errors import ExportError, TargetError
 from foveate.export.tensorrt.builder import Job, build_engine
 from foveate.export.tensorrt.library import open_builder
-from foveate.export.tensorrt.profiles import LOOKUPS, cache_capacity, plan_profiles
+from foveate.export.tensorrt.profiles import cache_capacity, plan_profiles
 from foveate.export.tensorrt.targets import Target, choose_target, read_targets
 from foveate.runtime.backends.trt.fit import NAMES
 from foveate.terminal import duration, size, table
@@ -226,7 +226,6 @@ def build_facts(result: Result) -> dict[str, Any]:
             }
             for one in result.built
         ],
-        "left_out": left_out(result.bundle.manifest.graphs),
     }
 
 
@@ -242,18 +241,9 @@ def describe_build(result: Result) -> str:
             f"{target.workspace_mib} MiB of workspace",
             table((_kind(one.engine), size(one.bytes), duration(one.seconds)) for one in engines),
         ]
-    lines += [
-        f"{role} has no engine: it only looks up a table"
-        for role in left_out(result.bundle.manifest.graphs)
-    ]
     return "\n".join(lines)
 
 
 def _kind(engine: EngineVariant) -> str:
     """An engine's role, and for a decoder its kind of cache."""
     return f"{engine.role} ({engine.decoder})" if engine.decoder else engine.role
-
-
-def left_out(graphs: dict[str, GraphSpec]) -> list[str]:
-    """The graphs that get no engine."""
-    return [role for role in graphs if role in LOOKUPS]

@@ -9,9 +9,6 @@ from foveate.errors import ExportError
 from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.targets import Range, Target
 
-LOOKUPS = ("embeddings",)
-"""Graphs that get no engine: they only look up a table, which an engine would hold once more."""
-
 Sizes = tuple[int, int, int]
 """The smallest size, the one that an engine is tuned for, and the largest."""
 
@@ -57,7 +54,7 @@ class Plan:
 
 
 def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
-    """The profiles of every graph of a bundle that gets an engine, in the manifest's order.
+    """The profiles of every graph of a bundle, in the manifest's order.
 
     Raises:
         ExportError: A graph that there are no profiles for.
@@ -81,13 +78,12 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
         "compressor": [Plan("default", compressor, {"keep": keep})],
         "decoder": _decoder_plans(target, prompt, cache),
     }
-    wanted = [role for role in manifest.graphs if role not in LOOKUPS]
-    for role in set(wanted) - known.keys():
+    for role in manifest.graphs.keys() - known.keys():
         raise ExportError(
             f"{role}: no target has profiles for this graph. Upgrade foveate, or export the "
             "checkpoint again with this version."
         )
-    return {role: known[role] for role in wanted}
+    return {role: known[role] for role in manifest.graphs}
 
 
 def vision_ranges(

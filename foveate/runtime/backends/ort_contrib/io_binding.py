@@ -1,5 +1,6 @@
 """onnxruntime by I/O binding: every input and output where it lies, and calls that repeat as CUDA graphs."""
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Collection, Mapping
@@ -23,6 +24,9 @@ CAPTURING = {"enable_cuda_graph": "1", "use_tf32": "1"}
 """What the CUDA provider is told: capture runs that are numbered; the little that half-precision graphs
 do in float32 has factors no more exact than TF32's."""
 MOST_GRAPHS = 32
+CAPTURE = threading.RLock()
+"""Held while a CUDA graph is captured and while the device is waited for, which CUDA allows in no thread
+during a capture."""
 NOT_CAPTURED = -1
 """What onnxruntime takes as the number of a run that is not to be captured."""
 
@@ -167,11 +171,11 @@ class IoBoundEngine:
                 # Another engine has a stream of its own, which this one's does not wait for.
                 if getattr(tensor.memory, "writer", None) is not self:
                     tensor.wait()
-            options = handle.enqueued
-            if options is None or handle.captures:
-                options, handle.captures = handle.options, False
+            capturing, handle.captures = handle.captures, False
+            options = handle.options if capturing else handle.enqueued or handle.options
             try:
-                self.session.run_with_iobinding(handle.binding, options)
+                with CAPTURE if capturing else contextlib.nullcontext():
+                    self.session.run_with_iobinding(handle.binding, options)
             except Exception as error:
                 raise BackendError(f"{self.path.name}: {advice(error)}") from error
             if options is handle.enqueued:
@@ -185,7 +189,8 @@ class IoBoundEngine:
         with self.lock:
             if self.pending:
                 # Runs are in order: when the last is done, so are those before.
-                self.pending[-1].binding.synchronize_outputs()
+                with CAPTURE:
+                    self.pending[-1].binding.synchronize_outputs()
                 self.pending.clear()
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
