@@ -43,19 +43,15 @@ class MadeUp:
     name = NAME
     model_types: ClassVar[tuple[str, ...]] = (NAME,)
 
-    def __init__(self, tokenizer: Tokenizer, tokens: Mapping[str, int]) -> None:
-        self.tokenizer, self.tokens = tokenizer, tokens
-
-    @classmethod
-    def create(
-        cls,
+    def __init__(
+        self,
         preprocessing: Mapping[str, Any],
         tokenizer: Tokenizer,
         chat_template: str,
         tokens: Mapping[str, int],
         levels: bool = False,
-    ) -> "MadeUp":
-        return cls(tokenizer, tokens)
+    ) -> None:
+        self.tokenizer, self.tokens = tokenizer, tokens
 
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
