@@ -105,7 +105,10 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> Demo:
     from foveate.export.exporter import ExportOptions, export
 
     trained = root / "f_theta.safetensors"
-    options = ExportOptions(trained if trained.is_file() else "attention", keep=KEEP, force=True)
+    # Contrib operators: written at once, where standard ones are traced, and faster on a CPU.
+    options = ExportOptions(
+        trained if trained.is_file() else "attention", keep=KEEP, force=True, operators="contrib"
+    )
     bundle = export(root, out / "bundle", options, progress.begin)
     progress.begin("questions")
     with Pipeline.load(bundle.root) as pipe:

@@ -65,13 +65,14 @@ def test_the_verb_and_what_its_bundle_says(
 ) -> None:
     """Above so many weights nothing is compared with transformers."""
     monkeypatch.setattr("foveate.export.exporter.COMPARED", 1)
-    told = invoke("export", configuration, tmp_path / "bundle", "--random-weights")
+    options = ("--random-weights", "--operators", "contrib")
+    told = invoke("export", configuration, tmp_path / "bundle", *options)
     assert told.exit_code == 0, told.stderr
     assert "weights: random" in told.stdout
     assert "not compared" in told.stdout
     assert "reference" not in told.stderr
     bundle = Bundle.open(tmp_path / "bundle")
-    assert (bundle.manifest.weights, bundle.manifest.operators) == ("random", "standard")
+    assert (bundle.manifest.weights, bundle.manifest.operators) == ("random", "contrib")
     assert bundle.manifest.parity == {}
     assert "no answer means anything" in invoke("inspect", bundle.root).stdout
     ran = invoke("run", bundle.root, "What?", "--image", SCENE, "--max-new-tokens", 2)
