@@ -73,6 +73,7 @@ class AnswerText:
         """What was kept."""
         assert self.kept is not None
         visual, kept = self.prepared.media.visual, self.kept.selection()
+        self.kept = None
         return Visual(
             visual.tokens,
             len(kept.indices),
@@ -121,6 +122,7 @@ class Stream(AbstractContextManager["Stream"]):
             if piece:
                 return piece
             if self._text.answer is not None:
+                self.close()
                 raise StopIteration
             began = time.perf_counter()
             step = next(self._steps)

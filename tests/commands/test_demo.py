@@ -38,7 +38,7 @@ class TestDemo:
         words = ("Q3?", "3   (expected)", "24 of 24", "6 of 24", "KV cache", "Of 3 such")
         for word in words:
             assert word in result.stdout
-        assert "[8/8] seal … " in result.stderr
+        assert "[9/9] seal … " in result.stderr
         assert sorted(os.listdir(tmp_path / "out")) == ["bundle", "heatmap.png"]
         assert Bundle.open(tmp_path / "out" / "bundle").manifest.compressor.kind == "attention"
 

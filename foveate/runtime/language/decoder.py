@@ -1,7 +1,7 @@
 """The bundle's own decoder graph as a language model: prefill, then a decode step a token."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from foveate.runtime.kept_prompt import KeptPrompt
@@ -58,7 +58,7 @@ class DecoderRun:
         """The steps, once."""
         return self._steps
 
-    def _run(self) -> Iterator[Step]:
+    def _run(self) -> Generator[Step, None, None]:
         """Prefill prompt by prompt, then decode all of them together."""
         going: dict[int, Going] = {}
         for number, (prompt, one) in enumerate(zip(self._prompts, self._settings, strict=True)):
@@ -106,7 +106,8 @@ class DecoderRun:
         self._cancelled.set()
 
     def close(self) -> None:
-        """Give all caches back."""
+        """Give all caches back, and let go of what the steps still hold."""
         self.cancel()
+        self._steps.close()
         for number in range(len(self._settings)):
             self._cache.release(number)

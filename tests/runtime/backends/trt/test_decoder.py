@@ -1,5 +1,6 @@
 """The decoders of TensorRT's two forms, with CUDA and TensorRT acted out by onnxruntime in host memory."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -275,3 +276,18 @@ def test_a_cache_keeps_where_it_writes_in_step_with_its_length(decoder: StaticDe
         held = state.numpy()
         assert np.abs(held[:, :, :11]).min(axis=(1, 3)).all()
         assert not held[:, :, 11:].any()
+
+
+def test_memory_is_used_again(pipe: Pipeline, samples: list[Sample]) -> None:
+    """A request's memory is free as soon as it is answered, not first when Python collects garbage."""
+    gpu = pipe._backend.gpu  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        for number in range(12):
+            sample = samples[number % 2]
+            pipe.generate(sample.question, images=[sample.image], keep=0.25, max_new_tokens=3)
+            if number == 3:
+                before = len(gpu._owned)
+    finally:
+        gc.enable()
+    assert len(gpu._owned) == before
