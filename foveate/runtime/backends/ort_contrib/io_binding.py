@@ -40,14 +40,15 @@ class Binding:
         options: For a run that is waited for.
         enqueued: For a run that returns when it is enqueued; None on a CPU.
         alive: What the runs read and write.
-        captures: Whether the next run captures a CUDA graph, which is waited for.
+        number: Of its CUDA graph; None where it has none. onnxruntime captures it for each thread, in
+            the thread's first run.
     """
 
     binding: Any
     options: Any
     enqueued: Any
     alive: Any
-    captures: bool
+    number: int | None
 
 
 class IoBoundEngine:
@@ -74,6 +75,7 @@ class IoBoundEngine:
         self.numbers = itertools.count(1)
         self.graphs: CudaGraphs[Call] = CudaGraphs(MOST_GRAPHS)
         self.pending: list[Binding] = []
+        self.own = threading.local()
 
     def run(
         self,
@@ -144,17 +146,15 @@ class IoBoundEngine:
         for name, tensor in into.items():
             kind = TYPES[self.types[name]]
             binding.bind_output(name, self.device, 0, kind, list(tensor.shape), tensor.address)
-        options, enqueued = ort.RunOptions(), None
+        options, enqueued, number = ort.RunOptions(), None, None
         if self.captures:
             enqueued = ort.RunOptions()
             enqueued.add_run_config_entry("disable_synchronize_execution_providers", "1")
-            number = str(next(self.numbers) if captured else NOT_CAPTURED)
+            number = next(self.numbers) if captured else None
             for one in (options, enqueued):
-                one.add_run_config_entry("gpu_graph_id", number)
+                one.add_run_config_entry("gpu_graph_id", str(number or NOT_CAPTURED))
         outputs = dict(into)
-        return Call(
-            inputs, outputs, Binding(binding, options, enqueued, (inputs, outputs), captured)
-        )
+        return Call(inputs, outputs, Binding(binding, options, enqueued, (inputs, outputs), number))
 
     def repeat(self, call: Call) -> None:
         """Enqueue a bound call on what is in its memory now.
@@ -171,7 +171,9 @@ class IoBoundEngine:
                 # Another engine has a stream of its own, which this one's does not wait for.
                 if getattr(tensor.memory, "writer", None) is not self:
                     tensor.wait()
-            capturing, handle.captures = handle.captures, False
+            captured: set[int | None] = self.own.__dict__.setdefault("captured", {None})
+            capturing = handle.number not in captured
+            captured.add(handle.number)
             options = handle.options if capturing else handle.enqueued or handle.options
             try:
                 with CAPTURE if capturing else contextlib.nullcontext():
