@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BackendError
+from foveate.runtime.backends.ort.capture_gate import GATE
 from foveate.runtime.backends.ort.library import ort
 from foveate.runtime.tensors import DeviceTensor, held
 
@@ -49,7 +50,8 @@ class OrtMemory:
     def read(self, begin: int, nbytes: int) -> NDArray[np.uint8]:
         """Copy to host memory, when the runs that write to it are done."""
         self.wait()
-        whole = self.value.numpy().reshape(-1).view(np.uint8)
+        with GATE:
+            whole = self.value.numpy().reshape(-1).view(np.uint8)
         part: NDArray[np.uint8] = whole[begin : begin + nbytes]
         return part
 
@@ -58,7 +60,8 @@ class OrtMemory:
         assert begin == 0 and array.nbytes == self.nbytes
         if self._written is not None and np.array_equal(self._written, array):
             return
-        self.value.update_inplace(np.ascontiguousarray(array).reshape(self.value.shape()))
+        with GATE:
+            self.value.update_inplace(np.ascontiguousarray(array).reshape(self.value.shape()))
         self._written = np.array(array) if array.nbytes <= SMALL else None
 
     def wait(self) -> None:
@@ -103,7 +106,8 @@ def zeros(shape: tuple[int, ...], dtype: str, device: str) -> DeviceTensor:
 def allocating(count: int, device: str) -> Iterator[None]:
     """Turn a refusal of `count` bytes into a BackendError that says how many were wanted."""
     try:
-        yield
+        with GATE:
+            yield
     except Exception as error:
         raise BackendError(
             f"{count / 2**20:.0f} MiB on the {device} could not be allocated: {advice(error)}"

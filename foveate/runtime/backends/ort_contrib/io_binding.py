@@ -1,6 +1,5 @@
 """onnxruntime by I/O binding: every input and output where it lies, and calls that repeat as CUDA graphs."""
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Collection, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from foveate.bundle.manifest import TensorSpec
 from foveate.errors import BackendError, ClosedError
 from foveate.runtime.backends.cuda_graphs import CudaGraphs
+from foveate.runtime.backends.ort.capture_gate import GATE
 from foveate.runtime.backends.ort.library import ort
 from foveate.runtime.backends.ort.memory import OrtMemory, advice, empty, upload, zeros
 from foveate.runtime.backends.ort.session import OnnxOptions, open_session, spec
@@ -24,9 +24,6 @@ CAPTURING = {"enable_cuda_graph": "1", "use_tf32": "1"}
 """What the CUDA provider is told: capture runs that are numbered; the little that half-precision graphs
 do in float32 has factors no more exact than TF32's."""
 MOST_GRAPHS = 32
-CAPTURE = threading.RLock()
-"""Held while a CUDA graph is captured and while the device is waited for, which CUDA allows in no thread
-during a capture."""
 NOT_CAPTURED = -1
 """What onnxruntime takes as the number of a run that is not to be captured."""
 
@@ -176,7 +173,7 @@ class IoBoundEngine:
             captured.add(handle.number)
             options = handle.options if capturing else handle.enqueued or handle.options
             try:
-                with CAPTURE if capturing else contextlib.nullcontext():
+                with GATE.capture() if capturing else GATE:
                     self.session.run_with_iobinding(handle.binding, options)
             except Exception as error:
                 raise BackendError(f"{self.path.name}: {advice(error)}") from error
@@ -191,7 +188,7 @@ class IoBoundEngine:
         with self.lock:
             if self.pending:
                 # Runs are in order: when the last is done, so are those before.
-                with CAPTURE:
+                with GATE:
                     self.pending[-1].binding.synchronize_outputs()
                 self.pending.clear()
 
