@@ -23,7 +23,7 @@ from foveate.runtime.backends.trt.backend import TensorRTBackend
 from foveate.runtime.backends.trt.cuda import Gpu
 from foveate.runtime.backends.trt.engine import TensorRTEngine
 from foveate.runtime.backends.trt.library import Log
-from foveate.runtime.backends.trt.tensor_specs import DTYPES, engine_spec
+from foveate.runtime.backends.trt.tensor_specs import DTYPES, WRITE_INDICES, engine_spec
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.load import read_family, read_tokenizer
 from tests.runtime.backends.trt.engines import variants
@@ -188,7 +188,17 @@ class HostContext:
         return tuple(axis_size(axis, sizes) for axis in self.engine.tensors[name].shape)
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Do the work, or have it captured with the shapes and addresses that are set now."""
+        """Do the work, or have it captured with the shapes and addresses that are set now.
+
+        Only a cache that is written in place lies where it is read: TensorRT may write an output while it
+        still reads an input, which onnxruntime does not.
+        """
+        if WRITE_INDICES not in self.engine.inputs:
+            read, written = (
+                {self.addresses[name] for name in names}
+                for names in (self.engine.inputs, self.engine.outputs)
+            )
+            assert not read & written
         binding = self.engine.session.io_binding()
         for name, one in self.engine.tensors.items():
             given = name in self.engine.inputs
