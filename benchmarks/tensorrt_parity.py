@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from foveate import Pipeline, __version__
 from foveate.bundle.reader import Bundle
 from foveate.commands.stage_parity import BOUNDS, differences, run_stages
+from foveate.families.base import user_turn
 from foveate.machine import gpu_facts
 from foveate.runtime.backends import open_backend
 from foveate.runtime.backends.trt.backend import TensorRTBackend
-from foveate.runtime.pipeline import read_family, read_tokenizer
+from foveate.runtime.load import read_family, read_tokenizer
 from foveate.terminal import table
 
 KEEPS = (1.0, 0.5, 0.25)
@@ -43,14 +44,15 @@ def write_reference(bundle: Bundle, samples: Path, count: int, out: Path) -> Non
     lines = (samples / "data.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     records = records[:: max(1, len(records) // count)][:count]
-    family = read_family(bundle, read_tokenizer(bundle))
+    family: Any = read_family(bundle, read_tokenizer(bundle))
     arrays: dict[str, NDArray[Any]] = {}
     questions = []
     with Pipeline.load(bundle.root, backend="onnxruntime", device="cpu") as pipe:
         for number, record in enumerate(records):
             picture = Image.open(samples / record["image"]).convert("RGB")
-            ((height, width),) = family.preprocess([picture]).sizes
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            ((_, rows, columns),) = family.prepare([picture]).grids
+            cell = family.settings.patch_size * family.settings.merge_size
+            picture = picture.resize((columns * cell, rows * cell), Image.Resampling.BICUBIC)
             arrays[f"picture.{number}"] = np.asarray(picture)
             answers = {}
             for keep in KEEPS:
@@ -81,9 +83,10 @@ def stages_of(
 ) -> dict[str, NDArray[Any]]:
     """The outputs of every stage of one request."""
     family = read_family(bundle, read_tokenizer(bundle))
-    vision = family.preprocess([Image.fromarray(picture)])
-    prompt = family.layout(question, vision)
-    return run_stages(backend, vision, prompt, max(1, round(vision.tokens * keep)), given)
+    pictures = [Image.fromarray(picture)]
+    visual = family.prepare(pictures)
+    prompt = family.layout(user_turn(question, pictures), visual)
+    return run_stages(backend, visual, prompt, max(1, round(visual.tokens * keep)), given)
 
 
 def build(
