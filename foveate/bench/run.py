@@ -192,7 +192,7 @@ def _run_transformers(model: "TransformersModel", work: Work, options: BenchOpti
 
     def add(side: str, keep: float | int, visual: Visual, answer: "TransformersAnswer") -> None:
         """Add an answer with some visual tokens."""
-        tokens = len(work.prompt.token_ids) - visual.total + visual.kept
+        tokens = work.prompt.length_with(visual.kept)
         row = Row(side, keep, visual, tokens, answer.cache_bytes, answer.first)
         work.add(row, answer.sample)
 

@@ -157,8 +157,7 @@ class TransformersModel:
             before: The pass with all tokens: what came before prefill is the same.
             new_tokens: How many tokens to generate.
         """
-        dropped = np.delete(prompt.visual_index, kept)
-        stays = np.setdiff1d(np.arange(len(prompt.token_ids)), dropped)
+        stays = prompt.kept_index(kept)
         places = self._sent(np.searchsorted(stays, prompt.visual_index[kept]))
         token_ids, index = self._sent(prompt.token_ids), self._sent(stays)
         everywhere, chosen = self._sent(prompt.position_ids[:, None]), self._sent(kept)

@@ -120,9 +120,7 @@ class TorchModel:
         """
         embeds, positions = question.embeds, question.positions
         if kept is not None:
-            prompt = question.prompt
-            dropped = np.delete(prompt.visual_index, kept)
-            rows = self._sent(np.setdiff1d(np.arange(len(prompt.token_ids)), dropped))
+            rows = self._sent(question.prompt.kept_index(kept))
             embeds, positions = embeds[:, rows], positions[:, rows]
         first = question.prompt.next_position
         return self.language.answer(embeds, positions, first, self.stops, most)

@@ -114,6 +114,14 @@ class Prompt:
         text[self.visual_index] = False
         return np.flatnonzero(text)
 
+    def kept_index(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the text and the visual tokens of ordinals `kept` int64 [K] stand, int64 [T'], ascending."""
+        return np.sort(np.concatenate([self.text_index, self.visual_index[kept]]))
+
+    def length_with(self, visual: int) -> int:
+        """How many tokens are left with so many of the visual ones."""
+        return len(self.token_ids) - len(self.visual_index) + visual
+
     @property
     def instruction_rows(self) -> NDArray[np.int64]:
         """Which of the text tokens are the instruction, int64 [N_u]."""

@@ -151,7 +151,7 @@ class Pixels:
         """One run over the patches of all pictures and videos."""
         width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
         pixels = [self.patches(step) for one in media for step in one]
-        places = [self.places(one) for one in media for _ in one]
+        places = [np.tile(self.places(one), (len(one), 1)) for one in media]
         borders = np.cumsum([0, *map(len, pixels)], dtype=np.int32)
         inputs: dict[str, NDArray[Any]] = {
             "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),

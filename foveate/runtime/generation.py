@@ -1,7 +1,6 @@
 """Answers as they grow: tokens in, text out, piece by piece."""
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from tokenizers import Tokenizer
@@ -11,7 +10,7 @@ from foveate.errors import FoveateError
 from foveate.runtime.answer import Answer, Visual
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Run, Token
-from foveate.runtime.request import PreparedRequest
+from foveate.runtime.request import PreparedRequest, naming
 
 
 class AnswerText:
@@ -143,20 +142,17 @@ class Stream(AbstractContextManager["Stream"]):
             self._run.close()
 
 
-def answer_together(
-    run: Run, texts: list[AnswerText], naming: Callable[[int], AbstractContextManager[None]]
-) -> list[Answer]:
+def answer_together(run: Run, texts: list[AnswerText]) -> list[Answer]:
     """Read a run of several prompts to its end.
 
     A decode step's time counts for every answer that it gives a token.
     """
     try:
-        steps, first = iter(run), 0
-        while first < len(texts):
-            with naming(first):
+        steps = iter(run)
+        for number, text in enumerate(texts):
+            with naming(number):
                 step = next(steps)
-            texts[first].take_first(step[first], run, first)
-            first += 1
+            text.take_first(step[number], run, number)
         began = time.perf_counter()
         for step in steps:
             took = time.perf_counter() - began

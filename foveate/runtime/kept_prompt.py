@@ -1,22 +1,14 @@
 """The kept prompt: where vision and language meet."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BackendError
 from foveate.families.base import Prompt
-from foveate.runtime.tensors import Tensor
-
-
-class Readable(Protocol):
-    """A value that comes to the host when it is read."""
-
-    def numpy(self) -> NDArray[Any]:
-        """Its value, waited for."""
-        ...
+from foveate.runtime.tensors import Readable, Tensor, on_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +63,19 @@ class KeptPrompt:
             BackendError: The relevance is not finite, so that nothing was ranked.
         """
         if self._kept is None:
-            relevance = None if self._relevance is None else _read(self._relevance)
+            relevance = None if self._relevance is None else on_host(self._relevance)
             if relevance is not None and not np.isfinite(relevance).all():
                 raise BackendError(
                     "the compressor's relevance is not finite, so nothing can be ranked; export the "
                     "bundle with --precision fp32 or bf16"
                 )
-            self._kept = KeptTokens(_read(self._indices), relevance)
+            self._kept = KeptTokens(on_host(self._indices), relevance)
         return self._kept
 
     @property
     def kept_index(self) -> NDArray[np.int64]:
         """Where in the whole prompt the tokens that are left stand, int64 [T'], ascending."""
-        visual = self.prompt.visual_index[self.selection().indices]
-        return np.sort(np.concatenate([self.prompt.text_index, visual]))
+        return self.prompt.kept_index(self.selection().indices)
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
@@ -95,8 +86,3 @@ class KeptPrompt:
     def visual(self) -> NDArray[np.bool_]:
         """Which of the tokens that are left are visual, bool [T']."""
         return np.isin(self.kept_index, self.prompt.visual_index)
-
-
-def _read(value: NDArray[Any] | Readable) -> NDArray[Any]:
-    """A value on the host, where it may be already."""
-    return value if isinstance(value, np.ndarray) else value.numpy()

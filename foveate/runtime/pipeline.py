@@ -27,7 +27,8 @@ from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Generation, LanguageModel
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
-from foveate.runtime.media.sources import Picture, open_media
+from foveate.runtime.media.pictures import Picture
+from foveate.runtime.media.sources import open_media
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import wait
@@ -151,7 +152,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if not texts:
             return []
         settings = [text.prepared.generation for text in texts]
-        return answer_together(self._language.generate(self._begin(texts), settings), texts, naming)
+        return answer_together(self._language.generate(self._begin(texts), settings), texts)
 
     def check_batch(self, count: int) -> None:
         """Refuse more requests at once than the language model decodes together.
@@ -205,10 +206,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         selection = select(media.visual, keep, request.kept, request.rank)
         self._check_capabilities(sampling, selection)
         eos = () if request.ignore_eos else manifest.generation.eos
+        kept = prompt.length_with(selection.count)
         generation = Generation(
-            len(prompt.token_ids) - selection.total + selection.count,
+            kept,
             prompt.next_position,
-            self._new_tokens(request.max_new_tokens, prompt, selection),
+            self._new_tokens(request.max_new_tokens, kept, prompt.next_position),
             frozenset((*eos, *request.stop_tokens)),
             sampling,
         )
@@ -267,12 +269,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         """A text after its pictures, tokenized and placed."""
         return self._family.layout(user_turn(text, media.media), media.visual)
 
-    def _new_tokens(self, wanted: int | None, prompt: Prompt, selection: Selection) -> int:
+    def _new_tokens(self, wanted: int | None, kept: int, next_position: int) -> int:
         """How many tokens may be generated; LimitError for more than the context has room for."""
         limit = self.bundle.manifest.limits.prompt_tokens
         capacity = self._language.capabilities.most_tokens
-        kept = len(prompt.token_ids) - selection.total + selection.count
-        room = min(limit - max(kept, prompt.next_position), capacity - kept)
+        room = min(limit - max(kept, next_position), capacity - kept)
         most = (
             min(self.bundle.manifest.generation.max_new_tokens, room) if wanted is None else wanted
         )

@@ -10,7 +10,7 @@ from foveate.families.base import Prompt
 from foveate.runtime.answer import Timing
 from foveate.runtime.keep import Rank, Selection
 from foveate.runtime.language.base import Generation
-from foveate.runtime.media.sources import Picture
+from foveate.runtime.media.pictures import Picture
 
 if TYPE_CHECKING:
     from foveate.runtime.encoded import EncodedMedia

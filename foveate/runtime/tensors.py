@@ -115,13 +115,21 @@ class DeviceTensor:
         self.memory.write(self.begin, array)
 
 
+class Readable(Protocol):
+    """A value that comes to the host when it is read."""
+
+    def numpy(self) -> NDArray[Any]:
+        """Its value, waited for."""
+        ...
+
+
 Tensor = NDArray[Any] | DeviceTensor
 """An array in host memory, or a tensor where a backend keeps it."""
 
 Feeds = Mapping[str, Tensor]
 
 
-def on_host(tensor: Tensor) -> NDArray[Any]:
+def on_host(tensor: NDArray[Any] | Readable) -> NDArray[Any]:
     """A tensor in host memory, where it may be already."""
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from foveate.bundle.manifest import FileEntry, Manifest, Precision, Quantized
 from foveate.bundle.reader import Bundle
 from foveate.export import embeddings
-from foveate.runtime.backends.ort.backend import ROLES, OrtBackend
+from foveate.runtime.backends.base import ROLES
+from foveate.runtime.backends.ort.backend import OrtBackend
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.load import read_family, read_tokenizer

@@ -1,7 +1,9 @@
 """What runs a bundle's vision graph and compressor: the protocol, and what every backend shares."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +12,12 @@ from foveate.families.base import Prompt, VisualInput
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.keep import Selection
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import LanguageModel
-from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
+from foveate.runtime.language.base import DecoderGraph, LanguageModel
+from foveate.runtime.language.decoder import Decoder
+from foveate.runtime.tensors import Feeds, Tensor, on_host
+
+ROLES = ("vision", "compressor", "decoder")
+"""The graphs of standard operators, by role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,16 @@ class VisualBackend(ABC):
         device: Where it runs.
         visual_tokens: The most visual tokens of one request.
         remedy: How to raise that limit.
+        engines: The opened graphs, by role.
+        graph: The decoder graph.
     """
 
     name: str
     device: str
     visual_tokens: int
     remedy: str
+    engines: Mapping[str, Any]
+    graph: DecoderGraph
 
     def __init__(self, table: EmbeddingTable) -> None:
         """Look embedding rows up in `table`."""
@@ -170,13 +180,14 @@ class VisualBackend(ABC):
     ) -> Tensor:
         """The kept prompt [1, T', H]: rows of [text; visual] by their numbers int64 [T']."""
 
-    @abstractmethod
     def decoder(self) -> LanguageModel:
         """The bundle's own decoder graph, run by the same library on the same device."""
+        return Decoder(self.graph)
 
-    @abstractmethod
     def close(self) -> None:
         """Free everything; closing twice is fine."""
+        for engine in self.engines.values():
+            engine.close()
 
 
 class StandardBackend(VisualBackend):
@@ -195,20 +206,16 @@ class StandardBackend(VisualBackend):
 
     def rank(self, visual_embeds: Tensor, feeds: Feeds, prompt: Prompt, count: int) -> KeptPrompt:
         """Run the compressor graph."""
-        outputs = self.run_compressor({**feeds, "visual_embeds": visual_embeds})
+        outputs = self.engines["compressor"].run({**feeds, "visual_embeds": visual_embeds})
         return KeptPrompt(
             prompt,
-            len(prompt.token_ids) - len(prompt.visual_index) + count,
+            prompt.length_with(count),
             outputs["inputs_embeds"],
             outputs["kept_position_ids"],
             outputs["kept_indices"],
             outputs["relevance"],
             outputs["scores"],
         )
-
-    @abstractmethod
-    def run_compressor(self, feeds: Feeds) -> dict[str, DeviceTensor]:
-        """The compressor graph's outputs."""
 
 
 def mixed(

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 from foveate.errors import ImageError
 from foveate.families.pixels import for_each
 
-Source = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -25,7 +25,7 @@ _DAMAGED = "save it again, or use another copy of it"
 _AXES = "give uint8 [height, width], [height, width, 3] (RGB) or [height, width, 4] (RGBA)"
 
 
-def open_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Take one picture in, decoded to its last pixel.
 
     Files and bytes are turned upright as their EXIF orientation says. PIL images and arrays are
@@ -64,7 +64,7 @@ def open_picture(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     )
 
 
-def open_pictures(sources: Iterable[Source], *, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
+def open_pictures(sources: Iterable[Picture], *, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
     """Take several pictures in, in order; see `open_picture`.
 
     Raises:
@@ -75,7 +75,7 @@ def open_pictures(sources: Iterable[Source], *, max_pixels: int = MAX_PIXELS) ->
     if single or (isinstance(sources, np.ndarray) and sources.ndim < 4):
         raise ImageError("Pictures go in a list, also when there is only one; write [picture].")
 
-    def take(number: int, source: Source) -> Image.Image:
+    def take(number: int, source: Picture) -> Image.Image:
         """One picture."""
         try:
             return open_picture(source, max_pixels=max_pixels)

@@ -4,14 +4,11 @@ import os
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL.Image import Image
 
 from foveate.errors import ImageError
 from foveate.families.base import Medium, Video
-from foveate.runtime.media.pictures import open_pictures
-
-Picture = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
+from foveate.runtime.media.pictures import Picture, open_pictures
 
 
 def open_media(images: Iterable[Picture] | None, video: Iterable[Picture] | None) -> list[Medium]:

@@ -7,16 +7,13 @@ from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
 from foveate.families.base import VisualInput
-from foveate.runtime.backends.base import StandardBackend
+from foveate.runtime.backends.base import ROLES, StandardBackend
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.language.base import Capabilities
-from foveate.runtime.language.decoder import Decoder
 from foveate.runtime.language.growing_decoder import GrowingDecoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
-
-ROLES = ("vision", "compressor", "decoder")
 
 
 class OrtBackend(StandardBackend):
@@ -24,6 +21,7 @@ class OrtBackend(StandardBackend):
 
     name = "onnxruntime"
     remedy = "export with a higher --visual-tokens"
+    engines: Mapping[str, OnnxEngine]
 
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, OnnxEngine], table: EmbeddingTable, device: str
@@ -32,8 +30,8 @@ class OrtBackend(StandardBackend):
         super().__init__(table)
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
-        self._engines = engines
-        self._decoder = OrtDecoder(engines["decoder"], bundle, table)
+        self.engines = engines
+        self.graph = OrtDecoder(engines["decoder"], bundle, table)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OrtBackend":
@@ -61,31 +59,23 @@ class OrtBackend(StandardBackend):
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
         """The vision graph's rows, call by call."""
         parts = [
-            (self._engines["vision"].run(call.inputs)["visual_embeds"], call.tokens)
+            (self.engines["vision"].run(call.inputs)["visual_embeds"], call.tokens)
             for call in visual.calls
         ]
         if len(parts) == 1 and parts[0][0].shape[0] == parts[0][1]:
             return parts[0][0]
         return np.concatenate([part.numpy()[:tokens] for part, tokens in parts])
 
-    def run_compressor(self, feeds: Feeds) -> dict[str, DeviceTensor]:
-        """The compressor's outputs, on the device."""
-        return self._engines["compressor"].run(feeds)
-
     def gather(
         self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> NDArray[np.generic]:
         """The prompt's rows, on the host."""
-        return np.concatenate([text_embeds, on_host(visual_embeds)])[order][None]
-
-    def decoder(self) -> Decoder:
-        """The bundle's decoder graph; see `VisualBackend.decoder`."""
-        return Decoder(self._decoder)
-
-    def close(self) -> None:
-        """Free every graph."""
-        for engine in self._engines.values():
-            engine.close()
+        texts = len(text_embeds)
+        # Text's places take any row first ("clip"), so that visual rows are copied once.
+        rows = np.take(on_host(visual_embeds), order - texts, axis=0, mode="clip")
+        of_text = order < texts
+        rows[of_text] = text_embeds[order[of_text]]
+        return rows[None]
 
 
 class OrtDecoder(GrowingDecoder):

@@ -1,6 +1,7 @@
 """onnxruntime on graphs of its contrib operators: nothing leaves the device before the first token."""
 
 import threading
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -24,7 +25,6 @@ from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
 from foveate.runtime.backends.ort_contrib.padding import PICTURE, PaddedRun, Padding
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.decoder import Decoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor
 
 HOST = {
@@ -48,6 +48,8 @@ class ContribBackend(VisualBackend):
 
     name = "onnxruntime"
     remedy = "export with a higher --visual-tokens"
+    engines: Mapping[str, IoBoundEngine]
+    graph: SlotDecoder
 
     def __init__(
         self, bundle: Bundle, engines: dict[str, IoBoundEngine], table: EmbeddingTable, device: str
@@ -56,11 +58,11 @@ class ContribBackend(VisualBackend):
         super().__init__(table)
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
-        self._engines, self._width = engines, manifest.model.hidden_size
+        self.engines, self._width = engines, manifest.model.hidden_size
         self._dtype = engines["vision"].types["visual_embeds"]
         self._own, self._padding = threading.local(), Padding()
         most = manifest.limits.prompt_tokens
-        self._decoder = SlotDecoder(engines["decoder"], manifest.model, table, most)
+        self.graph = SlotDecoder(engines["decoder"], manifest.model, table, most)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "ContribBackend":
@@ -93,7 +95,7 @@ class ContribBackend(VisualBackend):
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> DeviceTensor:
         """Visual tokens, call by call into one tensor; see `VisualBackend.run_vision`."""
-        engine, width = self._engines["vision"], self._width
+        engine, width = self.engines["vision"], self._width
         counts = [call.tokens for call in visual.calls]
         spill = max(bucket(count, PICTURE) - count for count in counts)
         whole = self._visual_memory(sum(counts), spill, lasting)
@@ -111,7 +113,7 @@ class ContribBackend(VisualBackend):
 
     def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:
         """The compressor's inputs in the thread's own memory, padded on CUDA."""
-        unit = TEXT if self._engines["compressor"].captures else 1
+        unit = TEXT if self.engines["compressor"].captures else 1
         inputs = compressor_inputs(prompt, text_embeds, keep, unit)
         # Allocated while the device encodes, and not first in `rank`, which is waited for.
         self._prompt_memory(len(inputs["text_embeds"]) + keep)
@@ -123,16 +125,15 @@ class ContribBackend(VisualBackend):
     def rank(self, visual_embeds: Tensor, feeds: Feeds, prompt: Prompt, count: int) -> KeptPrompt:
         """Run the compressor; its outputs stay on the device."""
         visual = visual_embeds.shape[0]
-        length = len(prompt.token_ids) - len(prompt.visual_index) + count
         rows = feeds["text_embeds"].shape[0] + count
-        outputs = self._engines["compressor"].run(
+        outputs = self.engines["compressor"].run(
             {**feeds, "visual_embeds": visual_embeds},
             {"kept_rows": (rows,), "relevance": (visual,), "scores": (visual,)},
             self._prompt_memory(rows),
         )
         return KeptPrompt(
             prompt,
-            length,
+            prompt.length_with(count),
             outputs["inputs_embeds"],
             KeptPositions(outputs["kept_position_ids"]),
             KeptIndices(outputs["kept_rows"], visual),
@@ -144,20 +145,11 @@ class ContribBackend(VisualBackend):
         self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> DeviceTensor:
         """The prompt's rows, on the device, by the merge graph."""
-        return self._engines["merge"].run(
+        return self.engines["merge"].run(
             {"text_embeds": text_embeds, "visual_embeds": visual_embeds, "order": order},
             {},
-            {"inputs_embeds": self._prompt_memory(len(order))["inputs_embeds"]},
+            {"inputs_embeds": self._memory("prompt", (1, len(order), self._width), self._dtype)},
         )["inputs_embeds"]
-
-    def decoder(self) -> Decoder:
-        """The bundle's decoder graph; see `VisualBackend.decoder`."""
-        return Decoder(self._decoder)
-
-    def close(self) -> None:
-        """Free every graph."""
-        for engine in self._engines.values():
-            engine.close()
 
     def _visual_memory(self, tokens: int, spill: int, lasting: bool) -> DeviceTensor:
         """Memory for visual tokens and padding after them: the thread's own, or new memory that lasts."""
@@ -172,7 +164,7 @@ class ContribBackend(VisualBackend):
         """The thread's memory for a prompt of `count` tokens and its positions."""
         return {
             "inputs_embeds": self._memory("prompt", (1, count, self._width), self._dtype),
-            "kept_position_ids": self._memory("positions", (count, self._decoder.axes), "int64"),
+            "kept_position_ids": self._memory("positions", (count, self.graph.axes), "int64"),
         }
 
     def _memory(self, name: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
@@ -181,7 +173,7 @@ class ContribBackend(VisualBackend):
         if shape not in views:
             whole = next(iter(views.values()), None)
             if whole is None or whole.room < prod(shape):
-                for engine in self._engines.values():
+                for engine in self.engines.values():
                     engine.forget(views.values())
                 # Cleared, so that padding is finite; doubled, as captured calls of it are lost.
                 room = ROOM << ((prompt_bucket(shape[-2]) - 1) // ROOM).bit_length()
@@ -200,7 +192,7 @@ class ContribBackend(VisualBackend):
         if key not in memory:
             if len(memory) >= MOST_UPLOADED:
                 memory.clear()
-            dtype = self._engines["compressor"].types[name]
+            dtype = self.engines["compressor"].types[name]
             memory[key] = upload(np.array(array, order="C"), dtype, self.device)
         else:
             memory[key].write(array)

@@ -171,7 +171,7 @@ def by_slot(
         axes = positions.rows.shape[1]
         if positions.rows.room >= size * axes:
             return positions.rows.viewed((size, axes))
-    host = positions.numpy() if isinstance(positions, KeptPositions) else on_host(positions)
+    host = on_host(positions)
     return padded(host[:, 0, :count].T + shift, size - count)
 
 

@@ -1,6 +1,6 @@
 """TensorRT: a target's engines on one GPU; what lies between them stays there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,7 @@ from foveate.runtime.backends.trt.fit import rebuild
 from foveate.runtime.backends.trt.library import installed_version
 from foveate.runtime.backends.trt.ranges import largest
 from foveate.runtime.embeddings import EmbeddingTable
-from foveate.runtime.language.base import DecoderGraph
-from foveate.runtime.language.decoder import Decoder
-from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
+from foveate.runtime.tensors import DeviceTensor, Tensor, held, on_host
 
 
 class TensorRTBackend(StandardBackend):
@@ -29,11 +27,11 @@ class TensorRTBackend(StandardBackend):
     Attributes:
         target: The target's name.
         gpu: The GPU.
-        engines: The engines by role.
     """
 
     name = "tensorrt"
     device = "cuda"
+    engines: Mapping[str, TensorRTEngine]
 
     def __init__(
         self, bundle: Bundle, gpu: Gpu, engines: dict[str, TensorRTEngine], table: EmbeddingTable
@@ -49,7 +47,7 @@ class TensorRTBackend(StandardBackend):
         )
         model, most = manifest.model, limits.prompt_tokens
         form = WriteIndexDecoder if decoder.variant.decoder == "static" else DoubleBufferDecoder
-        self._decoder: DecoderGraph = form(decoder, model, table, most)
+        self.graph = form(decoder, model, table, most)
 
     @classmethod
     def open(cls, bundle: Bundle, target: str | None = None) -> "TensorRTBackend":
@@ -89,10 +87,6 @@ class TensorRTBackend(StandardBackend):
                 start += count
             return whole
 
-    def run_compressor(self, feeds: Feeds) -> dict[str, DeviceTensor]:
-        """The compressor's outputs, on the device."""
-        return self.engines["compressor"].run(feeds)
-
     def gather(
         self, text_embeds: NDArray[np.generic], visual_embeds: Tensor, order: NDArray[np.int64]
     ) -> DeviceTensor:
@@ -113,14 +107,9 @@ class TensorRTBackend(StandardBackend):
                 self.gpu.copy(source, whole, start, begin, count)
             return whole
 
-    def decoder(self) -> Decoder:
-        """The decoder engine; see `VisualBackend.decoder`."""
-        return Decoder(self._decoder)
-
     def close(self) -> None:
         """Free every engine, and all memory."""
-        for engine in self.engines.values():
-            engine.close()
+        super().close()
         self.gpu.close()
 
     def _on_device(self, tensor: Tensor, dtype: str) -> DeviceTensor:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from foveate.bundle.manifest import EngineVariant, Library
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, FoveateError
+from foveate.runtime.backends.base import ROLES
 from foveate.runtime.backends.trt.fit import fits
-
-ROLES = ("vision", "compressor", "decoder")
 
 Versions = Callable[[Library], str]
 """The version of an installed library; raises MissingDependencyError where it is not installed."""

@@ -166,7 +166,7 @@ def test_memory_grows_and_calls_that_used_it_are_forgotten(
         backend = pipeline._backend
         assert isinstance(backend, ContribBackend)
         wanted = pipeline.generate(samples[0].question, **question)  # type: ignore[arg-type]
-        engines = [backend._engines[role] for role in ("compressor", "decoder")]
+        engines = [backend.engines[role] for role in ("compressor", "decoder")]
         for engine in engines:
             monkeypatch.setattr(engine, "captures", True)
         sizes = (1, 9, pipeline.bundle.manifest.model.hidden_size)

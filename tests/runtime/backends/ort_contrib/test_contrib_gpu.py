@@ -94,7 +94,7 @@ def test_padded_pictures(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Non
     most = {"fp16": 0.01, "bf16": 0.08}[pipe.bundle.manifest.precision]
     monkeypatch.setattr(buckets, "MOST_EXACT", 0)
     backend: Any = pipe._backend
-    before = len(backend._engines["vision"].graphs)
+    before = len(backend.engines["vision"].graphs)
     for height, width in SIZES * 3:
         visual = pipe._family.prepare([noise(height, width)])
         memory = getattr(backend._padding.own, "memory", None)
@@ -102,7 +102,7 @@ def test_padded_pictures(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Non
             memory[:] = np.random.default_rng(1).integers(0, 256, memory.shape, np.uint8)
         given = as_float32(backend.encode(visual).numpy())
         shapes = {"visual_embeds": (visual.tokens, backend._width)}
-        engine = backend._engines["vision"]
+        engine = backend.engines["vision"]
         bare = engine.run(visual.calls[0].inputs, shapes, capture=False)["visual_embeds"]
         wanted = as_float32(bare.numpy())
         assert given.shape == wanted.shape

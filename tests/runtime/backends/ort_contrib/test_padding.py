@@ -44,8 +44,8 @@ def backend(pipe: Pipeline) -> ContribBackend:
 @pytest.fixture
 def captures(backend: ContribBackend, monkeypatch: pytest.MonkeyPatch) -> IoBoundEngine:
     """The vision engine as it is on CUDA; a CPU runs every time what CUDA captures once."""
-    monkeypatch.setattr(backend._engines["vision"], "captures", True)
-    return backend._engines["vision"]
+    monkeypatch.setattr(backend.engines["vision"], "captures", True)
+    return backend.engines["vision"]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def encode(backend: ContribBackend, visual: VisualInput) -> NDArray[Any]:
 def bare(backend: ContribBackend, visual: VisualInput) -> NDArray[Any]:
     """The visual tokens of one picture or video that is run as it is."""
     shapes = {"visual_embeds": (visual.tokens, backend._width)}
-    outputs = backend._engines["vision"].run(visual.calls[0].inputs, shapes, capture=False)
+    outputs = backend.engines["vision"].run(visual.calls[0].inputs, shapes, capture=False)
     return outputs["visual_embeds"].numpy().astype(np.float32)
 
 
@@ -163,7 +163,7 @@ def test_answers_are_those_of_bare_pictures(
 
     unpadded = answers()
     monkeypatch.setattr(buckets, "MOST_EXACT", 0)
-    monkeypatch.setattr(backend._engines["vision"], "captures", True)
+    monkeypatch.setattr(backend.engines["vision"], "captures", True)
     for given, wanted in zip(answers(), unpadded, strict=True):
         assert given.token_ids == wanted.token_ids
         assert np.array_equal(given.visual.indices, wanted.visual.indices)
@@ -232,7 +232,7 @@ def test_what_is_padded(
     assert encode(small) == [(81, True)]
     assert encode(small, lasting=True) == [(81, False)]
     assert encode(small, small) == [(81, False)] * 2
-    monkeypatch.setattr(backend._engines["vision"], "captures", False)
+    monkeypatch.setattr(backend.engines["vision"], "captures", False)
     assert encode(small) == [(81, None)]
 
 
