@@ -244,7 +244,7 @@ class Gpu:
             staging = self._staging(nbytes)
             self._copy(staging.address, address, nbytes, "DeviceToHost")
             self.synchronize()
-            array = staging.array[:nbytes].copy()
+            array: NDArray[np.uint8] = staging.array[:nbytes].copy()
             self._give_back(staging)
             return array
 
