@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,14 @@ _FIXES = {
 }
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file another name, or copy it where the file system cannot."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError that names `path` and a fix.
@@ -66,6 +75,34 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise failure from error
 
 
+def check_file(path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Say before long work what `replace_file` would refuse after it.
+
+    Args:
+        path: The file that is to be written.
+        force: Whether a plain file that is already there may be replaced.
+
+    Raises:
+        OutputExistsError: Something is there that may not be replaced.
+        OutputError: Its folder is not there, or may not be written to.
+    """
+    target = Path(path)
+    with writing(target):
+        os.stat(f"{target.parent}/.")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{target.parent} may not be written to; give another folder")
+        _check_replaceable(target, force)
+
+
+def _check_replaceable(target: Path, force: bool) -> None:
+    """OutputExistsError where something is there that may not be replaced."""
+    if os.path.lexists(target):
+        if not stat.S_ISREG(target.lstat().st_mode):
+            raise OutputExistsError(f"{target} is not a plain file. Give another path.")
+        if not force:
+            raise OutputExistsError(f"{target} {EXISTS}")
+
+
 def replace_file(
     path: str | os.PathLike[str],
     content: bytes | Callable[[BinaryIO], object],
@@ -86,11 +123,7 @@ def replace_file(
     target = Path(os.path.abspath(path))
     partial = sibling(target, "partial")
     with writing(target):
-        if os.path.lexists(target):
-            if not force:
-                raise OutputExistsError(f"{target} {EXISTS}")
-            if not stat.S_ISREG(target.lstat().st_mode):
-                raise OutputExistsError(f"{target} is not a plain file. Give another path.")
+        _check_replaceable(target, force)
         try:
             with open(partial, "xb") as file:
                 if isinstance(content, bytes):

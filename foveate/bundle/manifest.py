@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
@@ -49,6 +49,11 @@ Span = tuple[Shape, Shape, Shape]
 _PART = r"\w([\w.-]*[\w-])?"
 _PATH = re.compile(rf"{_PART}(/{_PART})*", re.ASCII)
 AGAIN = "Copy the bundle again from where it came, or export the checkpoint again."
+
+
+def quantized(precision: Precision) -> Quantized | None:
+    """The precision, if it is one that graphs are quantized to."""
+    return cast(Quantized, precision) if precision in get_args(Quantized) else None
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

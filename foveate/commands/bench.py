@@ -1,17 +1,16 @@
 """`foveate bench`: how fast a bundle answers, with all that can be refused refused before measuring."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 from click import option
 
-from foveate.atomic_write import EXISTS, replace_file, writing
+from foveate.atomic_write import check_file, replace_file
 from foveate.bundle.reader import Bundle
 from foveate.commands.options import PATH, device, force, options, verb
-from foveate.errors import DataError, OutputExistsError
+from foveate.errors import DataError
 from foveate.terminal import Progress, tell
 
 PRINTED = "-"
@@ -79,7 +78,7 @@ def bench(
     chosen.check()
     target = None if out in (None, PRINTED) else Path(str(out))
     for path in filter(None, (target, plot)):
-        _check_target(path, force)
+        check_file(path, force=force)
     curves = None
     if quality is not None and plot is None:
         raise DataError("--quality is drawn into the plot; say where with --plot OUT.png")
@@ -97,11 +96,3 @@ def bench(
     if plot is not None:
         write_plot(plot, measured, curves, force=force)
     tell(document if out == PRINTED else describe_bench(measured))
-
-
-def _check_target(path: Path, force: bool) -> None:
-    """Raise before measuring what would keep a file from being written after it."""
-    with writing(path):
-        if os.path.lexists(path) and not force:
-            raise OutputExistsError(f"{path} {EXISTS}")
-        os.stat(path.absolute().parent / ".")

@@ -18,7 +18,15 @@ from foveate import families
 from foveate._version import __version__
 from foveate.atomic_write import writing
 from foveate.bundle import manifest as schema
-from foveate.bundle.manifest import GraphSpec, Manifest, Operators, Precision
+from foveate.bundle.manifest import (
+    CONTRIB_SUFFIX,
+    EMBEDDINGS,
+    GraphSpec,
+    Manifest,
+    Operators,
+    Precision,
+    quantized,
+)
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import ExportError, KeepError, LimitError
@@ -30,7 +38,7 @@ from foveate.export.embeddings import write_embeddings
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft
-from foveate.export.quantization.options import QuantizationOptions, check_options, quantized
+from foveate.export.quantization.options import QuantizationOptions, check_options
 from foveate.export.quantization.quantize import quantization_stages, quantize
 from foveate.export.quantization.questions import choose_questions
 from foveate.export.trace import Written, save_graph, write_graph
@@ -199,6 +207,13 @@ def load(
     """The model in the precision that its float graphs are to have."""
     if options.random_weights:
         return torch_half.blank(checkpoint, dtype, ATTENTION)
+    return load_cast(torch_half, checkpoint, dtype, scratch)
+
+
+def load_cast(
+    torch_half: TorchFamily, checkpoint: Checkpoint, dtype: Any, scratch: str | None = None
+) -> Any:
+    """A checkpoint's model, its weights cast in a folder that is removed again."""
     with TemporaryDirectory(dir=scratch) as copies:
         return torch_half.load(cast_weights(checkpoint, dtype, Path(copies)), dtype, ATTENTION)
 
@@ -281,7 +296,7 @@ def graph_writers(
 ) -> tuple[dict[str, Write], dict[str, schema.AxisRange]]:
     """What writes each graph and the embeddings, by role, and the standard vision graph's axes."""
     language, facts, dtype = torch_half.language(model), manifest.model, model.dtype
-    table: dict[str, Write] = {"embeddings": partial(write_embeddings, language.embedding)}
+    table: dict[str, Write] = {EMBEDDINGS: partial(write_embeddings, language.embedding)}
     if manifest.operators == "standard":
         torch_half.set_attention(model, GROUPED)
         vision = torch_half.vision_module(model)
@@ -298,6 +313,6 @@ def graph_writers(
 
     def write(role: str, folder: Path) -> Written:
         """Make a graph and write it."""
-        return save_graph(role, makers[role](), folder, ".contrib")
+        return save_graph(role, makers[role](), folder, CONTRIB_SUFFIX)
 
     return table | {role: partial(write, role) for role in makers}, {}

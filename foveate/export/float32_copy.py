@@ -1,9 +1,10 @@
 """A float32 copy of a 16-bit graph: the same operators and weights, runnable where 16 bits are not."""
 
-import shutil
 from pathlib import Path
 
 import onnx_ir as ir
+
+from foveate.atomic_write import link_or_copy
 
 FLOAT = ir.DataType.FLOAT
 HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
@@ -37,10 +38,6 @@ def write_float32_copy(source: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     data = source.with_name(source.name + ".data")
     if data.exists():
-        weights = target.with_name(data.name)
-        try:
-            weights.hardlink_to(data)
-        except OSError:
-            shutil.copyfile(data, weights)
+        link_or_copy(data, target.with_name(data.name))
     ir.save(model, target)
     return target

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from foveate.bundle.manifest import EMBEDDINGS
 from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt, VisualInput, user_turn
 from foveate.modeling.base import TorchFamily
@@ -43,7 +44,7 @@ def reference(
     attention = first_layer_attention(torch_half, model, embeds, prompt)
     return [
         *vision_cases(visual, host(visual_embeds)),
-        Case("embeddings", {"token_ids": text_ids}, {"text_embeds": host(text_embeds)}),
+        Case(EMBEDDINGS, {"token_ids": text_ids}, {"text_embeds": host(text_embeds)}),
         compressor_case(attention, network, prompt, embeds),
         *decoder_cases(torch_half, model, prompt, embeds),
     ]

@@ -74,16 +74,16 @@ def write_graph(plan: GraphPlan, folder: Path) -> Written:
     return save_graph(plan.role, program.model, folder)
 
 
-def save_graph(role: str, model: ir.Model, folder: Path, kind: str = "") -> Written:
-    """Write a graph as `ROLE.onnx` and `ROLE.onnx.data` into `folder`; its weights are let go.
+def save_graph(role: str, model: ir.Model, folder: Path, suffix: str = ".onnx") -> Written:
+    """Write a graph and its weights, `.data` after its name, into `folder`; its weights are let go.
 
     Args:
         role: The graph's role in the bundle.
         model: The graph.
         folder: Where to write it.
-        kind: Stands before ".onnx" in the file's name, with a dot.
+        suffix: How the file's name ends, after the role.
     """
-    path = folder / f"{role}{kind}.onnx"
+    path = folder / f"{role}{suffix}"
     strip_metadata(model)
     ir.save(model, path, external_data=f"{path.name}.data")
     spec = GraphSpec(

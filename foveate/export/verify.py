@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from foveate.bundle.manifest import EMBEDDINGS, quantized
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError, ParityError
-from foveate.export import embeddings
 from foveate.export.contrib.cases import checkpoint_cases
-from foveate.export.exporter import ATTENTION
+from foveate.export.exporter import load_cast
 from foveate.export.parity import compare
-from foveate.export.quantization.options import quantized
-from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
@@ -50,10 +48,7 @@ def verify(
         )
     torch_half = torch_family(checkpoint.family)
     progress("weights")
-    dtype = DTYPES[FLOATS[_float_type(bundle)]]
-    with TemporaryDirectory() as scratch:
-        cast = cast_weights(checkpoint, dtype, Path(scratch))
-        model = torch_half.load(cast, dtype, ATTENTION)
+    model = load_cast(torch_half, checkpoint, DTYPES[FLOATS[_float_type(bundle)]])
     if torch_half.facts(model) != bundle.manifest.model:
         raise ParityError(
             f"{checkpoint.name} has other sizes than {bundle.root} says; "
@@ -66,7 +61,7 @@ def verify(
     cases = checkpoint_cases(torch_half, model, network, bundle)
     release(model)
     progress("parity")
-    files = {role: bundle.file(role) for role in (*bundle.manifest.graphs, embeddings.ROLE)}
+    files = {role: bundle.file(role) for role in (*bundle.manifest.graphs, EMBEDDINGS)}
     precision, allowed = bundle.manifest.precision, None
     if quantized(precision):
         allowed = {role: ROOM * parity for role, parity in bundle.manifest.parity.items()}

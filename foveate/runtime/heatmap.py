@@ -5,14 +5,14 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from foveate.atomic_write import EXISTS, replace_file, writing
-from foveate.errors import ImageError, KeepError, OutputError, OutputExistsError
+from foveate.atomic_write import check_file, replace_file
+from foveate.errors import ImageError, KeepError, OutputError
 from foveate.families.pixels import to_rgb
 from foveate.runtime.answer import Visual
 
@@ -96,13 +96,17 @@ def draw_heatmaps(pictures: Sequence[Image.Image], visual: Visual) -> Image.Imag
             f"the request had {visual.pictures} pictures and {len(pictures)} were given to draw; "
             "give the pictures of the request, in its order"
         )
-    sheets = [draw_heatmap(picture, visual, index) for index, picture in enumerate(pictures)]
-    width = max(sheet.width for sheet in sheets)
-    whole = Image.new("RGB", (width, sum(sheet.height for sheet in sheets)), PAPER)
+    return stacked([draw_heatmap(one, visual, index) for index, one in enumerate(pictures)])
+
+
+def stacked(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Blocks one under the other on paper, as wide as the widest."""
+    width = max(block.width for block in blocks)
+    whole = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
     top = 0
-    for sheet in sheets:
-        whole.paste(sheet, (0, top))
-        top += sheet.height
+    for block in blocks:
+        whole.paste(block, (0, top))
+        top += block.height
     return whole
 
 
@@ -137,21 +141,19 @@ def check_target(path: str | os.PathLike[str], *, force: bool = False) -> None:
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise OutputError(f"{target}: heatmaps are PNG files; give a name that ends in .png")
-    with writing(target):
-        if not os.path.lexists(target):
-            os.stat(target.parent / ".")
-            if not os.access(target.parent, os.W_OK | os.X_OK):
-                raise OutputError(f"{target.parent} may not be written to; give another folder")
-        elif not target.is_file():
-            raise OutputExistsError(f"{target} is not a plain file. Give another path.")
-        elif not force:
-            raise OutputExistsError(f"{target} {EXISTS}")
+    check_file(target, force=force)
 
 
 def colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """The colours, RGB from 0 to 255, of values from 0 (dark) to 1 (light) and beyond."""
-    stops = np.linspace(0, 1, len(COLOURS))
-    return np.stack([np.interp(values, stops, channel) for channel in COLOURS.T], axis=-1)
+    return ramped(values, np.linspace(0, 1, len(COLOURS)), COLOURS)
+
+
+def ramped(
+    values: NDArray[np.floating], stops: NDArray[np.floating], ramp: NDArray[Any]
+) -> NDArray[np.float64]:
+    """The colours of values by a ramp [S, 3] whose colours stand at `stops` [S]."""
+    return np.stack([np.interp(values, stops, channel) for channel in ramp.T], axis=-1)
 
 
 def spread(relevance: NDArray[np.floating], middle: float = 0.2) -> NDArray[np.float64]:

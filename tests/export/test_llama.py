@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from foveate.bundle.manifest import ModelFacts, Rope
+from foveate.bundle.manifest import CONTRIB_SUFFIX, ModelFacts, Rope
 from foveate.errors import ExportError
 from foveate.export.contrib.cases import contrib_cases
 from foveate.export.contrib.compressor import compressor
@@ -114,7 +114,7 @@ def test_contrib_operators(cases: list[Case], tmp_path: Path) -> None:
     }
     files = {}
     for role, graph in graphs.items():
-        written, _ = save_graph(role, graph, tmp_path, ".contrib")
+        written, _ = save_graph(role, graph, tmp_path, CONTRIB_SUFFIX)
         assert written[role] == f"{role}.contrib.onnx"
         files[role] = tmp_path / written[role]
     family: Any = NoPictures()

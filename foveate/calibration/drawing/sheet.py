@@ -125,12 +125,7 @@ def draw_sheet(entries: Sequence[SheetEntry]) -> Image.Image:
             for place, ranking in enumerate(entry.rankings):
                 cells = _cells(entry, ranking, index, panel)
                 blocks.append(_row(cells, width, ranking.name, GUTTER_COLOURS[place % 2]))
-    sheet = Image.new("RGB", (width, sum(block.height for block in blocks) + AIR), PAPER)
-    top = 0
-    for block in blocks:
-        sheet.paste(block, (0, top))
-        top += block.height
-    return sheet
+    return heatmap.stacked([*blocks, Image.new("RGB", (width, AIR), PAPER)])
 
 
 def panel_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -170,7 +165,7 @@ def signed_colours(values: NDArray[np.floating]) -> NDArray[np.float64]:
     warm = heatmap.COLOURS
     stops = np.concatenate([np.linspace(-1, 0, len(COLD)), np.linspace(0, 1, len(warm))[1:]])
     ramp = np.concatenate([COLD[::-1], warm[1:]])
-    return np.stack([np.interp(values, stops, channel) for channel in ramp.T], axis=-1)
+    return heatmap.ramped(values, stops, ramp)
 
 
 def _cells(entry: SheetEntry, ranking: RankedTokens, index: int, panel: Image.Image) -> list[Cell]:

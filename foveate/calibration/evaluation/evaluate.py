@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from foveate.atomic_write import replace_file
+from foveate.atomic_write import check_file, replace_file
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.dataset import Record, read_records
@@ -18,7 +18,6 @@ from foveate.calibration.evaluation import result
 from foveate.calibration.evaluation.answer_cache import AnswerCache
 from foveate.calibration.evaluation.rankings import Ranking, find_rankings
 from foveate.calibration.evaluation.result import Evaluation, Judged, Trial
-from foveate.calibration.outputs import check_output
 from foveate.calibration.processes import gather, join_processes, load_model, stopping
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_facts, tool_versions
@@ -86,7 +85,7 @@ def evaluate(
     if state.is_main_process:
         with meter.stage("checking"):
             if options.out:
-                check_output(options.out, options.force)
+                check_file(options.out, force=options.force)
             made = _made(source, data, options)
     state.wait_for_everyone()
     rankings, keeps = find_rankings(options.rank), parse_keeps(options.keep)

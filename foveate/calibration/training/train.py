@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from foveate.atomic_write import writing
+from foveate.atomic_write import check_file, writing
 from foveate.calibration.device import pick_device
-from foveate.calibration.outputs import check_output
 from foveate.calibration.ranking import chance, overlap_at_ratios
 from foveate.calibration.relevance.store import Sample, Store
 from foveate.calibration.training.curves import Events, check_events, write_curves
@@ -66,7 +65,7 @@ def train(
     if out.absolute() == plot.absolute():
         raise OutputError(f"{out}: f_θ and its curves need two files; give another --plot")
     for path in (out, plot):
-        check_output(path, options.force)
+        check_file(path, force=options.force)
 
     data = prepare(samples, options.inputs, options.scaling)
     run = Run(data, options, device)

@@ -7,7 +7,7 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from foveate.bundle.manifest import FileEntry, Manifest, Precision, Quantized
+from foveate.bundle.manifest import EMBEDDINGS, FileEntry, Manifest, Precision, Quantized
 from foveate.bundle.reader import Bundle
 from foveate.export import embeddings
 from foveate.runtime.backends.base import ROLES
@@ -66,7 +66,7 @@ class Draft:
             BackendError: onnxruntime cannot open one.
         """
         entry = FileEntry(path=embeddings.FILE, sha256="0" * 64, bytes=self.table.stat().st_size)
-        manifest = replace(self.manifest, files={embeddings.ROLE: entry})
+        manifest = replace(self.manifest, files={EMBEDDINGS: entry})
         bundle = Bundle(self.folder, manifest)
         engines = dict(others or {})
         for role in ROLES:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal
 
-from foveate.bundle.manifest import Precision, Quantized
+from foveate.bundle.manifest import Precision, quantized
 from foveate.errors import DataError, ExportError
 
 Base = Literal["fp32", "fp16"]
@@ -26,11 +26,6 @@ class QuantizationOptions:
     evaluate: Path | None = None
     limit: int | None = None
     base: Base | None = None
-
-
-def quantized(precision: Precision) -> Quantized | None:
-    """The precision, if it is one that graphs are quantized to."""
-    return cast(Quantized, precision) if precision in get_args(Quantized) else None
 
 
 def check_options(precision: Precision, options: QuantizationOptions) -> None:

@@ -1,7 +1,6 @@
 """Float graphs to quantized ones: calibrate, rewrite, compare, and ask before and after."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Any
 import msgspec
 import onnx_ir as ir
 
-from foveate.bundle.manifest import Manifest, Precision, Quantized
+from foveate.atomic_write import link_or_copy
+from foveate.bundle.manifest import EMBEDDINGS, Manifest, Precision, Quantized, quantized
 from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
-from foveate.export import embeddings
 from foveate.export.parity import Case, compare
 from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import BLOCKS, block_size
-from foveate.export.quantization.options import QuantizationOptions, quantized
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.questions import Asked, Questions, Say, choose_questions, score_all
 from foveate.export.quantization.ranges import Observer
 from foveate.export.quantization.rewrite import OPSET, rewrite
@@ -77,17 +76,17 @@ def quantize(
     for role in manifest.graphs:
         say(role)
         if role in KEPT:
-            shutil.copyfile(draft.graph(role), after.graph(role))
-            shutil.copyfile(draft.weights(role), after.weights(role))
+            link_or_copy(draft.graph(role), after.graph(role))
+            link_or_copy(draft.weights(role), after.weights(role))
             continue
         source, made = draft.graph(role), after.graph(role)
         costs[role] = _write(source, made, role, precision, ranges.get(role, {}))
         costs[role]["bytes"] = {"before": draft.bytes(role), "after": after.bytes(role)}
         specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
-    shutil.copyfile(draft.table, after.table)
+    link_or_copy(draft.table, after.table)
 
     stage("parity of quantized")
-    paths = {role: after.graph(role) for role in specs} | {embeddings.ROLE: after.table}
+    paths = {role: after.graph(role) for role in specs} | {EMBEDDINGS: after.table}
     parity = compare(paths, precision, "standard", cases, draft.folder)
     for role, cost in costs.items():
         cost["parity"] = {"before": manifest.parity[role], "after": parity[role]}
@@ -107,7 +106,7 @@ def quantize(
     }
     text = json.dumps(report, indent=2, ensure_ascii=False)
     (target / FILE).write_text(f"{text}\n", encoding="utf-8")
-    files = {ROLE: FILE, embeddings.ROLE: after.table.name}
+    files = {ROLE: FILE, EMBEDDINGS: after.table.name}
     for role in specs:
         files |= {role: after.graph(role).name, f"{role}.weights": after.weights(role).name}
     return files, msgspec.structs.replace(manifest, graphs=specs, parity=parity)

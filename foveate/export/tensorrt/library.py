@@ -1,9 +1,9 @@
 """Finds the TensorRT library of a target, and checks what its version and this machine can build."""
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from foveate.bundle.manifest import Library, Precision, Quantized
+from foveate.bundle.manifest import Library, Precision, quantized
 from foveate.errors import ExportError, MissingDependencyError
 from foveate.export.tensorrt.targets import Target, numbers
 from foveate.machine import capability
@@ -139,7 +139,7 @@ def check_precision(name: str, target: Target, builder: Builder, precision: Prec
             f"Export the checkpoint again with --precision {' or '.join(target.precisions)}"
             + (FP8_HINT if precision == "fp8" else ".")
         )
-    if precision in get_args(Quantized) and builder.numbers < QUANTIZED_FROM[target.library]:
+    if quantized(precision) and builder.numbers < QUANTIZED_FROM[target.library]:
         raise ExportError(
             f"{builder.title} does not take {precision} graphs as foveate writes them; install "
             "version 10 or later, or export with --precision fp32."

@@ -1,9 +1,8 @@
 """Which precisions onnxruntime runs where, told before a graph is opened."""
 
 from pathlib import Path
-from typing import get_args
 
-from foveate.bundle.manifest import Precision, Quantized
+from foveate.bundle.manifest import Precision, quantized
 from foveate.errors import BackendError
 
 
@@ -23,7 +22,7 @@ def check_precision(root: Path, precision: Precision, device: str) -> None:
             f"{root}: its graphs are bf16, which onnxruntime's CPU provider cannot run; "
             "export with --precision fp32 or fp16, or use device='cuda'"
         )
-    if precision in get_args(Quantized) and device == "cuda":
+    if quantized(precision) and device == "cuda":
         raise BackendError(
             f"{root}: its graphs are {precision}, which onnxruntime's CUDA provider would run in part "
             f"on the CPU; use device='cpu', or build for TensorRT: foveate build {root} --target NAME"
