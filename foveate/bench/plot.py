@@ -8,6 +8,7 @@ import numpy as np
 
 from foveate.atomic_write import replace_file
 from foveate.bench.result import STAGES, Bench, Case
+from foveate.calibration.evaluation.result import FORMAT as EVALUATION
 from foveate.errors import DataError, MissingDependencyError
 
 try:
@@ -18,7 +19,6 @@ except ImportError as error:
         "--plot draws with matplotlib, which is not installed: pip install 'foveate[bench]'"
     ) from error
 
-EVALUATION = "foveate-evaluation"
 COLOURS = dict(zip(STAGES, ("#9aa5b1", "#1b6ca8", "#e09f3e", "#3c8d40"), strict=True))
 QUALITY = ("#d1495b", "#7b2d8b", "#444444")
 STYLES = {"transformers": ("s", "#222222"), "transformers, same tokens": ("^", "#777777")}

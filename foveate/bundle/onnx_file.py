@@ -19,16 +19,7 @@ _ONNX = {
 
 def external_data(graph: Path) -> set[str]:
     """Where an ONNX graph keeps weights outside itself; ValueError when it cannot be parsed."""
-    return {entry["location"] for entry in external_tensors(graph) if "location" in entry}
-
-
-def external_tensors(graph: Path) -> list[dict[str, str]]:
-    """For each tensor that is kept outside its ONNX graph, what the graph says of it.
-
-    That is its "location", and often its "offset" and "length" there; ValueError when the graph
-    cannot be parsed.
-    """
-    found: list[dict[str, str]] = []
+    found: set[str] = set()
     with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         todo = [("model", 0, len(data))]
         while todo:
@@ -41,8 +32,10 @@ def external_tensors(graph: Path) -> list[dict[str, str]]:
             ]
             if message != "tensor":
                 todo += parts
-            elif parts:
-                found.append(dict(_pair(data, first, last) for _, first, last in parts))
+            else:
+                entry = dict(_pair(data, first, last) for _, first, last in parts)
+                if "location" in entry:
+                    found.add(entry["location"])
     return found
 
 

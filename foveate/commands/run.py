@@ -20,7 +20,6 @@ from foveate.terminal import duration, note, plain, plural, size, tell, tell_jso
 if TYPE_CHECKING:
     from foveate.runtime import Answer, Stream
 
-VISUAL = ("total", "kept", "indices", "relevance", "picture", "boxes")
 STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
 
 
@@ -145,7 +144,9 @@ def answer_facts(answer: Answer) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "cache_bytes": answer.cache_bytes,
-        "visual": {name: plain(getattr(visual, name)) for name in VISUAL},
+        "visual": {
+            one.name: plain(getattr(visual, one.name)) for one in dataclasses.fields(visual)
+        },
         "timing": dataclasses.asdict(answer.timing),
     }
 

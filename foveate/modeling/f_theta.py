@@ -64,12 +64,16 @@ class FTheta(nn.Module):
         Raises:
             CheckpointError: It reads the heads of another model.
         """
-        if self.channels_in not in (1, heads := attention.shape[0]):
+        self.check_heads(attention.shape[0])
+        return attention.mean(dim=(0, 1) if self.channels_in == 1 else 1)
+
+    def check_heads(self, heads: int) -> None:
+        """CheckpointError where it reads the heads of a model that has another number of them."""
+        if self.channels_in not in (1, heads):
             raise CheckpointError(
                 f"this f_θ reads {self.channels_in} heads and the model has {heads}; "
                 "train one on this checkpoint (foveate calibrate train)"
             )
-        return attention.mean(dim=(0, 1) if self.channels_in == 1 else 1)
 
     def scale(self, attention: Tensor, mask: Tensor | None = None) -> Tensor:
         """Apply the scaling to what `forward` takes; N_v is what the mask leaves of each row."""

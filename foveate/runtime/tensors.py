@@ -1,7 +1,8 @@
 """Tensors where a backend keeps them: host arrays, and device memory whose values wait when they are read."""
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ HELD = {"bfloat16": "uint16"}
 """Types that numpy lacks, and the type of the same size that holds them."""
 
 
+@functools.cache
 def held(dtype: str) -> np.dtype[Any]:
     """The numpy type that holds a type of the manifest."""
     return np.dtype(HELD.get(dtype, dtype))
@@ -152,4 +154,4 @@ class Call:
 
     inputs: dict[str, DeviceTensor]
     outputs: dict[str, DeviceTensor]
-    handle: Any = field(default=None)
+    handle: Any

@@ -128,7 +128,7 @@ def collect(
         if not state.is_main_process:
             return None
         seconds = meter.seconds
-        outcomes = stores.finish(out).outcomes()
+        outcomes = stores.finish(out)
         return Collected(out, outcomes, len(todo), seconds, state.num_processes)
 
 

@@ -259,21 +259,22 @@ def _cells(sample: Sample, outcome: Outcome, reason: str) -> dict[str, Any]:
     return {**cells, **flat, "outcome": outcome, "reason": reason}
 
 
-def finish(folder: Path) -> Store:
-    """Write the counts and the shards' checksums of a claimed store into its manifest.
+def finish(folder: Path) -> dict[str, int]:
+    """Write the counts and the shards' checksums of a claimed store into its manifest; gives the counts.
 
     Raises:
         DataError: A shard is damaged.
         OutputError: The disk did not take it.
     """
     found = Store.open(folder, complete=False)
+    counts = found.outcomes()
     shards = {
         path.name: manifest.ShardEntry(file_digest(path), path.stat().st_size)
         for path in found._shards
     }
-    made = msgspec.structs.replace(found.manifest, counts=found.outcomes(), shards=shards)
+    made = msgspec.structs.replace(found.manifest, counts=counts, shards=shards)
     manifest.write_manifest(folder, made)
-    return Store(folder, made, found._shards)
+    return counts
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.errors import CheckpointError
 from foveate.export.contrib.rotary import rotary_angles
 from foveate.export.contrib.selection import SelectionBuilder
 from foveate.modeling.f_theta import FTheta
@@ -41,12 +40,10 @@ def compressor(
         CheckpointError: An f_θ that reads the heads of another model.
     """
     heads, groups, depth = facts.heads, facts.kv_heads, facts.head_dim
-    channels = 1 if network is None else network.channels_in
-    if channels not in (1, heads):
-        raise CheckpointError(
-            f"this f_θ reads {channels} heads and the model has {heads}; "
-            "train one on this checkpoint (foveate calibrate train)"
-        )
+    channels = 1
+    if network is not None:
+        network.check_heads(heads)
+        channels = network.channels_in
     graph = SelectionBuilder(dtype, facts)
     first: Any = language.layers[0]
     normed, projecting = _probe_norm(graph, graph.embeds, first.input_layernorm)

@@ -75,7 +75,7 @@ class StaticDecoder(DecoderGraph):
             **{f"past.{name}": state for name, state in states.items()},
         }
         into = {f"present.{name}": state for name, state in states.items()} | self.outputs(rows)
-        step = self.engine.bind(feeds, into, captured=True)
+        step = self.engine.bind(feeds, into)
         prompts: tuple[dict[str, DeviceTensor], ...] = (dict(step.outputs),)
         if rows > 1:
             # Each row's part of the caches; what follows the prompts shares memory.

@@ -116,7 +116,9 @@ class IoBoundEngine:
             self.repeat(call)
             return call.outputs
 
-    def bind(self, feeds: Feeds, into: Mapping[str, DeviceTensor], *, captured: bool) -> Call:
+    def bind(
+        self, feeds: Feeds, into: Mapping[str, DeviceTensor], *, captured: bool = True
+    ) -> Call:
         """Bind inputs and outputs without running; arrays are copied to memory of their own.
 
         Args:

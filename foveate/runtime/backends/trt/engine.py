@@ -75,12 +75,10 @@ class Bound:
     Attributes:
         profile: Its profile's number.
         key: Of its CUDA graph.
-        captured: Whether it becomes one.
     """
 
     profile: int
     key: Hashable
-    captured: bool
 
 
 class TensorRTEngine:
@@ -159,16 +157,13 @@ class TensorRTEngine:
                 self.gpu.synchronize()
             return outputs
 
-    def bind(
-        self, feeds: Feeds, into: Mapping[str, DeviceTensor], *, captured: bool = True
-    ) -> Call:
+    def bind(self, feeds: Feeds, into: Mapping[str, DeviceTensor]) -> Call:
         """Fix where every input and output lies, without running; `repeat` runs the call.
 
         Args:
             feeds: Every input; arrays are copied to this GPU.
             into: Outputs by name whose memory is there, which may be that of an input; others get
                 their own.
-            captured: Whether it becomes a CUDA graph when it has run.
 
         Raises:
             LimitError: Shapes that no profile of the engine takes.
@@ -190,7 +185,7 @@ class TensorRTEngine:
             outputs = self._outputs(context, into)
             addresses = (tensor.address for tensor in (inputs | outputs).values())
             key = (profile, *shapes.values(), *addresses)
-            return Call(inputs, outputs, Bound(profile, key, captured))
+            return Call(inputs, outputs, Bound(profile, key))
 
     def repeat(self, call: Call) -> None:
         """Enqueue a bound call on what its memory holds now, from the third time on as one CUDA graph.
@@ -209,7 +204,7 @@ class TensorRTEngine:
                 return
             self._set_shapes(context, {name: one.shape for name, one in call.inputs.items()})
             self._set_addresses(context, call.inputs | call.outputs)
-            self._launch(bound.key, context, None if bound.captured else False)
+            self._launch(bound.key, context)
 
     def forget(self, tensors: Collection[DeviceTensor]) -> None:
         """Let go of all CUDA graphs: which of them use these tensors is not known."""
