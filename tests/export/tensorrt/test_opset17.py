@@ -78,14 +78,64 @@ def test_the_same_is_computed(tiny_bundle: Bundle, tmp_path: Path, stage: str) -
         assert np.abs(found - wanted).max(initial=0) <= 1e-5 * np.abs(wanted).max(initial=1)
 
 
+def write_graph(path: Path, node: Any, *more: Any) -> Path:
+    """A graph of one node from x [n, 4] to y, of opset 18."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    y = onnx.ValueInfoProto(name="y")
+    constants = [one for one in more if isinstance(one, TensorProto)]
+    inputs = [one for one in more if not isinstance(one, TensorProto)]
+    graph = helper.make_graph([node], "graph", [x, *inputs], [y], constants)
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+AXES = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+SCALE = helper.make_tensor("scale", TensorProto.FLOAT, [4], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("operator", "constant", "options"),
+    [
+        ("Shape", None, {"start": 1}),
+        ("Shape", None, {"start": -2, "end": -1}),
+        ("ReduceMax", AXES, {"keepdims": 0}),
+        ("ReduceMin", None, {}),
+        ("ReduceMean", None, {"noop_with_empty_axes": 1}),
+        ("ReduceSum", AXES, {}),
+        ("LayerNormalization", SCALE, {"axis": -1}),
+    ],
+)
+def test_one_operator_computes_the_same(
+    tmp_path: Path, operator: str, constant: Any, options: dict[str, Any]
+) -> None:
+    names = ["x"] if constant is None else ["x", constant.name]
+    node = helper.make_node(operator, names, ["y"], **options)
+    graph = write_graph(tmp_path / "graph.onnx", node, *([] if constant is None else [constant]))
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    (before,), (after,) = (
+        onnxruntime.InferenceSession(data).run(None, {"x": x})
+        for data in (graph.read_bytes(), to_opset17(graph))
+    )
+    assert before.shape == after.shape
+    assert np.abs(after - before).max() <= 1e-6
+
+
 def test_what_cannot_be_rewritten_is_refused(tmp_path: Path) -> None:
     axes = helper.make_tensor_value_info("axes", TensorProto.INT64, [1])
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
-    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], name="mean")
-    model = helper.make_model(helper.make_graph([node], "graph", [x, axes], [y]))
-    onnx.save(model, tmp_path / "graph.onnx")
-    with pytest.raises(ExportError, match=r"misread the node mean .* its input axes is computed"):
-        to_opset17(tmp_path / "graph.onnx")
+    path = tmp_path / "graph.onnx"
+    for node, more, words in (
+        (helper.make_node("ReduceMean", ["x", "axes"], ["y"]), axes, "input axes is computed"),
+        (
+            helper.make_node("LayerNormalization", ["x", "scale"], ["y"], axis=0), SCALE,
+            "more than the last axis",
+        ),
+        (helper.make_node("Split", ["x"], ["y"], num_outputs=1), None, "sizes of its parts"),
+    ):  # fmt: skip
+        node.name = "odd"
+        write_graph(path, node, *([] if more is None else [more]))
+        with pytest.raises(ExportError, match=rf"misread the node odd .*{words}"):
+            to_opset17(path)
 
 
 def builder(library: Any, version: str, *flags: str) -> Builder:
