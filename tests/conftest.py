@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,15 @@ class Sample:
     scope: str
 
 
+@dataclass(frozen=True, slots=True)
+class VerbExport:
+    """What `foveate export` wrote and said."""
+
+    root: Path
+    facts: dict[str, Any]
+    stderr: str
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2-VL checkpoint of two layers."""
@@ -55,6 +65,14 @@ def half_bundle(tiny_checkpoint: Path) -> Bundle:
     from tests.exported import export_half
 
     return export_half(tiny_checkpoint, tiny_checkpoint.parent / "half")
+
+
+@pytest.fixture(scope="session")
+def verb_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> VerbExport:
+    """The random checkpoint exported by the verb, with all it can do; tests must not write in it."""
+    from tests.exported import export_by_the_verb
+
+    return export_by_the_verb(tiny_checkpoint, tmp_path_factory.mktemp("verb"))
 
 
 @pytest.fixture(scope="session")

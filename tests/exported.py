@@ -1,5 +1,7 @@
 """Bundles that tests share, exported with torch: imported where one is asked for, and nowhere before."""
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,11 @@ from foveate.bundle.reader import Bundle
 from foveate.export.exporter import ExportOptions, export
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.modeling.f_theta import FTheta
-from tests.conftest import NANO
-from tests.quantized import quantize_bundle
+from tests.command import invoke
+from tests.conftest import NANO, VerbExport
+from tests.quantized import quantize_bundle, write_records
+
+PICTURE = NANO / "samples" / "scene-77-00000.png"
 
 
 def export_tiny(checkpoint: Path, target: Path) -> Bundle:
@@ -21,6 +26,18 @@ def export_half(checkpoint: Path, target: Path) -> Bundle:
     weights = target.parent / "f_theta.safetensors"
     FTheta(4, "log").save(weights, {"trained_on": "nothing"})
     return export(checkpoint, target, ExportOptions(weights, precision="fp16"))
+
+
+def export_by_the_verb(checkpoint: Path, folder: Path) -> VerbExport:
+    """A small checkpoint in int8 over fp16, calibrated, with engines where their library is installed."""
+    record = {"id": "1", "image": str(PICTURE), "question": "What is it?"}
+    engines = ("--target", "rtx") if find_spec("tensorrt_rtx") else ()
+    done = invoke(
+        "export", checkpoint, folder / "bundle", "--precision", "int8", "--base", "fp16",
+        "--calibration", write_records(folder, [record]), *engines, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    return VerbExport(folder / "bundle", json.loads(done.stdout), done.stderr)
 
 
 def export_nano(target: Path, **options: Any) -> Bundle:

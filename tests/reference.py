@@ -13,12 +13,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tests.conftest import NANO
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """A request as transformers' own processor prepares it."""
+    """A request as transformers' own processor prepares it; its visual tokens once they are computed."""
 
     inputs: dict[str, Tensor]
     image_token: int
+    visual_embeds: Tensor | None = None
 
     @property
     def visual(self) -> NDArray[np.int64]:
@@ -76,9 +77,11 @@ class Reference:
         """Greedy tokens when only the `kept` visual tokens are left, at their own positions."""
         model = self.model.model
         ids, grid = request.inputs["input_ids"], request.inputs["image_grid_thw"]
-        visual = model.visual(request.inputs["pixel_values"], grid).pooler_output
+        if request.visual_embeds is None:
+            pixels = request.inputs["pixel_values"]
+            request.visual_embeds = model.visual(pixels, grid).pooler_output
         embeds = model.language_model.embed_tokens(ids)
-        embeds[0, request.visual] = visual
+        embeds[0, request.visual] = request.visual_embeds
         positions, _ = model.get_rope_index(
             ids, image_grid_thw=grid, mm_token_type_ids=request.inputs["mm_token_type_ids"]
         )

@@ -1,6 +1,7 @@
 """Quantization: what is in the graphs, what they still answer, what it costs, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from foveate.export.quantization.ranges import best_range
 from foveate.export.verify import verify
 from foveate.runtime.backends.ort.precision import check_precision
 from tests.command import invoke, refused
-from tests.conftest import NANO, Sample
+from tests.conftest import NANO, Sample, VerbExport
 from tests.quantized import quantize_bundle, write_records
 
 TYPES = {
@@ -132,23 +133,15 @@ def test_pictures_that_cannot_be_read_are_counted(nano_bundle: Bundle, tmp_path:
         quantize_bundle(nano_bundle, NANO, tmp_path / "other", "int8", QuantizationOptions(data))
 
 
-def test_the_verb_verify_and_a_half_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    picture = NANO / "samples" / "scene-77-00000.png"
-    shutil.copy(picture, tmp_path / "1.png")
-    record = {"id": "1", "image": "1.png", "question": "What is it?"}
-    data = write_records(tmp_path, [record])
-    done = invoke(
-        "export", tiny_checkpoint, tmp_path / "bundle", "--precision", "int8", "--base", "fp16",
-        "--calibration", data, "--json",
-    )  # fmt: skip
-    assert done.exit_code == 0, done.stderr
-    assert "[8/12] calibrate" in done.stderr
-    facts = json.loads(done.stdout)
+def test_the_verb_verify_and_a_half_base(verb_export: VerbExport, tiny_checkpoint: Path) -> None:
+    facts = verb_export.facts
+    assert re.search(r"\[8/\d+\] calibrate", verb_export.stderr)
     assert (facts["precision"], facts["quantization"]["base"]) == ("int8", "fp16")
     assert facts["quantization"]["evaluation"] is None
-    bundle = Bundle.open(tmp_path / "bundle")
+    bundle = Bundle.open(verb_export.root)
     assert bundle.graph("decoder").inputs[0].dtype == "float16"
     assert set(verify(bundle, tiny_checkpoint)) == {*bundle.manifest.graphs, "embeddings"}
+    picture = NANO / "samples" / "scene-77-00000.png"
     with Pipeline.load(bundle.root, device="cpu") as pipe:
         assert pipe.generate("What is it?", images=[picture], max_new_tokens=2).token_ids
 

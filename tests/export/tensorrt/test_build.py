@@ -22,6 +22,7 @@ from foveate.export.tensorrt.library import check_precision, open_library
 from foveate.export.tensorrt.targets import read_targets
 from tests.bundle.test_bundle import contents
 from tests.command import invoke, refused
+from tests.conftest import VerbExport
 
 pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'foveate[rtx]'"
@@ -35,17 +36,6 @@ ROLES = ["vision", "compressor", "decoder"]
 def copy(tiny_bundle: Bundle, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may write in."""
     return shutil.copytree(tiny_bundle.root, tmp_path / "bundle")
-
-
-@pytest.fixture(scope="module")
-def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint exported with engines; tests must not write in it."""
-    out = tmp_path_factory.mktemp("built") / "bundle"
-    done = invoke("export", tiny_checkpoint, out, "--target", "rtx", "--json")
-    assert done.exit_code == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert [engine["role"] for engine in facts["build"]["engines"]] == ROLES
-    return out
 
 
 @pytest.fixture
@@ -146,8 +136,8 @@ def test_the_verb_inspect_and_verify(copy: Path, targets_file: Callable[[str], P
     refused(invoke("verify", copy), "1000 bytes where manifest.json says")
 
 
-def test_verify_refuses_engines_of_another_graph(built: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(built, tmp_path / "bundle")
+def test_verify_refuses_engines_of_another_graph(verb_export: VerbExport, tmp_path: Path) -> None:
+    copy = shutil.copytree(verb_export.root, tmp_path / "bundle")
     manifest = copy / "manifest.json"
     wrong = Bundle.open(copy).manifest.files["embeddings"].sha256
     document = json.loads(manifest.read_bytes())
@@ -252,8 +242,9 @@ def test_too_little_workspace_is_reported_in_tensorrts_words(
     assert not list(copy.glob(".engines*"))
 
 
-def test_export_builds_for_a_target(built: Path) -> None:
-    assert {one.target for one in Bundle.open(built).manifest.engines} == {"rtx"}
+def test_export_builds_for_a_target(verb_export: VerbExport) -> None:
+    assert [engine["role"] for engine in verb_export.facts["build"]["engines"]] == ROLES
+    assert {one.target for one in Bundle.open(verb_export.root).manifest.engines} == {"rtx"}
 
 
 def test_export_refuses_a_target_before_it_writes_anything(
