@@ -153,6 +153,8 @@ def session_options(options: OnnxOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads
+    # A pool that spins after its run takes the cores from the next graph's pool.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     settings.enable_mem_pattern = False
     if options.device == "cpu":
         settings.enable_cpu_mem_arena = False
