@@ -10,7 +10,7 @@ import msgspec
 import onnx_ir as ir
 
 from foveate.atomic_write import link_or_copy
-from foveate.bundle.manifest import EMBEDDINGS, Manifest, Precision, quantized
+from foveate.bundle.manifest import EMBEDDINGS, Manifest, Precision, Quantized, quantized
 from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
 from foveate.export.parity import Case, compare
@@ -79,7 +79,9 @@ def quantize(
             link_or_copy(draft.graph(role), after.graph(role))
             link_or_copy(draft.weights(role), after.weights(role))
             continue
-        costs[role] = _write(draft, after, role, ranges.get(role, {}))
+        source, made = draft.graph(role), after.graph(role)
+        costs[role] = _write(source, made, role, precision, ranges.get(role, {}))
+        costs[role]["bytes"] = {"before": draft.bytes(role), "after": after.bytes(role)}
         specs[role] = msgspec.structs.replace(specs[role], opset=OPSET[precision])
     link_or_copy(draft.table, after.table)
 
@@ -148,9 +150,11 @@ def _ask(
     return asked, answers
 
 
-def _write(draft: Draft, after: Draft, role: str, ranges: dict[str, float]) -> dict[str, Any]:
-    """Write a graph's quantized form; how many products it has, which were left and why, its bytes."""
-    model, target, precision = ir.load(draft.graph(role)), after.graph(role), draft.to
+def _write(
+    source: Path, target: Path, role: str, precision: Quantized, ranges: dict[str, float]
+) -> dict[str, Any]:
+    """Write a graph's quantized form; how many products it has, and which were left and why."""
+    model = ir.load(source)
     linears = find_linears(model.graph)
     left = {
         linear.name: f"{linear.matrix().shape[0]} rows, no multiple of {BLOCKS[-1]}"
@@ -165,5 +169,4 @@ def _write(draft: Draft, after: Draft, role: str, ranges: dict[str, float]) -> d
         )
     rewrite(model, chosen, precision, ranges)
     ir.save(model, target, external_data=f"{target.name}.data")
-    sizes = {"before": draft.bytes(role), "after": after.bytes(role)}
-    return {"products": len(chosen), "left": left, "bytes": sizes}
+    return {"products": len(chosen), "left": left}
