@@ -8,17 +8,15 @@ from pathlib import Path
 from foveate.atomic_write import EXISTS, replace_file, writing
 from foveate.calibration.ranking import RATIOS
 from foveate.calibration.training.result import Epoch, TrainingResult
-from foveate.errors import MissingDependencyError, OutputExistsError
+from foveate.errors import OutputExistsError, needed
 
-try:
+with needed(
+    "training draws its curves with matplotlib and tensorboard, which are not both installed: "
+    "pip install 'foveate[calibrate]'"
+):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from torch.utils.tensorboard import SummaryWriter
-except ImportError as error:
-    raise MissingDependencyError(
-        "training draws its curves with matplotlib and tensorboard, which are not both installed: "
-        "pip install 'foveate[calibrate]'"
-    ) from error
 
 EVENTS = "events.out.tfevents.*"
 RUNS = ("train", "validation", "attention", "random")
