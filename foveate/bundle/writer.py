@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from foveate.atomic_write import EXISTS, FULL, sibling, sync, writing
-from foveate.bundle.manifest import FORMAT, MANIFEST, FileEntry, Manifest, encode, parse
+from foveate.bundle.manifest import FORMAT, MANIFEST, FileEntry, Manifest
+from foveate.bundle.manifest_json import encode, parse
 from foveate.bundle.reader import Bundle, file_entry, read_manifest
 from foveate.errors import BundleError, FoveateError, OutputExistsError
 
