@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from foveate import families
 from foveate._version import __version__
-from foveate.atomic_write import writing
+from foveate.atomic_write import scratch_folder, writing
 from foveate.bundle import manifest as schema
 from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
@@ -133,14 +133,12 @@ def export(
     with (
         BundleWriter(target, force=options.force) as writer,
         writing(writer.root),
-        TemporaryDirectory(
-            dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
-        ) as scratch,
+        scratch_folder(writer.path) as scratch,
     ):
         begin("weights")
         files = write_texts(checkpoint, options, writer.root)
         preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
-        model = load(torch_half, checkpoint, options, DTYPES[base], scratch)
+        model = load(torch_half, checkpoint, options, DTYPES[base], str(scratch))
         manifest = describe(torch_half, checkpoint, model, options, preprocessing, compressor)
         manifest = replace(manifest, files=writer.entries(files))
 
@@ -150,7 +148,7 @@ def export(
             begin("reference")
             cases = checkpoint_cases(torch_half, model, network, Bundle(writer.root, manifest))
 
-        folder = Path(scratch) if quantized(options.precision) else writer.root
+        folder = scratch if quantized(options.precision) else writer.root
         writers, axes = graph_writers(torch_half, model, network, manifest)
         graphs: dict[str, GraphSpec] = {}
         for role in (stage for stage in stages if stage in writers):
@@ -163,7 +161,7 @@ def export(
         if compared:
             begin("parity")
             paths = {role: folder / file for role, file in files.items()}
-            parity = compare(paths, base, options.operators, cases, Path(scratch) / "copies")
+            parity = compare(paths, base, options.operators, cases, scratch / "copies")
         manifest = replace(manifest, graphs=graphs, vision_axes=axes, parity=parity)
 
         if quantized(options.precision):
