@@ -7,6 +7,7 @@ import click
 from click import Choice, FloatRange, IntRange, option
 
 from foveate.commands.options import PATH, as_json, debug, device, force, load_torch, options, verb
+from foveate.errors import DataError
 from foveate.terminal import Progress, tell, tell_json
 
 mode = option("--mode", type=Choice(["grad", "grad-clamp", "mean"]), default="grad",
@@ -122,6 +123,13 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
     The weights of the epoch with the lowest validation loss are kept. A run that was stopped goes
     on by the same command.
     """
+    from foveate.calibration.training.outputs import Outputs
+
+    if not relevance.is_dir():
+        raise DataError(
+            f"{relevance} is no folder of relevance maps; make them with foveate calibrate relevance"
+        )
+    Outputs.of(out, how["plot"], how["log_dir"]).check(force=how["force"])
     with Progress() as progress:
         load_torch(progress.begin)
         from foveate.calibration.training.options import TrainingOptions
