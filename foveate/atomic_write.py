@@ -165,10 +165,15 @@ def check_file(path: str | os.PathLike[str], *, force: bool = False) -> None:
     """
     target = Path(path)
     with writing(target):
-        os.stat(f"{target.parent}/.")
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{target.parent} may not be written to; give another folder")
+        check_parent(target)
         _check_replaceable(target, force)
+
+
+def check_parent(target: Path) -> None:
+    """OSError or OutputError where nothing can be written beside `target`."""
+    os.stat(f"{target.parent}/.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target.parent} may not be written to; give another folder")
 
 
 def _check_replaceable(target: Path, force: bool) -> None:

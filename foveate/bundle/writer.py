@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from foveate.atomic_write import EXISTS, FULL, clear_dead, new_folder, sibling, sync, writing
+from foveate.atomic_write import (
+    EXISTS,
+    FULL,
+    check_parent,
+    clear_dead,
+    new_folder,
+    sibling,
+    sync,
+    writing,
+)
 from foveate.bundle.manifest import FORMAT, MANIFEST, FileEntry, Manifest
 from foveate.bundle.manifest_json import encode, parse
 from foveate.bundle.reader import Bundle, file_entry, read_manifest
@@ -55,6 +64,17 @@ class FolderWriter(abc.ABC):
             if inside or error.errno in FULL:
                 with writing(self.path):
                     raise error
+
+    def check(self) -> None:
+        """Say before long work what entering would refuse.
+
+        Raises:
+            OutputExistsError: Something is there that may not be replaced.
+            OutputError: The folder's parent is not there, or may not be written to.
+        """
+        with writing(self.path):
+            self.check_existing()
+            check_parent(self._beside)
 
     @abc.abstractmethod
     def check_existing(self) -> None:

@@ -29,16 +29,17 @@ from foveate.bundle.manifest import (
 )
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.errors import ExportError, KeepError, LimitError
+from foveate.errors import LimitError
 from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
 from foveate.export.contrib.merge import merge
 from foveate.export.embeddings import write_embeddings
+from foveate.export.options import check_choices
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft
-from foveate.export.quantization.options import QuantizationOptions, check_options
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantization_stages, quantize
 from foveate.export.quantization.questions import choose_questions
 from foveate.export.trace import Written, save_graph, write_graph
@@ -177,16 +178,16 @@ def export(
 
 def check(options: ExportOptions) -> None:
     """Refuse what cannot be, before anything is read."""
-    if not 0 < options.keep <= 1:
-        raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
-    check_options(options.precision, options.quantization)
+    check_choices(
+        compressor=options.compressor,
+        precision=options.precision,
+        keep=options.keep,
+        visual_tokens=options.visual_tokens,
+        random_weights=options.random_weights,
+        operators=options.operators,
+        quantization=options.quantization,
+    )
     choose_questions(options.quantization)
-    to = quantized(options.precision)
-    if to and (options.operators != "standard" or options.random_weights):
-        raise ExportError(
-            f"{to} is made of standard operators and trained weights; leave out --operators and "
-            "--random-weights, or export with --precision fp16"
-        )
 
 
 def choose_stages(options: ExportOptions) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 
 from foveate.cli import main
 from foveate.commands.calibrate import calibrate
-from tests.command import command
+from tests.command import command, invoke, refused
 
 ROOT = Path(__file__).parents[2]
 VERBS = [
@@ -180,3 +180,36 @@ def test_ctrl_c_is_ignored_where_it_was(tmp_path: Path) -> None:
         assert child.poll() is None
         child.terminate()
         assert child.wait(10) == 143
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "checkpoint", "there"], "there is already there"),
+        (["export", "checkpoint", "no/such/bundle"], "folder does not exist"),
+        (["export", "checkpoint", "new", "--keep", "1.5"], "keep is 1.5"),
+        (["export", "checkpoint", "new", "--visual-tokens", "0"], "give at least 1"),
+        (["export", "checkpoint", "new", "--compressor", "none.safetensors"], "no such file"),
+        (["export", "checkpoint", "new", "--precision", "int8"], "give --calibration"),
+        (["calibrate", "train", "there", "file"], "file is already there"),
+        (["calibrate", "train", "none", "new"], "no folder of relevance maps"),
+        (["calibrate", "show", "checkpoint", "file.png"], "file.png is already there"),
+        (["calibrate", "show", "checkpoint", "new.png", "--keep", "no"], "keep is 'no'"),
+        (["calibrate", "evaluate", "checkpoint", "file", "--out", "file"], "file is already there"),
+        (["calibrate", "evaluate", "checkpoint", "file", "--keep", "no"], "keep is 'no'"),
+    ],
+)
+def test_what_is_wrong_at_once_is_said_before_torch_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "file.png").touch()
+
+    def fail(begin: object) -> None:
+        raise AssertionError("torch is loaded")
+
+    monkeypatch.setattr("foveate.commands.export.load_torch", fail)
+    monkeypatch.setattr("foveate.commands.calibrate.load_torch", fail)
+    assert said in refused(invoke(*arguments))
