@@ -31,8 +31,8 @@ Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=2**26)]
 Opset = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Ratio = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Text = Annotated[str, msgspec.Meta(min_length=1)]
-Role = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z")]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Role = Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d?\.\d\Z")]
 Release = Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(\.\d{1,9}){0,5}\Z")]
@@ -203,10 +203,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     tools: dict[str, str]
 
 
-def short(value: object) -> str:
-    """Text from a file made fit for a message: no control characters, no more than 200."""
-    text = repr(str(value))[1:-1]
-    return text if len(text) <= 200 else f"{text[:200]}…"
+def short(value: object, most: int = 200) -> str:
+    """Text from a file made fit for a message: no control characters, no more than `most`."""
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(value)[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def outdated(manifest: Manifest, engine: EngineVariant) -> str | None:

@@ -85,12 +85,17 @@ def graph_spec(graph: Path) -> GraphSpec:
             _text(data, opset, _DOMAIN): _integer(data, opset, _VERSION)
             for opset in _parts(data, whole, _OPSET)
         }
-        weights = {_text(data, one, _TENSOR_NAME) for one in _parts(data, body, _INITIALIZER)}
-        inputs = [_tensor(data, value) for value in _parts(data, body, _INPUT)]
+        found: dict[int, list[_Span]] = {_INITIALIZER: [], _INPUT: [], _OUTPUT: []}
+        for number, start, end in fields(data, *body):
+            if number in found:
+                found[number].append((start, end))
+        inputs = [_tensor(data, value) for value in found[_INPUT]]
+        names = {tensor.name for tensor in inputs}
+        weights = {_text(data, one, _TENSOR_NAME) for one in found[_INITIALIZER]} & names
         return GraphSpec(
             opset=opsets.get("", opsets.get("ai.onnx", 0)),
             inputs=[tensor for tensor in inputs if tensor.name not in weights],
-            outputs=[_tensor(data, value) for value in _parts(data, body, _OUTPUT)],
+            outputs=[_tensor(data, value) for value in found[_OUTPUT]],
         )
 
 
@@ -156,10 +161,12 @@ def fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]
 def _scan(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """All fields of a protobuf message, as (number, kind, start, end), or the value as start."""
     while at < end:
-        tag, at = _varint(data, at)
+        tag, at = (data[at], at + 1) if at < len(data) and data[at] < 128 else _varint(data, at)
         kind = tag & 7
         if kind == 2 and tag < 1 << 32:
-            size, at = _varint(data, at)
+            size, at = (
+                (data[at], at + 1) if at < len(data) and data[at] < 128 else _varint(data, at)
+            )
             yield tag >> 3, kind, at, at + size
             at += size
         elif kind == 0:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from foveate.bundle import manifest as spec
-from foveate.bundle.embeddings_file import TableEntry, read_table
+from foveate.bundle.embeddings_file import TYPES, TableEntry, read_table
 from foveate.bundle.manifest import (
     AGAIN,
     EMBEDDINGS,
@@ -76,7 +76,7 @@ class Bundle:
         for role in manifest.graphs:
             with reading(bundle.file(role), "a readable ONNX graph"):
                 bundle._check_graph_file(role)
-        bundle.embeddings()
+        bundle._check_embeddings()
         return bundle
 
     def file(self, role: str) -> Path:
@@ -104,6 +104,17 @@ class Bundle:
         path = self.file(EMBEDDINGS)
         with reading(path, "the embedding table"):
             return path, *read_table(path, self.manifest.model)
+
+    def _check_embeddings(self) -> None:
+        """Compare the embedding table with the graphs that take its rows; BundleError where they differ."""
+        path, entry, _ = self.embeddings()
+        dtype = TYPES[entry.dtype][0]
+        for role, graph in self.manifest.graphs.items():
+            for tensor in graph.inputs:
+                if tensor.name == "text_embeds" and tensor.dtype != dtype:
+                    raise BundleError(
+                        f"{path} holds {dtype}, and the graph {role!r} takes {tensor.dtype}. {AGAIN}"
+                    )
 
     def _check_graph_file(self, role: str) -> None:
         """Compare a graph's file with what the manifest promises; BundleError where they differ."""
