@@ -60,8 +60,15 @@ def export(
     """
     if decoder and not names:
         raise click.UsageError("--decoder is of the engines that --target builds; name a target")
+    from foveate.bundle.writer import BundleWriter
+    from foveate.export.options import check_choices
+    from foveate.export.quantization.options import QuantizationOptions
     from foveate.export.tensorrt import build
 
+    parts = {field.name: how.pop(field.name) for field in fields(QuantizationOptions)}
+    quantization, force = QuantizationOptions(**parts), how.pop("force")
+    check_choices(**how, quantization=quantization)
+    BundleWriter(bundle, force=force).check()
     built = None
     with Progress() as progress:
         if names:
@@ -69,10 +76,8 @@ def export(
         load_torch(progress.begin)
         from foveate.export.exporter import ExportOptions
         from foveate.export.exporter import export as export_bundle
-        from foveate.export.quantization.options import QuantizationOptions
 
-        parts = {field.name: how.pop(field.name) for field in fields(QuantizationOptions)}
-        chosen = ExportOptions(**how, quantization=QuantizationOptions(**parts))
+        chosen = ExportOptions(**how, force=force, quantization=quantization)
         written = export_bundle(checkpoint, bundle, chosen, progress.begin, progress.detail)
         if names:
             built = build.build_engines(

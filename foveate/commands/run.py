@@ -107,6 +107,8 @@ def _image_source(image: str, images: Sequence[str]) -> str | bytes:
         return image
     if images.count("-") > 1:
         raise ImageError("standard input holds one picture; give --image - once")
+    if sys.stdin is None:
+        raise ImageError("standard input is closed; give a picture's file, --image FILE")
     return sys.stdin.buffer.read()
 
 

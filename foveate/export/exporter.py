@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from foveate import families
 from foveate._version import __version__
-from foveate.atomic_write import writing
+from foveate.atomic_write import scratch_folder, writing
 from foveate.bundle import manifest as schema
 from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
@@ -29,16 +29,17 @@ from foveate.bundle.manifest import (
 )
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.errors import ExportError, KeepError, LimitError
+from foveate.errors import LimitError
 from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
 from foveate.export.contrib.merge import merge
 from foveate.export.embeddings import write_embeddings
+from foveate.export.options import check_choices
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft
-from foveate.export.quantization.options import QuantizationOptions, check_options
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantization_stages, quantize
 from foveate.export.quantization.questions import choose_questions
 from foveate.export.trace import Written, save_graph, write_graph
@@ -133,14 +134,12 @@ def export(
     with (
         BundleWriter(target, force=options.force) as writer,
         writing(writer.root),
-        TemporaryDirectory(
-            dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
-        ) as scratch,
+        scratch_folder(writer.path) as scratch,
     ):
         begin("weights")
         files = write_texts(checkpoint, options, writer.root)
         preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
-        model = load(torch_half, checkpoint, options, DTYPES[base], scratch)
+        model = load(torch_half, checkpoint, options, DTYPES[base], str(scratch))
         manifest = describe(torch_half, checkpoint, model, options, preprocessing, compressor)
         manifest = replace(manifest, files=writer.entries(files))
 
@@ -150,7 +149,7 @@ def export(
             begin("reference")
             cases = checkpoint_cases(torch_half, model, network, Bundle(writer.root, manifest))
 
-        folder = Path(scratch) if quantized(options.precision) else writer.root
+        folder = scratch if quantized(options.precision) else writer.root
         writers, axes = graph_writers(torch_half, model, network, manifest)
         graphs: dict[str, GraphSpec] = {}
         for role in (stage for stage in stages if stage in writers):
@@ -163,7 +162,7 @@ def export(
         if compared:
             begin("parity")
             paths = {role: folder / file for role, file in files.items()}
-            parity = compare(paths, base, options.operators, cases, Path(scratch) / "copies")
+            parity = compare(paths, base, options.operators, cases, scratch / "copies")
         manifest = replace(manifest, graphs=graphs, vision_axes=axes, parity=parity)
 
         if quantized(options.precision):
@@ -179,16 +178,16 @@ def export(
 
 def check(options: ExportOptions) -> None:
     """Refuse what cannot be, before anything is read."""
-    if not 0 < options.keep <= 1:
-        raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
-    check_options(options.precision, options.quantization)
+    check_choices(
+        compressor=options.compressor,
+        precision=options.precision,
+        keep=options.keep,
+        visual_tokens=options.visual_tokens,
+        random_weights=options.random_weights,
+        operators=options.operators,
+        quantization=options.quantization,
+    )
     choose_questions(options.quantization)
-    to = quantized(options.precision)
-    if to and (options.operators != "standard" or options.random_weights):
-        raise ExportError(
-            f"{to} is made of standard operators and trained weights; leave out --operators and "
-            "--random-weights, or export with --precision fp16"
-        )
 
 
 def choose_stages(options: ExportOptions) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import msgspec
 from foveate.errors import BundleError, CheckpointError, ImageError
 from foveate.families.pixels import image_section
 
-_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 _Channels = tuple[float, float, float]
 
 _MAX_ASPECT = 200
@@ -32,9 +33,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         resample: The resize filter.
     """
 
-    patch_size: _Count = 14
-    merge_size: _Count = 2
-    temporal_patch_size: _Count = 2
+    patch_size: _Side = 14
+    merge_size: _Side = 2
+    temporal_patch_size: _Side = 2
     min_pixels: _Count = 56 * 56
     max_pixels: _Count = 28 * 28 * 1280
     image_mean: _Channels = (0.48145466, 0.4578275, 0.40821073)

@@ -20,6 +20,7 @@ from foveate.export.tensorrt import library
 from foveate.export.tensorrt.build import Result, build_engines
 from foveate.export.tensorrt.library import check_precision, open_library
 from foveate.export.tensorrt.targets import read_targets
+from tests.attacks.harness import resealed
 from tests.bundle.test_bundle import contents
 from tests.command import invoke, refused
 from tests.conftest import VerbExport
@@ -142,7 +143,7 @@ def test_verify_refuses_engines_of_another_graph(verb_export: VerbExport, tmp_pa
     wrong = Bundle.open(copy).manifest.files["embeddings"].sha256
     document = json.loads(manifest.read_bytes())
     document["engines"][2]["built_from"]["decoder.weights"] = wrong
-    manifest.write_text(json.dumps(document))
+    manifest.write_bytes(resealed(json.dumps(document).encode()))
     refused(invoke("verify", copy), "not built from this bundle's decoder.weights", "foveate build")
     assert "OUTDATED" in invoke("inspect", copy).stdout
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import short
 from foveate.errors import BackendError
 from foveate.runtime.backends.ort.capture_gate import GATE
 from foveate.runtime.backends.ort.library import ort
@@ -124,4 +125,8 @@ def advice(error: Exception) -> str:
 
 def first_line(error: Exception) -> str:
     """The part of an onnxruntime message that a person can use."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        short(str(error).strip().splitlines()[0], 400)
+        if str(error).strip()
+        else type(error).__name__
+    )
