@@ -1,5 +1,8 @@
 """Every error Foveate raises on purpose: one base, each kind also the builtin a caller would expect."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class FoveateError(Exception):
     """Base of all errors that Foveate raises on purpose; the message names the fix."""
@@ -67,6 +70,19 @@ class ClosedError(FoveateError, RuntimeError):
 
 class MissingDependencyError(FoveateError, ImportError):
     """An optional package that the call needs and that is not installed."""
+
+
+@contextlib.contextmanager
+def needed(message: str) -> Iterator[None]:
+    """Say of what the block imports and is not installed `message`, whose {} stands for its name.
+
+    Raises:
+        MissingDependencyError: The block raised an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(message.format(error.name)) from error
 
 
 class OutputExistsError(FoveateError, FileExistsError):

@@ -6,18 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from foveate.atomic_write import replace_file
 from foveate.bench.result import STAGES, Bench, Case
 from foveate.calibration.evaluation.result import FORMAT as EVALUATION
-from foveate.errors import DataError, MissingDependencyError
+from foveate.errors import DataError, needed
 
-try:
+with needed("--plot draws with matplotlib, which is not installed: pip install 'foveate[bench]'"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise MissingDependencyError(
-        "--plot draws with matplotlib, which is not installed: pip install 'foveate[bench]'"
-    ) from error
 
 COLOURS = dict(zip(STAGES, ("#9aa5b1", "#1b6ca8", "#e09f3e", "#3c8d40"), strict=True))
 QUALITY = ("#d1495b", "#7b2d8b", "#444444")
@@ -96,19 +91,6 @@ def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
     return figure
 
 
-def write_plot(
-    path: Path, bench: Bench, quality: dict[str, Curve] | None = None, *, force: bool = False
-) -> None:
-    """Write the picture as a PNG.
-
-    Raises:
-        OutputExistsError: Something is there, and `force` was not given.
-        OutputError: It could not be written.
-    """
-    figure = draw_bench(bench, quality)
-    replace_file(path, lambda file: figure.savefig(file, format="png"), force=force)
-
-
 def _draw_case(axes: Axes, case: Case) -> None:
     """Foveate's stages as bars, transformers' first tokens as marks."""
     batch = min(row.batch for row in case.ours)
@@ -155,8 +137,9 @@ def _draw_quality(axes: Axes, case: Case, quality: dict[str, Curve]) -> None:
     right: Any = axes.twinx()
     for (name, curve), colour in zip(quality.items(), QUALITY * len(quality), strict=False):
         shares, accuracy = np.array(curve).T
-        label = f"right answers, {name}"
-        right.plot(shares * case.total, accuracy, "o-", color=colour, label=label)
+        right.plot(
+            shares * case.total, accuracy, "o-", color=colour, label=f"right answers, {name}"
+        )
     right.set(ylabel="right answers [%]", ylim=(0, 103))
 
 

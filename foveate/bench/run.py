@@ -204,8 +204,7 @@ def _run_transformers(model: "TransformersModel", work: Work, options: BenchOpti
     add(ALL, 1.0, everything, whole)
     for row in ours:
         if row.visual.kept < total:
-            kept = row.visual.indices
-            answer = model.pruned(embeds, kept, prompt, whole, options.new_tokens)
+            answer = model.pruned(embeds, row.visual.indices, prompt, whole, options.new_tokens)
             add(SAME, row.keep, row.visual, answer)
 
 

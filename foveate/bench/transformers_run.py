@@ -15,19 +15,16 @@ from PIL.Image import Image
 
 from foveate.bench.result import Sample
 from foveate.bundle.manifest import Manifest
-from foveate.errors import MissingDependencyError, UnsupportedFamilyError
+from foveate.errors import MissingDependencyError, UnsupportedFamilyError, needed
 from foveate.families.base import Prompt, VisualInput
 
-try:
+with needed(
+    "comparing with transformers needs {}, which is not installed: pip install 'foveate[export]'"
+):
     import torch
     import transformers
     from torch import Tensor
     from transformers import DynamicCache
-except ImportError as error:
-    raise MissingDependencyError(
-        f"comparing with transformers needs {error.name}, which is not installed: "
-        "pip install 'foveate[export]'"
-    ) from error
 
 from foveate.modeling.base import Processor, TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
@@ -91,14 +88,13 @@ class TransformersModel:
 
     def facts(self) -> dict[str, Any]:
         """Versions, and the most memory that torch held on the device."""
-        cuda = self.device == "cuda"
         return {
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "attention": ATTENTION,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.device,
-            "peak_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+            "peak_bytes": torch.cuda.max_memory_reserved() if self.device == "cuda" else None,
         }
 
     @torch.inference_mode()

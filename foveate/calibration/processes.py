@@ -7,17 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from foveate.errors import BackendError, MissingDependencyError
+from foveate.errors import BackendError, needed
 
-try:
+with needed("calibration needs {}, which is not installed: pip install 'foveate[calibrate]'"):
     import torch  # noqa: F401
     import transformers
     from accelerate import PartialState  # type: ignore[import-untyped]
     from accelerate.utils import gather_object, parse_flag_from_env  # type: ignore[import-untyped]
-except ImportError as error:
-    raise MissingDependencyError(
-        f"calibration needs {error.name}, which is not installed: pip install 'foveate[calibrate]'"
-    ) from error
 
 from foveate.calibration.device import pick_device
 from foveate.calibration.progress import Meter

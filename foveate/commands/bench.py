@@ -61,18 +61,16 @@ def bench(
     Medians of the time in every stage, to the first token and for each later one, of memory and of
     the KV cache; every answer has as many tokens, whatever they say.
     """
-    from foveate.bench import scenes
+    from foveate.bench import run, scenes
     from foveate.bench.result import bench_facts
-    from foveate.bench.run import PICTURE, PROMPT, BenchOptions
-    from foveate.bench.run import bench as measure
     from foveate.bench.table import describe_bench
 
     pictures = scenes.parse_list(image_size, scenes.parse_picture)
-    chosen = BenchOptions(
+    chosen = run.BenchOptions(
         keeps=scenes.parse_keeps(keep),
         batches=scenes.parse_batches(batch),
-        scenes=(*pictures, *scenes.parse_list(video, scenes.parse_video)) or (PICTURE,),
-        prompt=prompt or PROMPT,
+        scenes=(*pictures, *scenes.parse_list(video, scenes.parse_video)) or (run.PICTURE,),
+        prompt=prompt or run.PROMPT,
         **how,
     )
     chosen.check()
@@ -83,16 +81,17 @@ def bench(
     if quality is not None and plot is None:
         raise DataError("--quality is drawn into the plot; say where with --plot OUT.png")
     if plot is not None:
-        from foveate.bench.plot import read_quality, write_plot
+        from foveate.bench.plot import draw_bench, read_quality
 
         if quality is not None:
             manifest = Bundle.open(bundle, checksums=False).manifest
             curves = read_quality(quality, manifest.compressor.kind)
     with Progress() as progress:
-        measured = measure(bundle, chosen, progress.begin)
+        measured = run.bench(bundle, chosen, progress.begin)
     document = json.dumps(bench_facts(measured), indent=2, ensure_ascii=False)
     if target is not None:
         replace_file(target, f"{document}\n".encode(), force=force)
     if plot is not None:
-        write_plot(plot, measured, curves, force=force)
+        figure = draw_bench(measured, curves)
+        replace_file(plot, lambda file: figure.savefig(file, format="png"), force=force)
     tell(document if out == PRINTED else describe_bench(measured))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import statistics
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ from foveate.bundle.reader import Bundle
 from foveate.commands.options import PATH, as_json, load_torch, verb
 from foveate.commands.run import answer_facts
 from foveate.errors import CheckpointError
-from foveate.terminal import Progress, duration, size, table, tell, tell_json
+from foveate.terminal import Progress, duration, one_line, size, table, tell, tell_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 NANO = Path(__file__).parent.parent.parent / "models" / "nano"
 KEEP = 0.25
+KEEPS = (1.0, KEEP)
 ROUNDS = 5
 QUESTIONS = 40
 
@@ -40,8 +40,8 @@ def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
     One of its held-out questions is answered with all visual tokens and with a quarter of them.
     """
     with Progress() as progress:
-        shown = run_demo(checkpoint, out, progress)
-    tell_json(demo_facts(shown)) if as_json else tell(describe_demo(shown))
+        facts = run_demo(checkpoint, out, progress)
+    tell_json(facts) if as_json else tell(describe_demo(facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +53,18 @@ class Sample:
     answer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """What a demo did.
-
-    Attributes:
-        bundle: What was exported.
-        sample: The question shown.
-        full: The answer from all visual tokens.
-        kept: The answer from a quarter of them.
-        heatmap: The picture of what was kept.
-        questions: How many held-out questions were answered to choose the one shown.
-        right_full: How many of them it answered as expected with all visual tokens.
-        right_kept: How many with a quarter.
-    """
-
-    bundle: Bundle
-    sample: Sample
-    full: Answer
-    kept: Answer
-    heatmap: Path
-    questions: int
-    right_full: int
-    right_kept: int
-
-
-def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> Demo:
+def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str, Any]:
     """Export the nano checkpoint into `out` and answer its own questions with all tokens and a quarter.
 
     Args:
         checkpoint: A checkpoint with samples/data.jsonl in it; None takes models/nano.
         out: A folder, made if need be; the demo replaces what it wrote there before.
         progress: Shows the stages as they begin.
+
+    Returns:
+        What `foveate demo --json` says: where the bundle and the heatmap are; the question shown and
+        what is expected; the answers to it from all visual tokens and from a quarter of them; and how
+        many held-out questions were asked to choose it, and answered as expected.
 
     Raises:
         CheckpointError: No checkpoint, or none with questions.
@@ -112,22 +92,31 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> Demo:
     bundle = export(root, out / "bundle", options, progress.begin)
     progress.begin("questions")
     with Pipeline.load(bundle.root) as pipe:
-        right = [answers_rightly(pipe, sample) for sample in samples]
-        sample = samples[right.index((True, True)) if (True, True) in right else 0]
+        right = [[answers_rightly(pipe, one, keep) for keep in KEEPS] for one in samples]
+        sample = samples[right.index([True, True]) if [True, True] in right else 0]
         picture = open_picture(sample.image)
-        full, kept = time_answers(pipe, sample, picture, (1.0, KEEP))
+        full, kept = time_answers(pipe, sample, picture)
     write_heatmap(heatmap, [picture], kept.visual, force=True)
     right_full, right_kept = (sum(column) for column in zip(*right, strict=True))
-    return Demo(bundle, sample, full, kept, heatmap, len(samples), right_full, right_kept)
+    return {
+        "bundle": str(bundle.root),
+        "heatmap": str(heatmap),
+        "image": str(sample.image),
+        "question": sample.question,
+        "expected": sample.answer,
+        "full": answer_facts(full),
+        "kept": answer_facts(kept),
+        "held_out": {
+            "asked": len(samples),
+            "right_with_all_tokens": right_full,
+            "right_with_a_quarter": right_kept,
+        },
+    }
 
 
-def answers_rightly(pipe: Pipeline, sample: Sample) -> tuple[bool, bool]:
-    """Whether a question is answered as expected with all visual tokens, and with a quarter."""
-    full, kept = (
-        pipe.generate(sample.question, images=[sample.image], keep=keep).text == sample.answer
-        for keep in (1.0, KEEP)
-    )
-    return full, kept
+def answers_rightly(pipe: Pipeline, sample: Sample, keep: float) -> bool:
+    """Whether a question is answered as expected with so many visual tokens."""
+    return pipe.generate(sample.question, images=[sample.image], keep=keep).text == sample.answer
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -185,17 +174,15 @@ def _ranked_sample(line: str, folder: Path) -> list[tuple[tuple[bool, bool, bool
     return [(rank, sample)]
 
 
-def time_answers(
-    pipe: Pipeline, sample: Sample, picture: Image, keeps: tuple[float, ...]
-) -> list[Answer]:
-    """Answer with each `keep` in turn, a few times over; each answer has its median seconds.
+def time_answers(pipe: Pipeline, sample: Sample, picture: Image) -> list[Answer]:
+    """Answer with each of `KEEPS` in turn, a few times over; each answer has its median seconds.
 
     The first round warms up and does not count.
     """
     from foveate.runtime import Timing
 
     rounds = [
-        [pipe.generate(sample.question, images=[picture], keep=keep) for keep in keeps]
+        [pipe.generate(sample.question, images=[picture], keep=keep) for keep in KEEPS]
         for _ in range(ROUNDS + 1)
     ]
     for number, answer in enumerate(rounds[-1]):
@@ -205,72 +192,39 @@ def time_answers(
     return rounds[-1]
 
 
-def demo_facts(demo: Demo) -> dict[str, Any]:
-    """What `foveate demo --json` says."""
-    return {
-        "bundle": str(demo.bundle.root),
-        "heatmap": str(demo.heatmap),
-        "image": str(demo.sample.image),
-        "question": demo.sample.question,
-        "expected": demo.sample.answer,
-        "full": answer_facts(demo.full),
-        "kept": answer_facts(demo.kept),
-        "held_out": {
-            "asked": demo.questions,
-            "right_with_all_tokens": demo.right_full,
-            "right_with_a_quarter": demo.right_kept,
-        },
-    }
-
-
-def describe_demo(demo: Demo) -> str:
+def describe_demo(facts: dict[str, Any]) -> str:
     """What `foveate demo` shows."""
-    from foveate.runtime import Timing
-
-    both = (demo.full, demo.kept)
+    both, asked = (facts["full"], facts["kept"]), facts["held_out"]
+    ranking = Bundle.open(facts["bundle"], checksums=False).manifest.compressor.kind
     rows = [
         ("", "all tokens", "a quarter"),
-        ("answer", *(_shown(answer.text) for answer in both)),
-        ("visual tokens", *(f"{a.visual.kept} of {a.visual.total}" for a in both)),
-        ("prompt tokens", *(str(answer.prompt_tokens) for answer in both)),
-        ("KV cache", *(size(answer.cache_bytes) for answer in both)),
+        ("answer", *(one_line(one["text"], 32) or "(nothing)" for one in both)),
+        ("visual tokens", *("{kept} of {total}".format(**one["visual"]) for one in both)),
+        ("prompt tokens", *(str(one["prompt_tokens"]) for one in both)),
+        ("KV cache", *(size(one["cache_bytes"]) for one in both)),
         *(
-            (field.name.replace("_", " "), *(duration(getattr(a.timing, field.name)) for a in both))
-            for field in fields(Timing)
+            (stage.replace("_", " "), *(duration(one["timing"][stage]) for one in both))
+            for stage in facts["full"]["timing"]
         ),
     ]
-    image = _relative(demo.sample.image)
-    again = [
-        "foveate", "run", _relative(demo.bundle.root), demo.sample.question, "--image", image
-    ]  # fmt: skip
-    return "\n".join(
-        [
-            "",
-            f"  Q: {demo.sample.question}   ({image})",
-            f"  A: {demo.sample.answer}   (expected)",
-            "",
-            table(rows, gap=4),
-            f"  (times: median of {ROUNDS}; ranked by {demo.bundle.manifest.compressor.kind})",
-            "",
-            f"  Of {demo.questions} such held-out questions it answers {demo.right_full} with all tokens "
-            f"and {demo.right_kept} with a quarter;",
-            "  the one above is the first of those it answers both ways, where there is one.",
-            "",
-            f"  Heatmap:          {demo.heatmap}",
-            f"  Run it yourself:  {shlex.join(again)}",
-        ]
+    bundle, image = _relative(facts["bundle"]), _relative(facts["image"])
+    again = ["foveate", "run", bundle, facts["question"], "--image", image]
+    return (
+        f"\n  Q: {facts['question']}   ({image})\n"
+        f"  A: {facts['expected']}   (expected)\n\n"
+        f"{table(rows, gap=4)}\n"
+        f"  (times: median of {ROUNDS}; ranked by {ranking})\n\n"
+        f"  Of {asked['asked']} such held-out questions it answers {asked['right_with_all_tokens']} "
+        f"with all tokens and {asked['right_with_a_quarter']} with a quarter;\n"
+        "  the one above is the first of those it answers both ways, where there is one.\n\n"
+        f"  Heatmap:          {facts['heatmap']}\n"
+        f"  Run it yourself:  {shlex.join(again)}"
     )
 
 
-def _shown(text: str) -> str:
-    """An answer as one cell of a table."""
-    flat = " ".join(text.split())
-    return (flat if len(flat) <= 32 else f"{flat[:31]}…") or "(nothing)"
-
-
-def _relative(path: Path) -> str:
+def _relative(path: str) -> str:
     """A path as short as it can be said from here."""
     try:
-        return os.fspath(path.resolve().relative_to(Path.cwd()))
+        return str(Path(path).resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):
-        return os.fspath(path)
+        return path

@@ -1,10 +1,7 @@
 """`foveate doctor`: what this machine has and can run, and why not the rest; it changes nothing and never fails."""
 
-import dataclasses
-import importlib
 import os
 import platform
-from dataclasses import dataclass
 from typing import Any
 
 from foveate._version import __version__
@@ -12,31 +9,26 @@ from foveate.commands.options import as_json, verb
 from foveate.machine import count_cores, count_memory, find_gpus, find_jetson, installed
 from foveate.terminal import one_line, plural, size, table, tell, tell_json
 
-PACKAGES = {
-    "": ("click", "jinja2", "msgspec", "numpy", "onnxruntime", "pillow", "tokenizers"),
+EXTRAS = {
+    "": ("everything else", "click jinja2 msgspec numpy onnxruntime pillow tokenizers"),
     "export": (
-        "huggingface_hub", "onnx", "onnx-ir", "onnxscript", "safetensors", "torch", "transformers",
+        "export, demo and verify --checkpoint",
+        "huggingface_hub onnx onnx-ir onnxscript safetensors torch transformers",
     ),
-    "calibrate": ("accelerate", "matplotlib", "pyarrow", "tensorboard"),
-    "bench": ("matplotlib",),
-    "gpu": ("onnxruntime-gpu",),
-    "tensorrt": ("cuda-bindings", "tensorrt"),
-    "rtx": ("cuda-bindings", "tensorrt-rtx"),
-    "video": ("av",),
-}  # fmt: skip
-ADDS = {
-    "": "everything else",
-    "export": "export, demo and verify --checkpoint",
-    "calibrate": "calibrate",
-    "bench": "bench --plot",
-    "gpu": "CUDA",
-    "tensorrt": "TensorRT engines of this machine's GPU",
-    "rtx": "TensorRT engines of RTX GPUs, wherever they are",
-    "video": "video",
+    "calibrate": ("calibrate", "accelerate matplotlib pyarrow tensorboard"),
+    "bench": ("bench --plot", "matplotlib"),
+    "gpu": ("CUDA", "onnxruntime-gpu"),
+    "tensorrt": ("TensorRT engines of this machine's GPU", "cuda-bindings tensorrt"),
+    "rtx": ("TensorRT engines of RTX GPUs, wherever they are", "cuda-bindings tensorrt-rtx"),
+    "video": ("video", "av"),
 }
+"""For each extra ("" is the base) what it adds, and its packages."""
+PACKAGES = {extra: tuple(names.split()) for extra, (_, names) in EXTRAS.items()}
 NO_GPU = "no NVIDIA GPU was found (nvidia-smi lists none)"
 Packages = dict[str, dict[str, str | None]]
 """For each extra its packages' versions; None is not installed."""
+Abilities = dict[str, tuple[bool, str]]
+"""For each thing that Foveate does whether it works here, and what it runs on or what is in the way."""
 USED = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 # An ONNX model that adds a float32 [1] to itself: small enough to try a provider with.
@@ -52,21 +44,6 @@ def doctor(as_json: bool) -> None:
     """Show what this machine can run, and why not the rest."""
     found = examine()
     tell_json(found) if as_json else tell(describe_machine(found))
-
-
-@dataclass(frozen=True, slots=True)
-class Ability:
-    """Something that Foveate does, and whether it can be done here.
-
-    Attributes:
-        what: In a few words.
-        able: Whether it works.
-        why: What it runs on, or what is in the way and the fix.
-    """
-
-    what: str
-    able: bool
-    why: str
 
 
 def examine() -> dict[str, Any]:
@@ -98,17 +75,20 @@ def examine() -> dict[str, Any]:
         "providers": providers,
         "telemetry": os.environ.get("ORT_DISABLE_TELEMETRY") != "1",
         "warnings": find_warnings(packages),
-        "abilities": [dataclasses.asdict(ability) for ability in abilities],
+        "abilities": [
+            {"what": what, "able": able, "why": why} for what, (able, why) in abilities.items()
+        ],
     }
 
 
 def try_providers() -> dict[str, str]:
     """Run a tiny graph on each of onnxruntime's providers that Foveate uses."""
     try:
-        engine = importlib.import_module("foveate.runtime.backends.ort.session")
         import numpy as np
 
-        ort = engine.ort
+        from foveate.runtime.backends.ort import session
+        from foveate.runtime.backends.ort.library import ort
+
         ort.set_default_logger_severity(4)
         names = ort.get_available_providers()
     except Exception as error:
@@ -118,10 +98,10 @@ def try_providers() -> dict[str, str]:
         found[name] = "not used"
         if name in USED:
             try:
-                options = engine.session_options(engine.OnnxOptions(device=USED[name]))
-                session = ort.InferenceSession(TINY, sess_options=options, providers=[name])
-                (result,) = session.run(None, {"x": np.ones(1, dtype=np.float32)})
-                given = session.get_providers()[0]
+                options = session.session_options(session.OnnxOptions(device=USED[name]))
+                tried = ort.InferenceSession(TINY, sess_options=options, providers=[name])
+                (result,) = tried.run(None, {"x": np.ones(1, dtype=np.float32)})
+                given = tried.get_providers()[0]
                 right = given == name and result[0] == 2
                 found[name] = "runs" if right else f"does not run: onnxruntime gave {given} instead"
             except Exception as error:
@@ -145,7 +125,7 @@ def find_warnings(packages: Packages) -> list[str]:
     return found
 
 
-def find_abilities(packages: Packages, providers: dict[str, str], gpu: bool) -> list[Ability]:
+def find_abilities(packages: Packages, providers: dict[str, str], gpu: bool) -> Abilities:
     """What can be done with these packages, providers and devices."""
     base = {
         **packages[""],
@@ -160,13 +140,13 @@ def find_abilities(packages: Packages, providers: dict[str, str], gpu: bool) -> 
         export = _missing(missing, "export")
     else:
         export = f"torch {packages['export']['torch']}" if runs else "onnxruntime does not run"
-    return [
-        Ability("run on the CPU", runs, why),
-        Ability("run on CUDA", *_cuda(providers, lacking, gpu)),
-        Ability("export, demo, verify --checkpoint", runs and not missing, export),
-        Ability("build TensorRT engines", *_builds(packages, gpu)),
-        Ability("run TensorRT engines", *_runs(packages, gpu)),
-    ]
+    return {
+        "run on the CPU": (runs, why),
+        "run on CUDA": _cuda(providers, lacking, gpu),
+        "export, demo, verify --checkpoint": (runs and not missing, export),
+        "build TensorRT engines": _builds(packages, gpu),
+        "run TensorRT engines": _runs(packages, gpu),
+    }
 
 
 def _cuda(providers: dict[str, str], lacking: list[str], gpu: bool) -> tuple[bool, str]:
@@ -245,18 +225,18 @@ def describe_machine(found: dict[str, Any]) -> str:
     abilities = [
         ("yes" if one["able"] else "no", one["what"], one["why"]) for one in found["abilities"]
     ]
-    tables = {
-        "this machine": general,
-        "\npackages": packages,
-        "\nonnxruntime's providers": found["providers"].items(),
-        "\nwhat it can run": abilities,
-    }
-    lines = [f"{title}\n{table(rows)}" for title, rows in tables.items()]
-    return "\n".join([*lines, *(f"\nwarning: {warning}" for warning in found["warnings"])])
+    parts = [
+        f"this machine\n{table(general)}",
+        f"packages\n{table(packages)}",
+        f"onnxruntime's providers\n{table(found['providers'].items())}",
+        f"what it can run\n{table(abilities)}",
+        *(f"warning: {warning}" for warning in found["warnings"]),
+    ]
+    return "\n\n".join(parts)
 
 
 def _absence(packages: Packages, name: str, extra: str) -> str:
     """What to say of a package that is not installed."""
     if name == "onnxruntime" and packages["gpu"]["onnxruntime-gpu"]:
         return "onnxruntime-gpu stands in for it"
-    return f"not installed: adds {ADDS[extra]}; {_install(extra)}"
+    return f"not installed: adds {EXTRAS[extra][0]}; {_install(extra)}"

@@ -81,7 +81,7 @@ def export(
         written = export_bundle(checkpoint, bundle, chosen, progress.begin, progress.detail)
         if names:
             built = build.build_engines(
-                bundle, names, decoder=decoder, progress=progress.begin, say=progress.detail
+                written, names, decoder=decoder, progress=progress.begin, say=progress.detail
             )
     if as_json:
         facts = {"build": build.build_facts(built)} if built else {}

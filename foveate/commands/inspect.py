@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def describe_bundle(bundle: Bundle) -> str:
         ("written by", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
     ]
     lines = [
-        (name if first else "", line) for name, text in general for first, line in _wrapped(text)
+        row
+        for name, text in general
+        for row in zip_longest([name], textwrap.wrap(text, 84), fillvalue="")
     ]
     files = [
         (role, entry.path, size(entry.bytes), f"sha256 {entry.sha256[:12]}…")
@@ -162,11 +165,6 @@ def _engine_rows(manifest: Manifest, engine: EngineVariant) -> Iterable[tuple[st
 def _parity(value: float | None) -> str:
     """A graph's parity as a clause."""
     return "" if value is None else f", {value:.1e} from transformers"
-
-
-def _wrapped(text: str) -> Iterable[tuple[bool, str]]:
-    """A text's lines at a width that fits beside their names, and which is the first."""
-    return ((number == 0, line) for number, line in enumerate(textwrap.wrap(text, 84)))
 
 
 def _brief(value: Any) -> str:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -31,10 +30,6 @@ def packages(**changes: str | None) -> dict[str, dict[str, str | None]]:
         (extra,) = (extra for extra in all_there if name.replace("_", "-") in all_there[extra])
         all_there[extra][name.replace("_", "-")] = found
     return all_there
-
-
-def abilities(*arguments: Any) -> dict[str, tuple[bool, str]]:
-    return {one.what: (one.able, one.why) for one in doctor.find_abilities(*arguments)}
 
 
 def test_text_and_json() -> None:
@@ -78,7 +73,7 @@ def test_the_tiny_graph_is_an_onnx_model() -> None:
 
 
 def test_cpu_only() -> None:
-    found = abilities(packages(), CPU, False)
+    found = doctor.find_abilities(packages(), CPU, False)
     assert found["run on the CPU"][0]
     assert found["export, demo, verify --checkpoint"][0]
     assert found["run on CUDA"] == (False, "no NVIDIA GPU was found (nvidia-smi lists none)")
@@ -87,47 +82,57 @@ def test_cpu_only() -> None:
 
 
 def test_building_engines() -> None:
-    both = abilities(packages(), CUDA, True)["build TensorRT engines"]
+    both = doctor.find_abilities(packages(), CUDA, True)["build TensorRT engines"]
     assert both == (True, "tensorrt 1.0, for this GPU; tensorrt-rtx 1.0, for RTX GPUs")
-    plain = abilities(packages(tensorrt_rtx=None), CPU, False)["build TensorRT engines"]
+    plain = doctor.find_abilities(packages(tensorrt_rtx=None), CPU, False)["build TensorRT engines"]
     assert plain == (False, "tensorrt builds for the GPU it runs on, and none was found")
-    neither = abilities(packages(tensorrt=None, tensorrt_rtx=None), CUDA, True)
+    neither = doctor.find_abilities(packages(tensorrt=None, tensorrt_rtx=None), CUDA, True)
     assert neither["build TensorRT engines"][1].endswith("pip install 'foveate[rtx]'")
 
 
 def test_running_engines() -> None:
     what = "run TensorRT engines"
-    assert abilities(packages(), CUDA, True)[what] == (True, "tensorrt 1.0 and tensorrt-rtx 1.0")
-    assert abilities(packages(), CPU, False)[what][1].startswith("no NVIDIA GPU was found")
+    assert doctor.find_abilities(packages(), CUDA, True)[what] == (
+        True,
+        "tensorrt 1.0 and tensorrt-rtx 1.0",
+    )
+    assert doctor.find_abilities(packages(), CPU, False)[what][1].startswith(
+        "no NVIDIA GPU was found"
+    )
     neither = packages(tensorrt=None, tensorrt_rtx=None)
-    assert abilities(neither, CUDA, True)[what][1].endswith("pip install 'foveate[tensorrt]'")
+    assert doctor.find_abilities(neither, CUDA, True)[what][1].endswith(
+        "pip install 'foveate[tensorrt]'"
+    )
     unbound = packages(tensorrt=None)
     for extra in ("tensorrt", "rtx"):
         unbound[extra]["cuda-bindings"] = None
-    assert abilities(unbound, CUDA, True)[what] == (
+    assert doctor.find_abilities(unbound, CUDA, True)[what] == (
         False,
         "cuda-bindings not installed: pip install 'foveate[rtx]'",
     )
 
 
 def test_gpu_with_and_without_the_package_for_it() -> None:
-    able, why = abilities(packages(), CPU, True)["run on CUDA"]
+    able, why = doctor.find_abilities(packages(), CPU, True)["run on CUDA"]
     assert not able
     assert "pip install onnxruntime-gpu" in why
     gpu = packages(onnxruntime=None, onnxruntime_gpu="1.0")
-    found = abilities(gpu, CUDA, True)
+    found = doctor.find_abilities(gpu, CUDA, True)
     assert found["run on CUDA"][0]
     assert found["run on the CPU"][0]
     broken = {**CUDA, "CUDAExecutionProvider": "does not run: no libcudnn"}
-    assert abilities(gpu, broken, True)["run on CUDA"] == (False, "does not run: no libcudnn")
+    assert doctor.find_abilities(gpu, broken, True)["run on CUDA"] == (
+        False,
+        "does not run: no libcudnn",
+    )
 
 
 def test_missing_packages_are_named_with_the_fix() -> None:
-    found = abilities(packages(torch=None, onnxscript=None), CPU, False)
+    found = doctor.find_abilities(packages(torch=None, onnxscript=None), CPU, False)
     able, why = found["export, demo, verify --checkpoint"]
     assert not able
     assert why == "onnxscript, torch not installed: pip install 'foveate[export]'"
-    able, why = abilities(packages(tokenizers=None), CPU, False)["run on the CPU"]
+    able, why = doctor.find_abilities(packages(tokenizers=None), CPU, False)["run on the CPU"]
     assert not able
     assert why == "tokenizers not installed: pip install foveate"
 

@@ -154,10 +154,8 @@ def masked(panel: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
 def signed_spread(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Scale scores [N_v] to float64 from -1 to 1: signs stay, and both sides are on the scale of `spread`."""
     values = np.nan_to_num(scores.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    sizes: NDArray[np.float64] = (
-        np.sign(values) * heatmap.spread(np.append(np.abs(values), 0.0), SIGNED_MIDDLE)[:-1]
-    )
-    return sizes
+    sizes = heatmap.spread(np.append(np.abs(values), 0.0), SIGNED_MIDDLE)[:-1]
+    return np.asarray(np.sign(values) * sizes)
 
 
 def signed_colours(values: NDArray[np.floating]) -> NDArray[np.float64]:

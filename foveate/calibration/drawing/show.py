@@ -174,10 +174,8 @@ def show_facts(entries: Iterable[SheetEntry], out: Path) -> dict[str, Any]:
 
 def _entry_facts(entry: SheetEntry) -> dict[str, Any]:
     """One question, for JSON."""
-    record, by_image = (
-        entry.record,
-        np.bincount(entry.visual.picture, minlength=len(entry.pictures)),
-    )
+    record = entry.record
+    by_image = np.bincount(entry.visual.picture, minlength=len(entry.pictures))
     return {
         "id": record.id,
         "question": record.question,
@@ -220,5 +218,4 @@ def _kept_facts(kept: KeptAnswer) -> dict[str, Any]:
 
 def _array(values: Tensor) -> NDArray[np.float32]:
     """Values as float32 on the host."""
-    array: NDArray[np.float32] = values.detach().float().cpu().numpy()
-    return array
+    return np.asarray(values.detach().float().cpu(), np.float32)

@@ -25,5 +25,4 @@ def shares(counts: Sequence[int], most: int) -> list[int]:
     """
     spare = np.cumsum(np.array(counts) - 1)
     edges = spare * max(0, most - len(counts)) // max(1, int(spare[-1]))
-    result: list[int] = (1 + np.diff(edges, prepend=0)).tolist()
-    return result
+    return list((1 + np.diff(edges, prepend=0)).tolist())

@@ -14,10 +14,9 @@ from foveate.atomic_write import check_file, replace_file
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import Rule, is_right
 from foveate.calibration.dataset import Record, read_records
-from foveate.calibration.evaluation import result
 from foveate.calibration.evaluation.answer_cache import AnswerCache
 from foveate.calibration.evaluation.rankings import Ranking, find_rankings
-from foveate.calibration.evaluation.result import Evaluation, Judged, Trial
+from foveate.calibration.evaluation.result import Evaluation, Judged, Trial, evaluation_facts, group
 from foveate.calibration.processes import gather, join_processes, load_model, stopping
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_facts, tool_versions
@@ -108,10 +107,10 @@ def evaluate(
     if not state.is_main_process:
         return None
     judged_all = [judged for _, judged in sorted(everything, key=itemgetter(0))]
-    groups = result.group(judged_all)
+    groups = group(judged_all)
     evaluation = Evaluation(made, judged_all, groups, slowest, state.num_processes)
     if options.out:
-        text = json.dumps(result.evaluation_facts(evaluation), indent=2, ensure_ascii=False)
+        text = json.dumps(evaluation_facts(evaluation), indent=2, ensure_ascii=False)
         replace_file(options.out, f"{text}\n".encode(), force=options.force)
     if not groups:
         first = judged_all[0]

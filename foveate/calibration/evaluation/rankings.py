@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -73,14 +73,13 @@ class Ranking:
     facts: dict[str, str] | None = None
 
 
-def _by_relevance(mode: Mode) -> Scores:
-    return lambda question: question.relevance(mode)
-
-
 RANKINGS: dict[str, Ranking] = {
     ranking.name: ranking
     for ranking in (
-        *(Ranking(name, _by_relevance(mode)) for name, mode in MODES.items()),
+        *(
+            Ranking(name, partial(AnsweredQuestion.relevance, mode=mode))
+            for name, mode in MODES.items()
+        ),
         Ranking("attention", lambda question: question.attention.mean((0, 1))),
         Ranking("random", AnsweredQuestion.random),
         Ranking(DOWNSAMPLE, None),

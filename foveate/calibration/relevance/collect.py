@@ -17,10 +17,16 @@ from foveate.calibration.processes import join_processes, load_model, stopping
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_facts, tool_versions
 from foveate.calibration.relevance import manifest as manifests
-from foveate.calibration.relevance import store as stores
 from foveate.calibration.relevance.manifest import Manifest, Outcome
 from foveate.calibration.relevance.propagation import Mode
-from foveate.calibration.relevance.store import Sample, Store, Writer
+from foveate.calibration.relevance.store import (
+    FLUSH_SECONDS,
+    LEFTOVER,
+    Sample,
+    Store,
+    Writer,
+    finish,
+)
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
 from foveate.errors import ImageError, OutputExistsError, PromptError
 from foveate.runtime.media.pictures import open_pictures
@@ -54,7 +60,7 @@ class CollectOptions:
     max_new_tokens: int = NEW_TOKENS
     limit: int | None = None
     force: bool = False
-    flush_seconds: float = stores.FLUSH_SECONDS
+    flush_seconds: float = FLUSH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def collect(
         if not state.is_main_process:
             return None
         seconds = meter.seconds
-        outcomes = stores.finish(out)
+        outcomes = finish(out)
         return Collected(out, outcomes, len(todo), seconds, state.num_processes)
 
 
@@ -240,7 +246,7 @@ def _claimed(folder: Path, manifest: Manifest, force: bool) -> Iterator[None]:
 def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
     """Check what a folder holds, clean up after a killed run, and write the manifest."""
     if not (folder / manifests.MANIFEST).exists():
-        strangers = [name for name in os.listdir(folder) if not stores.LEFTOVER.fullmatch(name)]
+        strangers = [name for name in os.listdir(folder) if not LEFTOVER.fullmatch(name)]
         if strangers:
             raise OutputExistsError(
                 f"{folder} holds {min(strangers)} and no relevance maps. Give another path."
@@ -256,7 +262,7 @@ def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
                     "of both do not mix. Give another path, or delete them with force (--force)."
                 )
     for path in folder.iterdir():
-        if stores.LEFTOVER.fullmatch(path.name) or (force and manifests.SHARD.fullmatch(path.name)):
+        if LEFTOVER.fullmatch(path.name) or (force and manifests.SHARD.fullmatch(path.name)):
             path.unlink()
     manifests.write_manifest(folder, manifest)
 

@@ -20,14 +20,12 @@ from foveate.atomic_write import replace_file
 from foveate.bundle.reader import file_digest
 from foveate.calibration.relevance import manifest
 from foveate.calibration.relevance.manifest import Manifest, Outcome
-from foveate.errors import DataError, MissingDependencyError, OutputError
+from foveate.errors import DataError, OutputError, needed
 
-try:
+with needed(
+    "relevance maps need pyarrow, which is not installed: pip install 'foveate[calibrate]'"
+):
     import pyarrow as pa  # type: ignore[import-untyped]
-except ImportError as error:
-    raise MissingDependencyError(
-        "relevance maps need pyarrow, which is not installed: pip install 'foveate[calibrate]'"
-    ) from error
 
 BATCH_ROWS = 8
 SHARD_ROWS = 256
@@ -95,8 +93,7 @@ class Store:
 
     Attributes:
         folder: Where it is.
-        manifest: How it was made.
-        facts: The manifest as plain values; its `counts` are None while it is unfinished.
+        manifest: How it was made; its `counts` are None while it is unfinished.
         ids: Of every record that was processed, whatever came of it.
     """
 
@@ -104,7 +101,6 @@ class Store:
         """Read what came of each record; use `Store.open`."""
         self.folder = folder
         self.manifest = made
-        self.facts: dict[str, Any] = msgspec.to_builtins(made)
         self._shards = shards
         self._batch = functools.lru_cache(OPEN_BATCHES)(self._read_batch)
         self._outcomes: Counter[str] = Counter()

@@ -10,17 +10,15 @@ from foveate.atomic_write import writing
 from foveate.calibration.ranking import RATIOS
 from foveate.calibration.training.outputs import RUNS, events
 from foveate.calibration.training.result import Epoch, TrainingResult
-from foveate.errors import MissingDependencyError
+from foveate.errors import needed
 
-try:
+with needed(
+    "training draws its curves with matplotlib and tensorboard, which are not both installed: "
+    "pip install 'foveate[calibrate]'"
+):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
     from torch.utils.tensorboard import SummaryWriter
-except ImportError as error:
-    raise MissingDependencyError(
-        "training draws its curves with matplotlib and tensorboard, which are not both installed: "
-        "pip install 'foveate[calibrate]'"
-    ) from error
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3c8d40")
 SIZE = (11.0, 4.5)

@@ -26,5 +26,4 @@ def label(relevance: NDArray[np.float32]) -> NDArray[np.float32] | None:
     total = kept.sum()
     if not np.isfinite(exact).all() or not total > 0:
         return None
-    target: NDArray[np.float32] = (kept / total).astype(np.float32)
-    return target
+    return np.asarray(kept / total, np.float32)

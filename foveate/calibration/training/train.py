@@ -28,8 +28,8 @@ def train_store(
         DataError: No relevance maps there, or damaged ones.
     """
     store = Store.open(folder)
-    name = Path(store.facts["checkpoint"]).name
-    return train(store, out, options, progress, source=f"{name} ({store.facts['mode']})")
+    name = Path(store.manifest.checkpoint).name
+    return train(store, out, options, progress, source=f"{name} ({store.manifest.mode})")
 
 
 def train(

@@ -68,10 +68,10 @@ class Draft:
         entry = FileEntry(path=embeddings.FILE, sha256="0" * 64, bytes=self.table.stat().st_size)
         manifest = replace(self.manifest, files={EMBEDDINGS: entry})
         bundle = Bundle(self.folder, manifest)
-        engines = dict(others or {})
-        for role in ROLES:
-            if role not in engines:
-                engines[role] = OnnxEngine(self.graph(role), OnnxOptions(precision=self.precision))
+        options, others = OnnxOptions(precision=self.precision), others or {}
+        engines = {
+            role: others.get(role) or OnnxEngine(self.graph(role), options) for role in ROLES
+        }
         backend = OrtBackend(bundle, engines, EmbeddingTable(bundle), "cpu")
         tokenizer = read_tokenizer(self.texts)
         family = read_family(self.texts, tokenizer)

@@ -18,7 +18,7 @@ from foveate.export.quantization.draft import Draft
 from foveate.export.quantization.linears import find_linears
 from foveate.export.quantization.numbers import BLOCKS, block_size
 from foveate.export.quantization.options import QuantizationOptions
-from foveate.export.quantization.questions import Asked, Questions, Say, choose_questions, score_all
+from foveate.export.quantization.questions import Questions, Say, choose_questions, score_all
 from foveate.export.quantization.ranges import Observer
 from foveate.export.quantization.rewrite import OPSET, rewrite
 
@@ -100,8 +100,8 @@ def quantize(
         "precision": precision,
         "base": draft.precision,
         "graphs": costs,
-        "calibration": calibrated and calibrated.facts(),
-        "evaluation": asked and asked.facts(),
+        "calibration": calibrated,
+        "evaluation": asked,
         "answers": answers,
     }
     text = json.dumps(report, indent=2, ensure_ascii=False)
@@ -114,7 +114,7 @@ def quantize(
 
 def _calibrate(
     draft: Draft, questions: Questions, say: Say
-) -> tuple[Asked, dict[str, dict[str, float]]]:
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Ask questions of the float graphs, and choose the ranges of what their products take."""
     observers = {
         role: Observer(draft.graph(role), len(questions.records))
@@ -132,7 +132,7 @@ def _calibrate(
 
 def _ask(
     before: Draft, after: Draft, questions: Questions, say: Say
-) -> tuple[Asked, list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask questions before and after: what came of it, and the right answers by keep."""
     keeps = tuple(dict.fromkeys((1.0, before.manifest.compressor.keep)))
     answers: list[dict[str, Any]] = [{"keep": keep} for keep in keeps]
@@ -156,13 +156,11 @@ def _write(
     """Write a graph's quantized form; how many products it has, and which were left and why."""
     model = ir.load(source)
     linears = find_linears(model.graph)
-    left = {}
-    if precision == "int4":
-        left = {
-            linear.name: f"{linear.matrix().shape[0]} rows, no multiple of {BLOCKS[-1]}"
-            for linear in linears
-            if not block_size(linear.matrix().shape[0])
-        }
+    left = {
+        linear.name: f"{linear.matrix().shape[0]} rows, no multiple of {BLOCKS[-1]}"
+        for linear in linears
+        if precision == "int4" and not block_size(linear.matrix().shape[0])
+    }
     chosen = [linear for linear in linears if linear.name not in left]
     if not chosen:
         raise ExportError(

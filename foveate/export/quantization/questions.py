@@ -1,7 +1,7 @@
 """The user's questions: which to calibrate with and which to hold out, and how they are asked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,34 +33,6 @@ class Questions:
     records: tuple[Record, ...]
 
 
-@dataclass(slots=True)
-class Asked:
-    """What came of asking some questions.
-
-    Attributes:
-        questions: Which.
-        unreadable: For each that could not be asked, by its id, why.
-    """
-
-    questions: Questions
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def used(self) -> int:
-        """How many could be asked."""
-        return len(self.questions.records) - len(self.unreadable)
-
-    def facts(self) -> dict[str, Any]:
-        """For JSON; a path says too much of the machine, so the file's name is all."""
-        return {
-            "data": self.questions.path.name,
-            "sha256": file_digest(self.questions.path),
-            "records": len(self.questions.records),
-            "used": self.used,
-            "unreadable": list(self.unreadable),
-        }
-
-
 def choose_questions(options: QuantizationOptions) -> tuple[Questions | None, Questions | None]:
     """The questions to calibrate with, and those to ask before and after; None for none.
 
@@ -88,14 +60,19 @@ def choose_questions(options: QuantizationOptions) -> tuple[Questions | None, Qu
 
 def score_all(
     pipe: Pipeline, questions: Questions, keeps: Sequence[float], say: Say
-) -> tuple[Asked, dict[float, Score]]:
+) -> tuple[dict[str, Any], dict[float, Score]]:
     """Ask every question at each keep, and count the right answers.
+
+    Returns:
+        What was asked, for JSON, where a path would say too much of the machine, so that the file's
+        name is all; and the answers at each keep.
 
     Raises:
         DataError: None could be asked.
     """
-    asked, right = Asked(questions), dict.fromkeys(keeps, 0)
-    for number, record in enumerate(questions.records, start=1):
+    records, right = questions.records, dict.fromkeys(keeps, 0)
+    unreadable: dict[str, str] = {}
+    for number, record in enumerate(records, start=1):
         try:
             for keep in keeps:
                 said = pipe.generate(
@@ -106,13 +83,21 @@ def score_all(
                 )
                 right[keep] += is_right(said.text, record.answers, "exact")
         except (ImageError, PromptError, LimitError) as error:
-            asked.unreadable[record.id] = str(error)
-        lost = f", {len(asked.unreadable)} unreadable" if asked.unreadable else ""
-        say(f"{number}/{len(questions.records)} questions{lost}")
-    if not asked.used:
-        name, reason = next(iter(asked.unreadable.items()))
+            unreadable[record.id] = str(error)
+        lost = f", {len(unreadable)} unreadable" if unreadable else ""
+        say(f"{number}/{len(records)} questions{lost}")
+    used = len(records) - len(unreadable)
+    if not used:
+        name, reason = next(iter(unreadable.items()))
         raise DataError(
-            f"{questions.path}: none of {plural(len(asked.unreadable), 'record')} could be "
+            f"{questions.path}: none of {plural(len(unreadable), 'record')} could be "
             f"asked; the first is {name}: {reason}"
         )
-    return asked, {keep: Score(asked.used, count) for keep, count in right.items()}
+    asked = {
+        "data": questions.path.name,
+        "sha256": file_digest(questions.path),
+        "records": len(records),
+        "used": used,
+        "unreadable": list(unreadable),
+    }
+    return asked, {keep: Score(used, count) for keep, count in right.items()}

@@ -6,7 +6,6 @@ and the range is searched that loses least of a row, averaged over rows.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +42,18 @@ class Observer(OnnxEngine):
             BackendError: onnxruntime cannot open it.
         """
         model = ir.load(path)
-        plain = {value.name for value in model.graph.outputs}
+        self.plain = {str(value.name) for value in model.graph.outputs}
         self.widths = {
             str(linear.activation.name): linear.matrix().shape[0]
             for linear in find_linears(model.graph)
         }
         values = (value for node in model.graph for value in node.outputs)
-        wanted = [value for value in values if value.name in self.widths.keys() - plain]
+        wanted = [value for value in values if value.name in self.widths.keys() - self.plain]
         model.graph.outputs.extend(wanted)
         copy = path.with_name(f"{path.stem}.observed.onnx")
         ir.save(model, copy)
         super().__init__(copy, OnnxOptions())
         self.everything = self.outputs
-        self.plain = self.outputs = tuple(one for one in self.outputs if one.name in plain)
         self.count = max(4, math.ceil(ROWS / max(requests, 1)))
         self.random = np.random.default_rng(0)
         self.largest: dict[str, float] = {}
@@ -65,12 +63,14 @@ class Observer(OnnxEngine):
         """Run, note the activations and give the outputs."""
         for name in self.widths.keys() & feeds.keys():
             self._note(name, on_host(feeds[name]))
+        found: dict[str, DeviceTensor] = {}
         for names in self._batches(feeds):
             self.outputs = tuple(one for one in self.everything if one.name in names)
-            for name, value in super().run(feeds).items():
-                self._note(name, value.numpy())
-        self.outputs = self.plain
-        return super().run(feeds)
+            found = super().run(feeds)
+            for name, value in found.items():
+                if name in self.widths:
+                    self._note(name, value.numpy())
+        return {name: found[name] for name in self.plain}
 
     def ranges(self, precision: Quantized) -> dict[str, float]:
         """For each activation the largest magnitude to represent.
@@ -89,21 +89,18 @@ class Observer(OnnxEngine):
             for name, rows in self.rows.items()
         }
 
-    def _batches(self, feeds: Feeds) -> Iterator[list[str]]:
-        """The activations' names, in batches that `HELD` has room for."""
+    def _batches(self, feeds: Feeds) -> list[set[str]]:
+        """The activations' names in batches that `HELD` has room for, the outputs' in the last."""
         rows = max(math.prod(value.shape[:-1]) for value in feeds.values())
-        batch: list[str] = []
-        held = 0
-        for name, width in self.widths.items():
-            if name in feeds:
-                continue
-            if batch and held + 4 * rows * width > HELD:
-                yield batch
-                batch, held = [], 0
-            batch.append(name)
-            held += 4 * rows * width
-        if batch:
-            yield batch
+        batches, held = [set[str]()], 0
+        for name in (name for name in self.widths if name not in feeds.keys() | self.plain):
+            held += 4 * rows * self.widths[name]
+            if held > HELD and batches[-1]:
+                batches.append(set())
+                held = 4 * rows * self.widths[name]
+            batches[-1].add(name)
+        batches[-1] |= self.plain
+        return batches
 
     def _note(self, name: str, values: NDArray[Any]) -> None:
         """Note an activation's largest magnitude and some of its rows [..., K], chosen by chance."""

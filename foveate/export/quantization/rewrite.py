@@ -106,8 +106,8 @@ def _replace(graph: ir.Graph, linear: Linear, activation: ir.Value, weight: ir.V
 
 def _constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
     """An initializer."""
-    value = ir.Value(name=name, const_value=ir.tensor(values, name=name))
-    assert value.const_value is not None
-    value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(values.shape)
+    tensor = ir.tensor(values, name=name)
+    kind, shape = ir.TensorType(tensor.dtype), ir.Shape(values.shape)
+    value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -59,7 +59,7 @@ class Result:
 
 
 def build_engines(
-    path: Path,
+    bundle: Bundle | Path,
     names: Sequence[str],
     targets_file: Path | None = None,
     *,
@@ -72,7 +72,7 @@ def build_engines(
     """Build the engines of a bundle for targets; a target's engines are added once all of them are built.
 
     Args:
-        path: The bundle's folder.
+        bundle: Opened, its checksums checked; or its folder.
         names: The targets.
         targets_file: TOML that changes or adds targets.
         precision: "fp16" for fp16 engines of fp32 graphs, with TensorRT before version 10; None takes
@@ -94,8 +94,9 @@ def build_engines(
     if not names:
         raise TargetError("no target was given; name one with --target")
     chosen = _choose(names, targets_file, decoder)
-    progress("checksums", 0, 0)
-    bundle = Bundle.open(path)
+    if isinstance(bundle, Path):
+        progress("checksums", 0, 0)
+        bundle = Bundle.open(bundle)
     _check_operators(bundle.root, bundle.manifest.operators)
     jobs = [_prepare(bundle, name, target, precision, force) for name, target in chosen.items()]
     total, numbers, built = sum(len(job.plans) for job in jobs), itertools.count(1), []

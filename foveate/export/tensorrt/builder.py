@@ -14,6 +14,7 @@ from foveate.errors import ExportError
 from foveate.export.tensorrt.checks import check_cache, check_network
 from foveate.export.tensorrt.library import Builder
 from foveate.export.tensorrt.mixed import set_precisions
+from foveate.export.tensorrt.network import inputs_of
 from foveate.export.tensorrt.opset17 import to_opset17
 from foveate.export.tensorrt.profiles import Plan
 from foveate.export.tensorrt.static import static_graph
@@ -206,8 +207,7 @@ def _config(job: Job, maker: Any) -> Any:
 def _add_profile(maker: Any, config: Any, network: Any, role: str, profile: Profile) -> None:
     """Add one profile to what TensorRT builds."""
     made = maker.create_optimization_profile()
-    for place in range(network.num_inputs):
-        tensor = network.get_input(place)
+    for tensor in inputs_of(network):
         if tensor.name in profile.values:
             made.set_shape_input(tensor.name, *profile.values[tensor.name])
         elif tensor.is_shape_tensor:

@@ -1,12 +1,12 @@
 """Compares the network that TensorRT's parser made of a graph with the manifest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from foveate.bundle.manifest import GraphSpec, TensorSpec
 from foveate.errors import ExportError
 from foveate.export.tensorrt.axes import axis_size
-from foveate.export.tensorrt.network import inputs_of, layers_of
+from foveate.export.tensorrt.network import inputs_of, layers_of, outputs_of
 from foveate.runtime.backends.trt.tensor_specs import DTYPES, WRITE_INDICES, agrees
 
 TOPK_LIMIT = 3840
@@ -37,11 +37,9 @@ def check_network(
         ExportError: It names the layer or tensor, and the fix.
     """
     layers = layers_of(network)
-    inputs = [network.get_input(place) for place in range(network.num_inputs)]
-    outputs = [network.get_output(place) for place in range(network.num_outputs)]
     narrow = "INT64" not in trt.DataType.__members__
-    _check_tensors(role, "input", spec.inputs, inputs, narrow)
-    _check_tensors(role, "output", spec.outputs, outputs, narrow)
+    _check_tensors(role, "input", spec.inputs, inputs_of(network), narrow)
+    _check_tensors(role, "output", spec.outputs, outputs_of(network), narrow)
     used = {tensor.name for layer in layers for tensor in inputs_of(layer)}
     for tensor in spec.inputs:
         if tensor.name not in used:
@@ -91,7 +89,7 @@ def check_cache(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
 
 
 def _check_tensors(
-    role: str, kind: str, promised: Sequence[TensorSpec], found: Sequence[Any], narrow: bool
+    role: str, kind: str, promised: Sequence[TensorSpec], found: Iterable[Any], narrow: bool
 ) -> None:
     """Refuse other names, types or shapes; `narrow`: 32-bit integers may stand for 64-bit ones."""
     there = {tensor.name: tensor for tensor in found}

@@ -26,17 +26,12 @@ def set_precisions(trt: Any, network: Any) -> tuple[int, int]:
         """The layers whose outputs a layer reads."""
         return [makers[tensor.name] for tensor in inputs_of(layer) if tensor.name in makers]
 
-    power = trt.ElementWiseOperation.POW
     exact = {
-        one.name
-        for one in layers
-        if one.type.name in FLOAT32_KINDS or _operation(trt, one) == power
-    }
-    exact |= {
         layer.name
         for layer in layers
-        if layer.type.name == "ELEMENTWISE"
-        and any(one.type.name == "REDUCE" for one in sources(layer))
+        if layer.type.name in FLOAT32_KINDS
+        or _operation(trt, layer) == trt.ElementWiseOperation.POW
+        or (layer.type.name == "ELEMENTWISE" and "REDUCE" in {s.type.name for s in sources(layer)})
     }
     rotations = (trt.UnaryOperation.SIN, trt.UnaryOperation.COS)
     todo = [layer for layer in layers if _operation(trt, layer) in rotations]

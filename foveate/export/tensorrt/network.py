@@ -10,11 +10,11 @@ def layers_of(network: Any) -> list[Any]:
 
 
 def inputs_of(layer: Any) -> Iterator[Any]:
-    """The tensors that a layer reads; an optional input that is absent is left out."""
+    """The tensors that a layer or network reads; an optional input that is absent is left out."""
     tensors = (layer.get_input(place) for place in range(layer.num_inputs))
     return (tensor for tensor in tensors if tensor is not None)
 
 
 def outputs_of(layer: Any) -> Iterator[Any]:
-    """The tensors that a layer writes."""
+    """The tensors that a layer or network writes."""
     return (layer.get_output(place) for place in range(layer.num_outputs))

@@ -97,14 +97,13 @@ def vision_ranges(
         pictures: Pictures of a request.
     """
 
-    lengths = {
-        name: [
-            math.ceil(axis.per_token * tokens) + axis.per_picture * count + axis.plus
-            for tokens, count in zip(visual, pictures, strict=True)
-        ]
-        for name, axis in axes.items()
+    def length(axis: AxisRange, which: int) -> int:
+        tokens = math.ceil(axis.per_token * visual[which])
+        return tokens + axis.per_picture * pictures[which] + axis.plus
+
+    return {
+        name: (length(axis, 0), length(axis, 1), length(axis, 2)) for name, axis in axes.items()
     }
-    return {name: (low, best, most) for name, (low, best, most) in lengths.items()}
 
 
 def _kept(graphs: Mapping[str, GraphSpec], keep: Sizes) -> dict[str, Sizes]:

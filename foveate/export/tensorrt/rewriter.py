@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from foveate.errors import MissingDependencyError
+from foveate.errors import needed
 
 Node = Any
 """A NodeProto of onnx, which is imported when it is needed."""
@@ -31,10 +31,8 @@ class Rewriter:
         Raises:
             MissingDependencyError: onnx is not installed.
         """
-        try:
+        with needed(self.need):
             import onnx
-        except ImportError as error:
-            raise MissingDependencyError(self.need) from error
         self.onnx: Any = onnx
         self.model: Any = onnx.load(str(path), load_external_data=False)
         self.graph = self.model.graph
@@ -70,5 +68,4 @@ class Rewriter:
             list(self.model.opset_import), ignore_unknown=True
         )
         self.model.ir_version = max(self.model.ir_version, least)
-        data: bytes = self.model.SerializeToString()
-        return data
+        return bytes(self.model.SerializeToString())

@@ -82,7 +82,7 @@ class StaticCache(Rewriter):
         for node in softmaxes:
             maker = self.makers.get(node.input[0])
             added = maker.input if maker is not None and maker.op_type == "Add" else ()
-            masks |= {name for name in added if EMBEDS not in self.sources(name)}
+            masks |= {name for name in added if EMBEDS not in self.reached([name], content=True)}
         if len(softmaxes) != len(self.pasts) // 2 or len(masks) != 1:
             raise refusal("its layers do not all add one mask to the scores of their attention")
         (mask,) = masks
@@ -212,24 +212,20 @@ class StaticCache(Rewriter):
 
     def ancestors(self, names: Sequence[str], nodes: Sequence[Node] | None = None) -> list[Node]:
         """The nodes that compute some values, in the graph's order."""
-        todo, found = list(names), set()
-        while todo:
-            node = self.makers.get(todo.pop())
-            if node is not None and node.output[0] not in found:
-                found.add(node.output[0])
-                todo += node.input
-        return [one for one in nodes or self.graph.node if one.output[0] in found]
+        found = self.reached(names)
+        return [one for one in nodes or self.graph.node if found & {*one.output}]
 
-    def sources(self, name: str) -> set[str]:
-        """The inputs whose content, and not only whose size, a value depends on."""
-        todo, seen = [name], set()
+    def reached(self, names: Sequence[str], *, content: bool = False) -> set[str]:
+        """Some values and all that they depend on; with `content` not by their sizes alone."""
+        todo, seen = list(names), set[str]()
         while todo:
             name = todo.pop()
             node = self.makers.get(name)
-            if name not in seen and (node is None or node.op_type != "Shape"):
+            by_size = content and node is not None and node.op_type == "Shape"
+            if name not in seen and not by_size:
                 seen.add(name)
-                todo += node.input if node is not None else ()
-        return seen & self.inputs.keys()
+                todo += filter(None, node.input) if node is not None else ()
+        return seen
 
     def shape_axes(self, node: Node) -> list[int]:
         """The axes whose sizes a Shape node returns."""

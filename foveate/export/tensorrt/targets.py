@@ -80,11 +80,9 @@ def read_targets(path: Path | None = None) -> dict[str, Target]:
         TargetError: The file cannot be read, or describes no target.
         MissingDependencyError: Python 3.10 without tomli.
     """
-    tables = _tables(BUILTIN)
-    if path is not None:
-        tables = _merged(tables, _tables(path))
     source = path or BUILTIN
     try:
+        tables = _merged(_tables(BUILTIN), _tables(path) if path else {})
         targets = msgspec.convert(tables, dict[schema.Role, Target])
     except msgspec.ValidationError as error:
         raise TargetError(
@@ -92,8 +90,7 @@ def read_targets(path: Path | None = None) -> dict[str, Target]:
             "those that change."
         ) from None
     for name, target in targets.items():
-        problem = _problem(target)
-        if problem:
+        if problem := _problem(target):
             raise TargetError(f"{source}: the target {name!r}: {problem}.")
     return targets
 
@@ -159,5 +156,4 @@ def _problem(target: Target) -> str | None:
 
 def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, to compare by: "10.3.0.post1" is (10, 3, 0)."""
-    parts = itertools.takewhile(str.isdigit, version.split("."))
-    return tuple(int(part) for part in parts)
+    return tuple(map(int, itertools.takewhile(str.isdigit, version.split("."))))

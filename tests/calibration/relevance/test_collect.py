@@ -102,13 +102,13 @@ class TestMaps:
             np.testing.assert_allclose(sample.attention, attention, rtol=1e-4, atol=1e-9)
 
     def test_the_manifest_says_how(self, whole: Path) -> None:
-        facts = Store.open(whole).facts
-        assert facts["checkpoint"] == str(NANO)
-        assert [facts[name] for name in ("family", "mode", "dtype", "rule", "keep_wrong")] == [
+        made = Store.open(whole).manifest
+        assert made.checkpoint == str(NANO)
+        assert [getattr(made, name) for name in ("family", "mode", "dtype", "rule", "keep_wrong")] == [
             "qwen2_vl", "grad", "fp32", "exact", False
         ]  # fmt: skip
-        assert facts["counts"] == {"kept": COUNT, "wrong": 0, "unreadable": 0}
-        assert facts["tools"]["torch"] == torch.__version__
+        assert made.counts == {"kept": COUNT, "wrong": 0, "unreadable": 0}
+        assert made.tools["torch"] == torch.__version__
 
 
 class TestOutcomes:
@@ -191,7 +191,7 @@ class TestResume:
         (out / ".part-0-9.arrow.partial-0123abcd").write_bytes(b"half a shard")
         left = Store.open(out)
         assert 3 <= len(left.ids) < COUNT
-        assert left.facts["counts"] is None
+        assert left.manifest.counts is None
         assert run(out).new == COUNT - len(left.ids)
         assert_same(out, whole)
         assert all(name.startswith(("part-", MANIFEST)) for name in os.listdir(out))
@@ -219,9 +219,9 @@ class TestResume:
 
     def test_nothing_left_to_do(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TorchModel, "load", None)
-        before = Store.open(copy).facts
+        before = Store.open(copy).manifest
         assert run(copy).new == 0
-        assert Store.open(copy).facts == before
+        assert Store.open(copy).manifest == before
 
     def test_a_shard_that_was_lost_is_made_again(self, copy: Path, whole: Path) -> None:
         (copy / "part-0-0.arrow").unlink()
@@ -262,7 +262,7 @@ class TestResume:
         (copy / "notes.txt").write_text("mine")
         assert run(copy, replace(SMALL, mode="mean", limit=2, force=True)).new == 2
         assert sorted(os.listdir(copy)) == [MANIFEST, "notes.txt", "part-0-0.arrow"]
-        assert Store.open(copy).facts["mode"] == "mean"
+        assert Store.open(copy).manifest.mode == "mean"
 
     def test_what_is_not_ours_stays(self, tmp_path: Path) -> None:
         for name, text in (("mine.txt", "mine"), (MANIFEST, '{"format": "other"}')):
@@ -308,7 +308,7 @@ class TestProcesses:
         facts = json.loads(done.stdout)
         assert (facts["records"], facts["new"], facts["processes"]) == (COUNT - 1, COUNT - 1, 2)
         assert done.stderr.count("loading ") == 1
-        shards = list(Store.open(out).facts["shards"])
+        shards = list(Store.open(out).manifest.shards or {})
         assert shards == ["part-0-0.arrow", "part-1-0.arrow"]
         assert run(out).new == 1
         assert_same(out, whole)

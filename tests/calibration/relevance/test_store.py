@@ -73,10 +73,10 @@ class TestRead:
         store = Store.open(folder)
         counts = {"kept": 25, "wrong": 1, "unreadable": 1}
         assert store.outcomes() == counts
-        assert store.facts["counts"] == counts
+        assert store.manifest.counts == counts
         assert len(store.ids) == 27
         assert store.ids > {"w", "u"}
-        assert sorted(store.facts["shards"]) == [
+        assert sorted(store.manifest.shards or {}) == [
             "part-0-0.arrow",
             "part-1-0.arrow",
             "part-1-1.arrow",
