@@ -124,7 +124,8 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> Demo:
 def answers_rightly(pipe: Pipeline, sample: Sample) -> tuple[bool, bool]:
     """Whether a question is answered as expected with all visual tokens, and with a quarter."""
     full, kept = (
-        pipe.generate(sample.question, images=[sample.image], keep=keep).text == sample.answer
+        pipe.generate(sample.question, images=[sample.image], keep=keep, temperature=0).text
+        == sample.answer
         for keep in (1.0, KEEP)
     )
     return full, kept
@@ -195,7 +196,10 @@ def time_answers(
     from foveate.runtime import Timing
 
     rounds = [
-        [pipe.generate(sample.question, images=[picture], keep=keep) for keep in keeps]
+        [
+            pipe.generate(sample.question, images=[picture], keep=keep, temperature=0)
+            for keep in keeps
+        ]
         for _ in range(ROUNDS + 1)
     ]
     for number, answer in enumerate(rounds[-1]):

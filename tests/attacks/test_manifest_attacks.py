@@ -105,6 +105,18 @@ OUT_OF_RANGE = {
     "generation/eos": [],
     "generation/repetition_penalty": 0,
     "generation/max_new_tokens": 0,
+    "generation/max_length": 4096,
+    "generation/do_sample": 1,
+    "generation/temperature": 0,
+    "generation/top_p": 1.5,
+    "generation/top_k": -1,
+    "generation/eos/0": 8,
+    "generation/bad_words_ids": [[]],
+    "generation/bad_words_ids/0": [8],
+    "generation/sequence_bias/0": [[1], "low"],
+    "generation/sequence_bias/0/1": float("inf"),
+    "generation/suppress_tokens": [10**6],
+    "generation/exponential_decay_length_penalty": [1],
     "limits/visual_tokens": 0,
     "limits/prompt_tokens": 10**400,
     "compressor/kind": "random",
@@ -123,8 +135,8 @@ SETTINGS = {
     "resample": {"kernel": "bicubic"},
     "merge_size": 0,
 }
-OLD_VERSIONS = (1, 2, 3, 4, 5)
-VERSIONS: tuple[object, ...] = (0, -1, 7, 10**400, True, "2", None, [], 1.5, 5.0, "\x1b" * 999)
+OLD_VERSIONS = (1, 2, 3, 4, 5, 6)
+VERSIONS: tuple[object, ...] = (0, -1, 8, 10**400, True, "2", None, [], 1.5, 5.0, "\x1b" * 999)
 
 ATTACKS: dict[str, tuple[Attack, str, str]] = {
     **{
@@ -174,6 +186,7 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
             "model/rope",
             "files/vision/bytes",
             "compressor/keep",
+            "generation/no_repeat_ngram_size",
         )
     },
     "graph without a file": (drop("files/vision"), "the graph 'vision' is not among", AGAIN),
