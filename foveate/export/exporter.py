@@ -30,7 +30,7 @@ from foveate.bundle.manifest import (
 )
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.errors import CheckpointError, ExportError, KeepError, LimitError, PromptError
+from foveate.errors import CheckpointError, ExportError, LimitError, PromptError
 from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
@@ -52,6 +52,7 @@ from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
 from foveate.modeling.random_weights import count_parameters
 from foveate.modeling.weight_files import check_weights
+from foveate.runtime.keep import check_ratio
 
 STAGES = (
     "weights", "reference", "vision", "embeddings", "compressor", "merge", "decoder", "parity", "seal",
@@ -190,8 +191,7 @@ def export(
 
 def check(options: ExportOptions) -> None:
     """Refuse what cannot be, before anything is read."""
-    if not 0 < options.keep <= 1:
-        raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
+    check_ratio(options.keep)
     check_options(options.precision, options.quantization)
     choose_questions(options.quantization)
     to = quantized(options.precision)
