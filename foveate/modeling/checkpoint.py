@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from foveate import families
 from foveate.bundle.manifest import Generation
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, UnsupportedFamilyError
 from foveate.families.settings_file import read_json
 from foveate.modeling.checkpoint_template import read_template
 from foveate.modeling.checkpoint_tokenizer import read_tokenizer
@@ -65,7 +65,11 @@ class Checkpoint:
             raise CheckpointError(
                 f"{root / CONFIG_FILE}: no model_type; is this a checkpoint folder?"
             )
-        checkpoint = cls(root, str(source), config, families.from_model_type(model_type))
+        try:
+            family = families.from_model_type(model_type)
+        except UnsupportedFamilyError as error:
+            raise UnsupportedFamilyError(f"{root / CONFIG_FILE}: {error}") from None
+        checkpoint = cls(root, str(source), config, family)
         checkpoint._refuse_quantized()
         return checkpoint
 
