@@ -30,7 +30,7 @@ from foveate.bundle.manifest import (
 )
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.errors import CheckpointError, ExportError, LimitError, PromptError
+from foveate.errors import BundleError, CheckpointError, ExportError, LimitError, PromptError
 from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
@@ -234,7 +234,7 @@ def blaming(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn a prompt that cannot be made into a CheckpointError: only the checkpoint is at fault."""
     try:
         yield
-    except PromptError as error:
+    except (PromptError, BundleError) as error:
         raise CheckpointError(
             f"{checkpoint.name}: no prompt can be made with its chat template and tokenizer: {error}"
         ) from error

@@ -63,5 +63,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, on one line."""
-    text = str(error).strip().split("\n")[0] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -27,6 +27,7 @@ def load_model(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype, attention:
             dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             local_files_only=True,
             trust_remote_code=False,
         )
@@ -36,10 +37,11 @@ def load_model(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype, attention:
             f"{checkpoint.name}: transformers cannot load it ({type(error).__name__}: {said}); correct "
             "its config.json, or download the checkpoint again"
         ) from error
-    wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    odd = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    wrong = sorted([*report["missing_keys"], *odd])
     if wrong:
         raise CheckpointError(
             f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, "
-            f"{wrong[0]} first; download the checkpoint again"
+            f"{wrong[0]} first; correct the sizes in its config.json, or download the checkpoint again"
         )
     return model.eval()

@@ -19,7 +19,7 @@ from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.qwen2_vl_pixels import GridInput, shrunk
 from foveate.modeling.attention import SEGMENTED
 from foveate.modeling.base import Processed, Processor, VisionModule
-from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.language_model import Language
 from foveate.modeling.load_model import load_model
 from foveate.modeling.qwen2_vl_contrib import vision_graph
@@ -86,12 +86,19 @@ class TorchQwen2VL:
         """Ids of the control tokens that the prompt layout needs.
 
         Raises:
-            CheckpointError: The tokenizer has no end-of-turn token.
+            CheckpointError: The tokenizer lacks one.
         """
         eos = tokenizer.token_to_id(END_OF_TURN)
         if eos is None:
             raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
         video = model.config.video_token_id
+        for field in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
+            index = getattr(model.config, field)
+            if tokenizer.id_to_token(index) is None:
+                raise CheckpointError(
+                    f"{checkpoint.shown(CONFIG_FILE)}: {field} is {index}, which is no token of "
+                    "tokenizer.json; correct it, or take the tokenizer that belongs to the model"
+                )
         return {
             "image": model.config.image_token_id,
             **({} if tokenizer.id_to_token(video) is None else {"video": video}),
