@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import msgspec
 
 from foveate._version import __version__
+from foveate.bundle.generation import Generation, generation_problems
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
@@ -38,9 +38,6 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Ratio = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Factor = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-Tokens = Annotated[list[Natural], msgspec.Meta(min_length=1)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Role = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -160,38 +157,6 @@ class ImageBackend(Record, frozen=True, kw_only=True):
 
     name: Literal["pillow"]
     version: Text
-
-
-class Generation(Record, frozen=True, kw_only=True):
-    """When and how the checkpoint wants its text generated.
-
-    Fields have the names and the meaning that they have in transformers' generation_config.json, but
-    for `eos`, the tokens that end an answer. `max_new_tokens` or `max_length` is null, not both;
-    `max_length` and `min_length` count the whole prompt too. `top_k` 0 is all tokens.
-    """
-
-    eos: Tokens
-    max_new_tokens: Count | None
-    max_length: Count | None
-    min_new_tokens: Natural
-    min_length: Natural
-    do_sample: bool
-    temperature: Factor
-    top_k: Natural
-    top_p: Ratio
-    min_p: Share
-    typical_p: Ratio
-    epsilon_cutoff: Share
-    eta_cutoff: Share
-    top_h: Ratio | None
-    repetition_penalty: Factor
-    no_repeat_ngram_size: Natural
-    sequence_bias: list[tuple[Tokens, float]]
-    bad_words_ids: list[Tokens]
-    suppress_tokens: list[Natural]
-    begin_suppress_tokens: list[Natural]
-    forced_eos_token_id: list[Natural]
-    exponential_decay_length_penalty: tuple[Natural, Factor] | None
 
 
 class Limits(Record, frozen=True, kw_only=True):
@@ -323,7 +288,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _file_problems(manifest.files)
     yield from _graph_problems(manifest)
     yield from _engine_problems(manifest)
-    yield from _generation_problems(manifest)
+    yield from generation_problems(manifest.generation, manifest.model.vocabulary)
     yield from _json_problems(manifest.preprocessing, DEEPEST)
 
 
@@ -407,28 +372,6 @@ def _cache_lengths(engine: EngineVariant) -> set[tuple[int, ...]]:
     spans = (profile.shapes.get("past.0.key", ([], [], [])) for profile in engine.profiles.values())
     lengths = {tuple(shape[2:3]) for span in spans for shape in span}
     return lengths if all(lengths) else set()
-
-
-def _generation_problems(manifest: Manifest) -> Iterator[str]:
-    """What is wrong with how answers are generated, as sentences."""
-    generation, vocabulary = manifest.generation, manifest.model.vocabulary
-    if (generation.max_new_tokens is None) == (generation.max_length is None):
-        yield "'generation' has not one of 'max_new_tokens' and 'max_length'"
-    if not all(math.isfinite(bias) for _, bias in generation.sequence_bias):
-        yield "'generation.sequence_bias' holds a number that is not finite"
-    named = {
-        "eos": generation.eos,
-        "sequence_bias": [one for tokens, _ in generation.sequence_bias for one in tokens],
-        "bad_words_ids": [one for tokens in generation.bad_words_ids for one in tokens],
-        "suppress_tokens": generation.suppress_tokens,
-        "begin_suppress_tokens": generation.begin_suppress_tokens,
-        "forced_eos_token_id": generation.forced_eos_token_id,
-    }
-    for name, tokens in named.items():
-        if any(token >= vocabulary for token in tokens):
-            yield (
-                f"'generation.{name}' names the token {max(tokens)}, and the vocabulary has {vocabulary}"
-            )
 
 
 def _json_problems(value: Any, levels: int) -> Iterator[str]:

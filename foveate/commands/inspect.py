@@ -9,9 +9,9 @@ from typing import Any
 import click
 import msgspec
 
+from foveate.bundle.generation import Generation
 from foveate.bundle.manifest import (
     EngineVariant,
-    Generation,
     GraphSpec,
     Manifest,
     TensorSpec,

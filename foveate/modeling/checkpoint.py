@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from foveate import families
-from foveate.bundle.manifest import Generation
+from foveate.bundle.generation import Generation
 from foveate.errors import CheckpointError, UnsupportedFamilyError
 from foveate.families.settings_file import read_json
 from foveate.modeling.checkpoint_template import read_template

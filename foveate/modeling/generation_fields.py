@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from foveate.bundle.manifest import Generation
+from foveate.bundle.generation import Generation
 from foveate.errors import CheckpointError
 from foveate.modeling.fields import (
     Count,

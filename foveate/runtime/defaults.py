@@ -1,6 +1,6 @@
 """How a request is answered where it does not say: by the bundle's own generation settings."""
 
-from foveate.bundle.manifest import Generation
+from foveate.bundle.generation import Generation
 from foveate.errors import LimitError
 from foveate.runtime.request import Request
 from foveate.runtime.sampling import Sampling

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
+from foveate.bundle.generation import Generation
 from foveate.bundle.manifest import (
     AxisRange,
     CompressorFacts,
     EngineVariant,
     FileEntry,
-    Generation,
     GraphSpec,
     ImageBackend,
     Limits,

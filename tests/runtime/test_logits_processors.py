@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.logits_process import LogitsProcessorList
 
-from foveate.bundle.manifest import Generation
+from foveate.bundle.generation import Generation
 from foveate.errors import LimitError, SamplingError
 from foveate.modeling.generation_fields import generation_settings
 from foveate.runtime.defaults import choose_sampling, usual_length
