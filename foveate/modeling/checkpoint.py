@@ -12,7 +12,7 @@ from foveate.bundle.generation import Generation
 from foveate.errors import CheckpointError, UnsupportedFamilyError
 from foveate.families.settings_file import read_json
 from foveate.modeling.checkpoint_template import read_template
-from foveate.modeling.checkpoint_tokenizer import read_tokenizer
+from foveate.modeling.checkpoint_tokenizer import named_tokens, read_tokenizer
 from foveate.modeling.common_fields import TOKENIZER, describe_quantization
 from foveate.modeling.fields import check_fields, read_as
 from foveate.modeling.generation_fields import GENERATION, Tokens, as_list, generation_settings
@@ -101,6 +101,14 @@ class Checkpoint:
         """
         check_fields(self.section(TOKENIZER_FILE), TOKENIZER, self.shown(TOKENIZER_FILE))
         return read_tokenizer(self.root)
+
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of special tokens by their fields' names, such as "bos_token".
+
+        Raises:
+            CheckpointError: A field that holds something else.
+        """
+        return named_tokens(self.root)
 
     def generation(self, vocabulary: int | None = None) -> Generation:
         """How the checkpoint wants its text generated.

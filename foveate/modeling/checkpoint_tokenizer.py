@@ -41,6 +41,16 @@ def read_tokenizer(root: Path) -> Tokenizer:
     return tokenizer
 
 
+def named_tokens(root: Path) -> dict[str, str]:
+    """The texts of special tokens by their fields' names, such as "bos_token".
+
+    Raises:
+        CheckpointError: A field that holds something else.
+    """
+    config = read_json(root / CONFIG) if (root / CONFIG).is_file() else {}
+    return {field: content for field, content, _ in _special(root, config) if field in NAMED}
+
+
 def tokenizer_bytes(root: Path, tokenizer: Tokenizer) -> bytes:
     """The tokenizer as a file: the checkpoint's own as it is, if no token was added to it."""
     own = (root / FILE).read_bytes()

@@ -105,6 +105,7 @@ class TorchQwen2VL:
             "vision_start": model.config.vision_start_token_id,
             "vision_end": model.config.vision_end_token_id,
             "eos": eos,
+            **template_tokens(checkpoint, tokenizer),
         }
 
     def language(self, model: Model) -> Language:
@@ -175,6 +176,27 @@ class TorchQwen2VL:
         """Prepare pictures made smaller; see `shrunk`."""
         assert isinstance(family, Qwen2VL)
         return shrunk(family.settings, pictures, most)
+
+
+def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens that the chat template writes by their names, by role.
+
+    Raises:
+        CheckpointError: It writes an eos_token that is not the end of a turn.
+    """
+    template, texts = checkpoint.chat_template(), checkpoint.special_tokens()
+    eos = texts.get("eos_token", END_OF_TURN)
+    if "eos_token" in template and eos != END_OF_TURN:
+        raise CheckpointError(
+            f"{checkpoint.name}: the chat template writes eos_token, which is {eos!r} in the tokenizer's "
+            f"settings, where turns end with {END_OF_TURN}; write {END_OF_TURN} into the template"
+        )
+    named = {role: texts.get(f"{role}_token") for role in ("bos", "pad", "unk")}
+    return {
+        role: tokenizer.token_to_id(text)
+        for role, text in named.items()
+        if text is not None and f"{role}_token" in template
+    }
 
 
 class PatchProjection(nn.Module):
