@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
+from foveate.bundle.generation import Generation
+
 FORMAT = "foveate-bundle"
 VERSION = 7
 MANIFEST = "manifest.json"
@@ -148,14 +150,6 @@ class ImageBackend(Record, frozen=True, kw_only=True):
 
     name: Literal["pillow"]
     version: Text
-
-
-class Generation(Record, frozen=True, kw_only=True):
-    """When and how the checkpoint wants its text generated."""
-
-    eos: Annotated[list[Natural], msgspec.Meta(min_length=1)]
-    repetition_penalty: Positive
-    max_new_tokens: Count
 
 
 class Limits(Record, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from foveate.bundle.generation import generation_problems
 from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
     EMBEDDINGS,
@@ -32,6 +33,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _graph_problems(manifest)
     yield from _agreement_problems(manifest)
     yield from _engine_problems(manifest)
+    yield from generation_problems(manifest.generation, manifest.model.vocabulary)
     yield from _json_problems(manifest.preprocessing, DEEPEST)
 
 
@@ -61,9 +63,7 @@ def _model_problems(manifest: Manifest) -> Iterator[str]:
         yield f"'heads' {model.heads} is no multiple of 'kv_heads' {model.kv_heads}"
     if model.rope.sections and 2 * sum(model.rope.sections) != model.head_dim:
         yield f"'sections' do not split half of 'head_dim' {model.head_dim}"
-    for name, token in (
-        *manifest.tokens.items(), *(("eos", token) for token in manifest.generation.eos),
-    ):  # fmt: skip
+    for name, token in manifest.tokens.items():
         if token >= model.vocabulary:
             yield f"the token {short(name)!r} is {token}, and 'vocabulary' is {model.vocabulary}"
     if limits.visual_tokens > limits.prompt_tokens:

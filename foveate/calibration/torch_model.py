@@ -70,7 +70,7 @@ class TorchModel:
         model = torch_half.load(checkpoint, DTYPES[dtype], "sdpa")
         torch_half.set_attention(model, TRACED)
         model.requires_grad_(False).to(device)
-        tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
+        tokenizer = checkpoint.tokenizer()
         family = families.create(
             checkpoint.family,
             preprocessing=families.settings_from_checkpoint(checkpoint.family, checkpoint.root),

@@ -10,6 +10,7 @@ from click import Choice, IntRange, option
 from foveate.bundle.manifest import Operators
 from foveate.bundle.quantization_report import cost_facts, describe_cost
 from foveate.bundle.reader import Bundle
+from foveate.bundle.writer import BundleWriter
 from foveate.commands.inspect import bundle_bytes, describe_compressor, describe_weights
 from foveate.commands.options import PATH, as_json, decoder, force, load_torch, options, verb
 from foveate.terminal import Progress, plural, size, table, tell, tell_json
@@ -60,7 +61,6 @@ def export(
     """
     if decoder and not names:
         raise click.UsageError("--decoder is of the engines that --target builds; name a target")
-    from foveate.bundle.writer import BundleWriter
     from foveate.export.options import check_choices
     from foveate.export.quantization.options import QuantizationOptions
     from foveate.export.tensorrt import build

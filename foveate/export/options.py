@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from foveate.bundle.manifest import Operators, Precision, quantized
-from foveate.errors import CheckpointError, ExportError, KeepError, LimitError
+from foveate.errors import CheckpointError, ExportError, LimitError
 from foveate.export.quantization.options import QuantizationOptions, check_options
+from foveate.runtime.keep import check_ratio
 
 ATTENTION = "attention"
 """The compressor that is no file: the language model's first-layer attention."""
@@ -27,8 +28,7 @@ def check_choices(
         CheckpointError: No file where the compressor is to be.
         DataError, ExportError: Options that do not go together.
     """
-    if not 0 < keep <= 1:
-        raise KeepError(f"keep is {keep}; the default ratio must be in (0, 1]")
+    check_ratio(keep)
     if visual_tokens is not None and visual_tokens < 1:
         raise LimitError(f"{visual_tokens} visual tokens are no limit; give at least 1")
     if compressor != ATTENTION and not Path(compressor).is_file():

@@ -1,6 +1,5 @@
 """Steps of preprocessing that families share; each the same to the bit as the reference's."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import CheckpointError, ImageError
+from foveate.families.settings_file import read_json
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -34,11 +34,8 @@ def image_section(folder: Path) -> tuple[Path, dict[str, Any]]:
     for file, part in ((folder / name, part) for name, part in files.items()):
         if not file.is_file():
             continue
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} cannot be read as JSON ({error}).") from error
-        section = raw.get(part) if part and isinstance(raw, dict) else raw
+        raw = read_json(file)
+        section = raw.get(part) if part else raw
         if isinstance(section, dict):
             for step in _STEPS:
                 if section.get(step) not in (None, True):

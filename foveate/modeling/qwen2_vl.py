@@ -19,10 +19,13 @@ from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.qwen2_vl_pixels import GridInput, shrunk
 from foveate.modeling.attention import SEGMENTED
 from foveate.modeling.base import Processed, Processor, VisionModule
-from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.language_model import Language
+from foveate.modeling.load_model import load_model
 from foveate.modeling.qwen2_vl_contrib import vision_graph
+from foveate.modeling.qwen2_vl_fields import check_settings
 from foveate.modeling.random_weights import draw
+from foveate.modeling.rope import settle
 
 END_OF_TURN = "<|im_end|>"
 
@@ -30,30 +33,18 @@ END_OF_TURN = "<|im_end|>"
 class TorchQwen2VL:
     """Qwen2-VL's torch half; see `TorchFamily`."""
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse settings that cannot be honoured; see `TorchFamily.check`."""
+        check_settings(checkpoint)
+
     def load(self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Model:
         """Load the weights as `dtype`.
 
         Raises:
-            CheckpointError: Weights missing or unreadable, or sliding-window attention.
+            CheckpointError: Weights missing or unreadable, or a setting that cannot be honoured.
         """
-        try:
-            model, report = Model.from_pretrained(
-                checkpoint.root,
-                dtype=dtype,
-                attn_implementation=attention,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"{checkpoint.name}: transformers cannot load it: {error}"
-            ) from error
-        if report["missing_keys"] or report["mismatched_keys"]:
-            wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-            raise CheckpointError(
-                f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, "
-                f"{wrong[0]} first; download the checkpoint again"
-            )
-        return check_attention(checkpoint, model.eval())
+        self.check(checkpoint)
+        return settled(load_model(Model, checkpoint, dtype, attention))
 
     def blank(
         self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu"
@@ -61,9 +52,10 @@ class TorchQwen2VL:
         """Build the model with random weights.
 
         Raises:
-            CheckpointError: config.json does not describe one, or sliding-window attention.
+            CheckpointError: config.json does not describe one, or has a setting that cannot be honoured.
         """
-        return check_attention(checkpoint, draw(checkpoint, dtype, attention, device))
+        self.check(checkpoint)
+        return settled(draw(checkpoint, dtype, attention, device))
 
     def set_attention(self, model: Model, attention: str) -> None:
         """Let the language model alone compute attention by this name."""
@@ -79,10 +71,10 @@ class TorchQwen2VL:
             kv_heads=text.num_key_value_heads,
             head_dim=text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
-            tied_embeddings=bool(model.config.tie_word_embeddings),
+            tied_embeddings=model.lm_head.weight is model.model.language_model.embed_tokens.weight,
             rope=Rope(
                 theta=float(text.rope_parameters["rope_theta"]),
-                sections=tuple(text.rope_parameters["mrope_section"]),
+                sections=tuple(model.model.language_model.rotary_emb.mrope_section),
             ),
         )
 
@@ -94,18 +86,26 @@ class TorchQwen2VL:
         """Ids of the control tokens that the prompt layout needs.
 
         Raises:
-            CheckpointError: The tokenizer has no end-of-turn token.
+            CheckpointError: The tokenizer lacks one.
         """
         eos = tokenizer.token_to_id(END_OF_TURN)
         if eos is None:
             raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
         video = model.config.video_token_id
+        for field in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
+            index = getattr(model.config, field)
+            if tokenizer.id_to_token(index) is None:
+                raise CheckpointError(
+                    f"{checkpoint.shown(CONFIG_FILE)}: {field} is {index}, which is no token of "
+                    "tokenizer.json; correct it, or take the tokenizer that belongs to the model"
+                )
         return {
             "image": model.config.image_token_id,
             **({} if tokenizer.id_to_token(video) is None else {"video": video}),
             "vision_start": model.config.vision_start_token_id,
             "vision_end": model.config.vision_end_token_id,
             "eos": eos,
+            **template_tokens(checkpoint, tokenizer),
         }
 
     def language(self, model: Model) -> Language:
@@ -178,6 +178,27 @@ class TorchQwen2VL:
         return shrunk(family.settings, pictures, most)
 
 
+def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens that the chat template writes by their names, by role.
+
+    Raises:
+        CheckpointError: It writes an eos_token that is not the end of a turn.
+    """
+    template, texts = checkpoint.chat_template(), checkpoint.special_tokens()
+    eos = texts.get("eos_token", END_OF_TURN)
+    if "eos_token" in template and eos != END_OF_TURN:
+        raise CheckpointError(
+            f"{checkpoint.name}: the chat template writes eos_token, which is {eos!r} in the tokenizer's "
+            f"settings, where turns end with {END_OF_TURN}; write {END_OF_TURN} into the template"
+        )
+    named = {role: texts.get(f"{role}_token") for role in ("bos", "pad", "unk")}
+    return {
+        role: tokenizer.token_to_id(text)
+        for role, text in named.items()
+        if text is not None and f"{role}_token" in template
+    }
+
+
 class PatchProjection(nn.Module):
     """The patch embedding's strided convolution as the matrix product that it equals."""
 
@@ -214,14 +235,7 @@ class Vision(nn.Module):
         return visual
 
 
-def check_attention(checkpoint: Checkpoint, model: Model) -> Model:
-    """The model, if every token sees all before it.
-
-    Raises:
-        CheckpointError: Sliding-window attention.
-    """
-    if set(model.config.text_config.layer_types) != {"full_attention"}:
-        raise CheckpointError(
-            f"{checkpoint.name}: sliding-window attention is not supported; set use_sliding_window to false"
-        )
+def settled(model: Model) -> Model:
+    """The model, its rotary rates the same for every prompt."""
+    settle(model.model.language_model.rotary_emb)
     return model

@@ -52,6 +52,16 @@ class Selection:
         return np.flatnonzero(kept)
 
 
+def check_ratio(keep: float) -> None:
+    """Refuse a bundle's default ratio that is none.
+
+    Raises:
+        KeepError: It is not in (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise KeepError(f"keep is {keep}; the default ratio must be in (0, 1]")
+
+
 def select(
     visual: VisualInput,
     keep: float | int,

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -20,6 +21,7 @@ from foveate.errors import (
 from foveate.families.base import Family, Prompt, user_turn
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
+from foveate.runtime.defaults import choose_sampling, usual_length
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import AnswerText, Stream, answer_together
 from foveate.runtime.keep import Selection, select
@@ -189,16 +191,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def _prepare(self, request: Request, began: float) -> PreparedRequest:
         """Open the pictures and lay the prompt out, with all that can be refused refused."""
         mark = time.perf_counter()
-        manifest, penalty = self.bundle.manifest, request.repetition_penalty
-        sampling = Sampling(
-            request.temperature,
-            request.top_p,
-            request.top_k,
-            request.seed,
-            manifest.generation.repetition_penalty if penalty is None else penalty,
-        )
+        manifest = self.bundle.manifest
         media = self._opened(request)
         prompt = self._layout(request.prompt, media)
+        whole = len(prompt.token_ids)
+        sampling = choose_sampling(request, manifest.generation, whole)
         ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
         keep = manifest.compressor.keep if request.keep is None else request.keep
         if request.kept is not None and (request.keep is not None or request.rank_by is not None):
@@ -207,12 +204,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._check_capabilities(sampling, selection)
         eos = () if request.ignore_eos else manifest.generation.eos
         kept = prompt.length_with(selection.count)
+        wanted = request.max_new_tokens
+        usual = usual_length(manifest.generation, whole) if wanted is None else wanted
+        most = self._new_tokens(wanted, usual, kept, prompt.next_position)
         generation = Generation(
             kept,
             prompt.next_position,
-            self._new_tokens(request.max_new_tokens, kept, prompt.next_position),
+            most,
             frozenset((*eos, *request.stop_tokens)),
-            sampling,
+            replace(sampling, last=most) if sampling.forced_last else sampling,
         )
         timing = Timing(preprocess=time.perf_counter() - mark)
         return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
@@ -269,14 +269,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         """A text after its pictures, tokenized and placed."""
         return self._family.layout(user_turn(text, media.media), media.visual)
 
-    def _new_tokens(self, wanted: int | None, kept: int, next_position: int) -> int:
+    def _new_tokens(self, wanted: int | None, usual: int, kept: int, next_position: int) -> int:
         """How many tokens may be generated; LimitError for more than the context has room for."""
         limit = self.bundle.manifest.limits.prompt_tokens
         capacity = self._language.capabilities.most_tokens
         room = min(limit - max(kept, next_position), capacity - kept)
-        most = (
-            min(self.bundle.manifest.generation.max_new_tokens, room) if wanted is None else wanted
-        )
+        most = min(usual, room) if wanted is None else wanted
         if room < 1 or most > room:
             raise LimitError(
                 f"the kept prompt takes {kept} tokens and leaves {max(room, 0)} for the answer, of "

@@ -31,10 +31,10 @@ class Request:
         rank_by: Another text to rank the visual tokens by; None ranks by the prompt.
         rank: "together" gives all pictures one budget, "each" gives every picture its own.
         max_new_tokens: The most tokens to generate; None takes the bundle's default.
-        temperature: 0 is greedy.
-        top_p: Nucleus sampling's probability mass.
-        top_k: Sample from this many best tokens only.
-        seed: Makes sampling repeatable.
+        temperature: 0 is greedy; None takes the checkpoint's own, or 0 where it does not sample.
+        top_p: Nucleus sampling's probability mass; None takes the checkpoint's own.
+        top_k: Sample from this many best tokens only, 0 from all; None takes the checkpoint's own.
+        seed: Makes sampling repeatable; None samples anew every time.
         repetition_penalty: None takes the checkpoint's own.
         stop_tokens: Token ids that end the answer, beside the checkpoint's own.
         ignore_eos: Go on past the checkpoint's own stop tokens, to `max_new_tokens`.
@@ -50,8 +50,8 @@ class Request:
     rank_by: str | None = None
     rank: Rank = "together"
     max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
     repetition_penalty: float | None = None
@@ -70,8 +70,8 @@ class Options(TypedDict, total=False):
     rank_by: str | None
     rank: Rank
     max_new_tokens: int | None
-    temperature: float
-    top_p: float
+    temperature: float | None
+    top_p: float | None
     top_k: int | None
     seed: int | None
     repetition_penalty: float | None

@@ -33,7 +33,7 @@ def nested(levels: int) -> dict[str, Any]:
     return value
 
 
-@pytest.mark.parametrize("version", range(1, 6))
+@pytest.mark.parametrize("version", range(1, 7))
 def test_an_old_version_is_to_be_exported_again(tmp_path: Path, version: int) -> None:
     data = OLD.read_bytes().replace(b'"version": 5', b'"version": %d' % version)
     (tmp_path / "manifest.json").write_bytes(data)
@@ -41,7 +41,7 @@ def test_an_old_version_is_to_be_exported_again(tmp_path: Path, version: int) ->
         Bundle.open(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/manifest.json has version {version} of the bundle format, and Foveate "
-        f"{__version__} reads version 7. Older bundles are not converted: export the checkpoint "
+        f"{__version__} reads version {VERSION}. Older bundles are not converted: export the checkpoint "
         "again (foveate export CHECKPOINT BUNDLE), and if the bundle had engines, build them again "
         "(foveate build)."
     )
@@ -61,7 +61,7 @@ def test_another_version_is_told_by_version_alone() -> None:
         decode(data, HERE)
     assert str(caught.value).startswith(
         f"manifest.json has version 3 of the bundle format, and Foveate {__version__} reads version "
-        "7. Older bundles are not converted: export the checkpoint again"
+        f"{VERSION}. Older bundles are not converted: export the checkpoint again"
     )
 
 
@@ -70,7 +70,7 @@ def test_a_later_version_needs_another_foveate() -> None:
         decode(b'{"format": "foveate-bundle", "version": 8, "colour": "blue"}', HERE)
     assert str(caught.value) == (
         f"manifest.json has version 8 of the bundle format, and Foveate {__version__} reads version "
-        "7. To read it, upgrade foveate; or export the checkpoint again."
+        f"{VERSION}. To read it, upgrade foveate; or export the checkpoint again."
     )
 
 

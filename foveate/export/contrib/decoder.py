@@ -9,7 +9,7 @@ from transformers.activations import SiLUActivation
 
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ExportError
-from foveate.export.contrib.rotary import rotary_angles
+from foveate.export.contrib.rotary import rotary_tables
 from foveate.modeling.graph_builder import CONTRIB, FLOAT, INT32, INT64, GraphBuilder, Outputs
 from foveate.modeling.language_model import Language
 from foveate.runtime.language.base import state_names
@@ -45,7 +45,8 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
     past = {
         name: graph.input(f"past.{name}", graph.dtype, cache) for name in state_names(facts.layers)
     }
-    cos, sin = graph.rotation(rotary_angles(graph, positions, facts))
+    tables = rotary_tables(graph, positions, facts, language.rotary)
+    cos, sin = (graph.cast(table, graph.dtype) for table in tables)
 
     outputs: Outputs = {}
     layers: list[Any] = list(language.layers)

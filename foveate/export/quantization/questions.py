@@ -80,6 +80,7 @@ def score_all(
                     images=list(record.pictures),
                     keep=keep,
                     max_new_tokens=NEW_TOKENS,
+                    temperature=0,
                 )
                 right[keep] += is_right(said.text, record.answers, "exact")
         except (ImageError, PromptError, LimitError) as error:
