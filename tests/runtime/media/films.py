@@ -75,7 +75,9 @@ def write_film(
     shown = list(times)
     frames = pictures or (numbered(first + place) for place in range(len(shown)))
     with av.open(str(path), "w", format=form, options=dict(muxing or {})) as container:
-        stream: Any = container.add_stream(codec, rate=rate or 30, options={**given, **(options or {})})
+        stream: Any = container.add_stream(
+            codec, rate=rate or 30, options={**given, **(options or {})}
+        )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixels
         stream.gop_size, stream.max_b_frames = every, ahead
         ticks = rate or TICKS

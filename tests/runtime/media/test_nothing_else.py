@@ -152,7 +152,7 @@ def test_a_demuxer_that_asks_for_another_file_gets_none(film: Path) -> None:
 
 def test_a_picture_is_no_film_and_a_film_no_picture(film: Path, tmp_path: Path) -> None:
     numbered(3).save(tmp_path / "still.png")
-    with pytest.raises(ImageError, match="still.png is in no container"):
+    with pytest.raises(ImageError, match=r"still.png is in no container"):
         read_video(tmp_path / "still.png")
     with pytest.raises(ImageError, match="in no format"):
         open_picture(film)

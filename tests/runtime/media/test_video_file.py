@@ -157,9 +157,7 @@ def test_a_part_of_a_film(tmp_path: Path) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_taken_is_refused(
-    film: Path, options: dict[str, Any], words: str
-) -> None:
+def test_what_cannot_be_taken_is_refused(film: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ImageError, match=words):
         read_video(film, **options)
 
