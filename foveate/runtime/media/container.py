@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from array import array
@@ -68,7 +69,14 @@ class _Reader:
     """A file's bytes for the demuxer, without the file's name."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.file, self.read, self.tell = file, file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place; a damaged file may name one that there cannot be, which is an error to FFmpeg."""
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EINVAL
 
 
 @contextmanager
@@ -145,11 +153,11 @@ def read_film(file: BinaryIO, name: str) -> Film:
                 f"{name} is cut short or damaged ({said[0] if said else 'a frame lacks its end'}); "
                 f"{DAMAGED}"
             )
+        tick = Fraction(stream.time_base or 0)
         columns = {key: np.frombuffer(table, np.int64) for key, table in tables.items()}
         if demuxer == "avi" and stream.codec_context.has_b_frames:
             # Such a file has decoding times alone, which stand in for the others.
             columns["pts"] = np.full_like(columns["pts"], NONE)
-        assert stream.time_base is not None
         promised = None
         if container.duration and last is not None and demuxer.startswith(_PROMISING):
             promised = container.duration / 1e6, last
@@ -164,7 +172,7 @@ def read_film(file: BinaryIO, name: str) -> Film:
                 duration=columns["duration"],
                 key=columns["key"] > 0,
                 shown=columns["shown"] > 0,
-                tick=Fraction(stream.time_base),
+                tick=tick,
                 rates=_rates(stream),
                 restarts=restarts,
             ),
@@ -196,6 +204,8 @@ def _film_stream(container: InputContainer, name: str) -> VideoStream:
         raise ImageError(
             f"{name} is coded as nothing that PyAV decodes; convert it to H.264 or VP9"
         )
+    if not stream.time_base or stream.time_base < 0:
+        raise ImageError(f"{name} does not say how its time is counted; {DAMAGED}")
     return stream
 
 

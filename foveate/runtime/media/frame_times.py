@@ -12,6 +12,8 @@ NONE = int(np.iinfo(np.int64).min)
 
 _FORWARD, _BACKWARD = Fraction(10), Fraction(1, 10)
 """Seconds by which a clock jumps; forward it does so only where the container's clock may restart."""
+_MOST_KEYS_BACK = 8
+"""Over how many keys a frame may be shown before what comes ahead of it in the file."""
 _FINE = Fraction(1, 1000)
 _USUAL_RATE = Fraction(25)
 _DIVISORS = (1, 1001, *range(2, 1001))
@@ -183,15 +185,17 @@ def _keys(packets: Packets, part: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     key = packets.key if packets.key.any() else np.arange(len(packets.pts)) == 0
     numbers = np.arange(len(key))
-    last = np.maximum.accumulate(np.where(key, numbers, -1))
+    last: NDArray[np.int64] = np.maximum.accumulate(np.where(key, numbers, -1))
     before = np.concatenate([[-1], last[:-1]])
-    keys, first = last.copy(), np.searchsorted(part, part)
-    while True:
+    keys: NDArray[np.int64] = last.copy()
+    first = np.searchsorted(part, part)
+    for place in range(_MOST_KEYS_BACK + 1):
         keys[keys < first] = -1
         late = (keys >= 0) & (packets.pts[keys] > packets.pts)
         if not late.any():
-            return keys
-        keys[late] = before[keys[late]]
+            break
+        keys[late] = before[keys[late]] if place < _MOST_KEYS_BACK else -1
+    return keys
 
 
 def _continued(
@@ -202,8 +206,9 @@ def _continued(
     # The last frames before a jump may be given times after it.
     lost = (np.abs(times - dts) > packets.ticks(_FORWARD)) & (dts != NONE) & packets.restarts
     ends = 0
-    for number in np.unique(parts):
-        here = np.flatnonzero(parts == number)
+    for number, here in enumerate(
+        np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1)
+    ):
         right, late = here[~lost[here]], here[lost[here]]
         if not len(right):
             right, late = here, late[:0]
