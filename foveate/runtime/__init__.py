@@ -3,7 +3,7 @@
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import Stream
-from foveate.runtime.media.video import VideoFile, read_video
+from foveate.runtime.media.video import VideoFile, VideoWarning, read_video
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.request import Request
 
@@ -15,6 +15,7 @@ __all__ = [
     "Stream",
     "Timing",
     "VideoFile",
+    "VideoWarning",
     "Visual",
     "read_video",
 ]

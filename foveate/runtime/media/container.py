@@ -145,6 +145,8 @@ def read_film(file: BinaryIO, name: str) -> Film:
         demuxer = container.format.name
         heard = logs if demuxer.startswith(_RESYNCING) else logs[opened:]
         said = [message.strip() for _, source, message in heard if source == demuxer]
+        if demuxer == "mpegts" and _ends_within_a_packet(file):
+            marked += 1
         if demuxer == "gif" and not _ends_with(file, b";"):
             said.append("its end is missing")
         restarts = bool(int(container.format.flags) & _CLOCK_MAY_JUMP)
@@ -225,6 +227,17 @@ def _ends_with(file: BinaryIO, mark: bytes) -> bool:
     """Whether a file's last byte is `mark`."""
     file.seek(-1, os.SEEK_END)
     return file.read(1) == mark
+
+
+def _ends_within_a_packet(file: BinaryIO) -> bool:
+    """Whether a transport stream of 188-byte packets, or of such with 4 bytes before each, is cut short."""
+    size = file.seek(0, os.SEEK_END)
+    for packet, begin in ((188, 0), (192, 4)):
+        file.seek(0)
+        head = file.read(5 * packet)[begin::packet]
+        if head == b"G" * 5:
+            return size % packet != 0
+    return False
 
 
 def _later(last: float | None, packet: Packet[Any]) -> float | None:

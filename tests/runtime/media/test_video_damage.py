@@ -133,3 +133,10 @@ def test_two_films_joined_are_no_damage(tmp_path: Path, recwarn: pytest.Warnings
     frames = read_video(joined(tmp_path / "both.ts", one, two))
     assert [number_of(frame) for frame in frames] == [0, 15, 30, 45]
     assert not [one for one in recwarn if one.category is VideoWarning]
+
+
+def test_a_transport_stream_that_ends_within_a_packet_is_counted(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.ts", seconds(60), every=60)
+    film.write_bytes(film.read_bytes()[:-100])
+    with pytest.warns(VideoWarning, match=r"film.ts: 1 of \d+ packets are marked as damaged"):
+        read_video(film, end=1)
