@@ -39,7 +39,7 @@ longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="
 def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any) -> None:
     """Compute relevance maps of CHECKPOINT's right answers to the questions of DATA, into OUT.
 
-    DATA is JSON Lines: {"id", "image" or "images", "question", "answer" or "answers"}. A run that
+    DATA is JSON Lines: {"id", "image", "images" or "video", "question", "answer" or "answers"}. A run that
     was stopped goes on by the same command. For several processes put `accelerate launch -m` in
     front.
     """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click import Choice, FloatRange, IntRange, option
+from click import Choice, IntRange, option
 
 from foveate.bundle.reader import Bundle
 from foveate.commands.options import PATH, as_json, device, force, options, verb
@@ -30,8 +32,13 @@ STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
     option("--image", "images", multiple=True, metavar="FILE",
            help="A picture; several times for several, - for standard input."),
     option("--video", type=PATH, metavar="FILE", help="A video, in place of pictures."),
-    option("--fps", type=FloatRange(0, min_open=True), default=2.0, metavar="RATE",
-           help="The video's frames to take for each second."),
+    option("--fps", type=float, metavar="RATE",
+           help="The video's frames to take for each second.  [default: the model's, usually 2]"),
+    option("--frames", type=int, metavar="N", help="How many of its frames to take, instead."),
+    option("--start", type=float, default=0.0, show_default=False, metavar="SECONDS",
+           help="Where in the video to begin.  [default: its first frame]"),
+    option("--end", type=float, metavar="SECONDS",
+           help="Where in it to end.  [default: its last frame]"),
     option("--keep", metavar="RATIO|N",
            help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
@@ -57,7 +64,10 @@ def run(
     prompt: str,
     images: tuple[str, ...],
     video: Path | None,
-    fps: float,
+    fps: float | None,
+    frames: int | None,
+    start: float,
+    end: float | None,
     keep: str | None,
     heatmap: Path | None,
     force: bool,
@@ -75,8 +85,9 @@ def run(
     from foveate.runtime import Pipeline
     from foveate.runtime.heatmap import check_target, write_heatmap
     from foveate.runtime.keep import parse_keep
+    from foveate.runtime.media.files import open_local
     from foveate.runtime.media.pictures import open_pictures
-    from foveate.runtime.media.video import read_video
+    from foveate.runtime.media.video import VideoFile, check_options
 
     wanted = None if keep is None else parse_keep(keep)
     sources = [_image_source(image, images) for image in images]
@@ -85,12 +96,18 @@ def run(
     pictures = open_pictures(sources)
     media: dict[str, Any] = {"images": sources or None}
     if video is not None:
-        media["video"] = read_video(video, fps)
+        media["video"] = VideoFile(video, fps, frames, start, end)
+        check_options(media["video"])
+        open_local(video).close()
+    elif (fps, frames, start, end) != (None, None, 0.0, None):
+        raise click.UsageError(
+            "--fps, --frames, --start and --end are a video's; give --video FILE"
+        )
     if heatmap is not None:
         check_target(heatmap, force=force)
         _check_ranking(bundle, wanted)
     loading = {name: how.pop(name) for name in ("backend", "target", "device", "threads")}
-    with Pipeline.load(bundle, **loading) as pipe:
+    with _warnings_as_notes(), Pipeline.load(bundle, **loading) as pipe:
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
         stream = pipe.stream(prompt, keep=wanted, **media, **how)
@@ -100,6 +117,26 @@ def run(
     if as_json:
         tell_json(answer_facts(answer))
     note(describe_answer(answer))
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Show warnings about videos as remarks on standard error, without a file name and line."""
+    from foveate.runtime.media.video import VideoWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            """Show one."""
+            if issubclass(category, VideoWarning):
+                note(str(message))
+            else:
+                usual(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.simplefilter("always", VideoWarning)
+        yield
 
 
 def _image_source(image: str, images: Sequence[str]) -> str | bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +25,42 @@ class Video:
 
 
 Medium = Image | Video
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRule:
+    """How many frames of a video file a family takes.
+
+    Attributes:
+        fps: Frames for each second, where the caller asks for no other rate.
+        frames: How many instead, where the caller asks for no rate; None goes by `fps`.
+        least: The fewest, where the film has so many.
+        most: The most.
+        multiple: Their number is rounded down to a multiple of this.
+    """
+
+    fps: float = 2.0
+    frames: int | None = None
+    least: int = 4
+    most: int = 768
+    multiple: int = 2
+
+    def count(self, seconds: Fraction, there: int, fps: Fraction | None = None) -> int:
+        """How many frames to take.
+
+        Args:
+            seconds: How long the film lasts.
+            there: How many frames it has, at least one.
+            fps: The caller's rate; None takes the rule's own.
+        """
+        most = min(self.most, there)
+        if fps is None and self.frames is not None:
+            wanted = self.frames
+        else:
+            rate = Fraction(str(self.fps)) if fps is None else fps
+            wanted = max(int(seconds * rate), self.least)
+        count = min(wanted, most)
+        return max(count - count % self.multiple, min(most, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +183,27 @@ class Family(Protocol):
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         """Read a checkpoint's preprocessing settings; see the registry's function of the same name."""
+        ...
+
+    @property
+    def frame_rule(self) -> FrameRule:
+        """How many frames of a video file the family takes."""
+        ...
+
+    def video_tokens(self, height: int, width: int, frames: int) -> int:
+        """How many visual tokens a video of so many frames of a size in pixels makes.
+
+        Raises:
+            ImageError: Frames that the family cannot take.
+        """
+        ...
+
+    def fit_frame(self, frame: Image, frames: int) -> Image:
+        """A frame of a video of so many, as small as `prepare` makes it, which then gives the same.
+
+        Raises:
+            ImageError: A frame that the family cannot take.
+        """
         ...
 
     def prepare(self, media: Sequence[Medium]) -> VisualInput:

@@ -1,7 +1,7 @@
 """Steps of preprocessing that families share; each the same to the bit as the reference's."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,12 @@ Made = TypeVar("Made")
 
 MANY, MOST_THREADS = 4, 8
 """From how many pictures on threads are worth it, and the most threads."""
+_IMAGE_PLACES = {"processor_config.json": "image_processor", "preprocessor_config.json": ""}
+_VIDEO_PLACES = {
+    "processor_config.json": "video_processor",
+    "video_preprocessor_config.json": "",
+    "preprocessor_config.json": "",
+}
 _STEPS = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
 
 
@@ -30,8 +36,30 @@ def image_section(folder: Path) -> tuple[Path, dict[str, Any]]:
         CheckpointError: There is none, it is no JSON object, or it leaves out a step of the four
             that every family here takes (RGB, resize, rescale, normalise).
     """
-    files = {"processor_config.json": "image_processor", "preprocessor_config.json": ""}
-    for file, part in ((folder / name, part) for name, part in files.items()):
+    found = _section(folder, _IMAGE_PLACES)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds no image settings; it needs a preprocessor_config.json, or a "
+            "processor_config.json with an image_processor part."
+        )
+    return found
+
+
+def video_section(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Find a checkpoint's video settings; None where no file has any.
+
+    processor_config.json goes first where it has a video_processor part, then
+    video_preprocessor_config.json, and then preprocessor_config.json, which holds for both.
+
+    Raises:
+        CheckpointError: As `image_section`.
+    """
+    return _section(folder, _VIDEO_PLACES)
+
+
+def _section(folder: Path, places: Mapping[str, str]) -> tuple[Path, dict[str, Any]] | None:
+    """The first file of `places`, or the part of it that they name, that is there."""
+    for file, part in ((folder / name, part) for name, part in places.items()):
         if not file.is_file():
             continue
         raw = read_json(file)
@@ -41,10 +69,7 @@ def image_section(folder: Path) -> tuple[Path, dict[str, Any]]:
                 if section.get(step) not in (None, True):
                     raise CheckpointError(f"{file}: {step} must be true for Foveate to export it.")
             return file, section
-    raise CheckpointError(
-        f"{folder} holds no image settings; it needs a preprocessor_config.json, or a "
-        "processor_config.json with an image_processor part."
-    )
+    return None
 
 
 def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:

@@ -7,16 +7,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from tokenizers import Encoding, Tokenizer
 
 from foveate.errors import BundleError, PromptError
-from foveate.families.base import Medium, Message, Prompt, VisualInput
+from foveate.families.base import FrameRule, Medium, Message, Prompt, VisualInput
 from foveate.families.chat import ChatTemplate, texts_of
 from foveate.families.qwen2_vl_pixels import Grid, GridInput, Pixels
 from foveate.families.qwen2_vl_settings import (
     Settings,
     read_preprocessing,
+    read_video_settings,
     settings_from_checkpoint,
+    video_settings_from_checkpoint,
 )
 
 _PLURALS = {"image": "pictures", "video": "videos"}
@@ -58,7 +61,9 @@ class Qwen2VL:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
             PromptError: A chat template that cannot be compiled.
         """
-        self._pixels = Pixels(read_preprocessing(preprocessing), levels=levels)
+        self._pixels = Pixels(
+            read_preprocessing(preprocessing), read_video_settings(preprocessing), levels=levels
+        )
         for role in ("image", "vision_end", "eos"):
             if role not in tokens:
                 raise BundleError(f"The bundle names no {role!r} token; export it again.")
@@ -84,13 +89,29 @@ class Qwen2VL:
 
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
-        """Read a checkpoint's image settings; see the function of the same name."""
-        return {"images": settings_from_checkpoint(folder)}
+        """Read a checkpoint's settings of pictures and of videos; see the functions called so."""
+        return {
+            "images": settings_from_checkpoint(folder),
+            "videos": video_settings_from_checkpoint(folder),
+        }
 
     @property
     def settings(self) -> Settings:
         """How pictures become patches."""
         return self._pixels.settings
+
+    @property
+    def frame_rule(self) -> FrameRule:
+        """How many frames of a video file are taken."""
+        return self._pixels.videos.frame_rule()
+
+    def video_tokens(self, height: int, width: int, frames: int) -> int:
+        """How many visual tokens a video makes; see `Pixels.video_tokens`."""
+        return self._pixels.video_tokens(height, width, frames)
+
+    def fit_frame(self, frame: Image, frames: int) -> Image:
+        """A frame of a video, resized; see `Pixels.fit_frame`."""
+        return self._pixels.fit_frame(frame, frames)
 
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""
@@ -192,11 +213,11 @@ def _rotary_positions(
 ) -> NDArray[np.int64]:
     """Time, row and column of each token, int64 [3, T].
 
-    Text counts on by one; a picture spans its grid from where it begins, and the text after it goes
-    on behind its longer side.
+    Text counts on by one; a picture or video spans its grid from where it begins, and the text after it
+    goes on one past the largest position that it has on any axis.
     """
     steps = np.ones_like(lengths)
-    steps[slots] = [max(rows, columns) for _, rows, columns in grids]
+    steps[slots] = [max(grid) for grid in grids]
     begins = np.cumsum(steps) - steps
     positions = np.tile(np.repeat(begins, lengths), (3, 1))
     starts = np.cumsum(lengths) - lengths

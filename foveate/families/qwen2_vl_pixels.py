@@ -7,14 +7,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError
 from foveate.families.base import Call, Empty, Medium, Video, VisualInput
 from foveate.families.pixels import for_each, level_table, resize_bicubic, to_rgb
-from foveate.families.qwen2_vl_settings import Settings, fitted_size
+from foveate.families.qwen2_vl_settings import Settings, VideoSettings, fitted_size
 
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns of visual tokens."""
@@ -75,15 +75,19 @@ class LevelsCall(Call):
 class Pixels:
     """Preprocessing with one bundle's settings."""
 
-    def __init__(self, settings: Settings, *, levels: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, videos: VideoSettings | None = None, *, levels: bool = False
+    ) -> None:
         """Look up once what each level becomes.
 
         Args:
             settings: How pictures become patches.
+            videos: The limits of videos; None where they are those of pictures.
             levels: Whether the vision graph takes 8-bit levels, one picture or video a run, rather
                 than the patches of all of them in one run.
         """
         self.settings, self.levels = settings, levels
+        self.videos = VideoSettings(**asdict(settings)) if videos is None else videos
         self.table = level_table(settings.image_mean, settings.image_std, settings.rescale_factor)
         self.unit = settings.patch_size * settings.merge_size
 
@@ -91,8 +95,8 @@ class Pixels:
         """Resize pictures and videos, and for graphs of patches normalise and cut them.
 
         Patches are bit for bit those of the reference image processor. Transparent pictures are laid
-        on white. A frame is limited in size as a picture is; as many frames as a patch is deep (two)
-        make one step in time, and the last frame is repeated where they do not come out even.
+        on white. A frame is limited in size as the settings of videos say; as many frames as a patch is deep
+        (two) make one step in time, and the last frame is repeated where they do not come out even.
 
         Returns:
             One call of `pixel_values` float32 [P, C · temporal_patch_size · patch_size²], P patches in
@@ -127,6 +131,35 @@ class Pixels:
         fitted = fitted_size(picture.height, picture.width, self.settings, number)
         return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
 
+    def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        """Height and width that each frame of a video of so many is resized to.
+
+        Raises:
+            ImageError: A side over 200 times the other.
+        """
+        return fitted_size(height, width, self.videos.shared(frames))
+
+    def fit_frame(self, frame: Image.Image, frames: int) -> Image.Image:
+        """A frame of a video of so many as `prepare` would resize it, which then leaves it as it is.
+
+        Raises:
+            ImageError: A side over 200 times the other.
+        """
+        fitted = self.frame_size(frame.height, frame.width, frames)
+        # Limits that leave no room between them would have the result resized once more.
+        settled = self.frame_size(*fitted, frames) == fitted
+        return resize_bicubic(to_rgb(frame), *fitted) if settled else frame
+
+    def video_tokens(self, height: int, width: int, frames: int) -> int:
+        """How many visual tokens a video of so many frames of a size makes.
+
+        Raises:
+            ImageError: A side over 200 times the other.
+        """
+        fitted = self.frame_size(height, width, frames)
+        steps = -(-frames // self.settings.temporal_patch_size)
+        return steps * prod(side // self.unit for side in fitted)
+
     def paired(self, frames: Sequence[Image.Image]) -> NDArray[np.uint8]:
         """A video's levels [steps, frames of a step, height, width, 3], the last frame again where needed."""
         if not frames or len({frame.size for frame in frames}) > 1:
@@ -135,12 +168,12 @@ class Pixels:
             )
         depth = self.settings.temporal_patch_size
         size = frames[0].height, frames[0].width
-        fitted = fitted_size(*size, self.settings, 1)
+        fitted = self.frame_size(*size, len(frames))
         whole = np.empty((len(frames) + -len(frames) % depth, *fitted, 3), np.uint8)
 
         def write(number: int, frame: Image.Image) -> None:
             """Resize one frame to its place."""
-            whole[number - 1] = self.resize(number, frame)
+            whole[number - 1] = np.asarray(resize_bicubic(to_rgb(frame, number), *fitted))
 
         # Frames that fit are only copied, and threads would wait for each other.
         for_each(write, frames, threads=fitted != size)

@@ -3,7 +3,19 @@
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import Stream
+from foveate.runtime.media.video import VideoFile, VideoWarning, read_video
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.request import Request
 
-__all__ = ["Answer", "EncodedMedia", "Pipeline", "Request", "Stream", "Timing", "Visual"]
+__all__ = [
+    "Answer",
+    "EncodedMedia",
+    "Pipeline",
+    "Request",
+    "Stream",
+    "Timing",
+    "VideoFile",
+    "VideoWarning",
+    "Visual",
+    "read_video",
+]

@@ -30,7 +30,7 @@ from foveate.runtime.language.base import Generation, LanguageModel
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.media.pictures import Picture
-from foveate.runtime.media.sources import open_media
+from foveate.runtime.media.sources import TokenLimit, VideoSource, open_media
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import wait
@@ -174,7 +174,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self,
         *,
         images: Iterable[Picture] | None = None,
-        video: Iterable[Picture] | None = None,
+        video: VideoSource | None = None,
     ) -> EncodedMedia:
         """Encode pictures or a video once, to ask about them many times.
 
@@ -251,18 +251,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             )
         return encoded
 
-    def _open(
-        self, images: Iterable[Picture] | None, video: Iterable[Picture] | None
-    ) -> EncodedMedia:
+    def _open(self, images: Iterable[Picture] | None, video: VideoSource | None) -> EncodedMedia:
         """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
         self._check_open()
-        media = tuple(open_media(images, video))
-        visual, limit = self._family.prepare(media), self._backend.visual_tokens
-        if visual.tokens > limit:
-            raise LimitError(
-                f"the pictures make {visual.tokens} visual tokens and {limit} are taken; use fewer "
-                f"or smaller pictures, or {self._backend.remedy}"
-            )
+        limit = TokenLimit(self._backend.visual_tokens, self._backend.remedy)
+        media = tuple(open_media(images, video, self._family, limit))
+        visual = self._family.prepare(media)
+        limit.check(visual.tokens, "the pictures")
         return EncodedMedia(self, media, visual)
 
     def _layout(self, text: str, media: EncodedMedia) -> Prompt:

@@ -11,6 +11,7 @@ from foveate.runtime.answer import Timing
 from foveate.runtime.keep import Rank, Selection
 from foveate.runtime.language.base import Generation
 from foveate.runtime.media.pictures import Picture
+from foveate.runtime.media.sources import VideoSource
 
 if TYPE_CHECKING:
     from foveate.runtime.encoded import EncodedMedia
@@ -23,8 +24,9 @@ class Request:
     Attributes:
         prompt: The instruction.
         images: Paths, bytes, PIL images or uint8 arrays [H, W, 3]; the prompt comes after them.
-        video: Frames of one size instead of pictures: a uint8 array [F, H, W, 3], or a list of
-            what `images` takes. Two frames make one step in time.
+        video: A video instead of pictures: the path of a file, or a `VideoFile`, of which the model's own
+            number of frames is taken, evenly apart in time; or frames of one size: a uint8 array
+            [F, H, W, 3], or a list of what `images` takes. Two frames make one step in time.
         encoded: What `Pipeline.encode` gave, instead of pictures or a video.
         keep: A ratio in (0, 1] or a count of visual tokens; None takes the bundle's default.
         kept: The ordinals of the visual tokens to keep, in place of `keep` and a ranking.
@@ -43,7 +45,7 @@ class Request:
     prompt: str
     _: KW_ONLY
     images: Iterable[Picture] | None = None
-    video: Iterable[Picture] | None = None
+    video: VideoSource | None = None
     encoded: "EncodedMedia | None" = None
     keep: float | int | None = None
     kept: Iterable[int] | None = None
@@ -63,7 +65,7 @@ class Options(TypedDict, total=False):
     """The fields of `Request` beside its prompt, as `Pipeline.generate` and `stream` take them by name."""
 
     images: Iterable[Picture] | None
-    video: Iterable[Picture] | None
+    video: VideoSource | None
     encoded: "EncodedMedia | None"
     keep: float | int | None
     kept: Iterable[int] | None

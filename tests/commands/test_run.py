@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.command import command, invoke, refused
+from tests.runtime.media.films import seconds, write_film
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +170,63 @@ class TestHeatmapOption:
         result = invoke(*words, "--heatmap", tmp_path / "map.png", "--json")
         refused(result, "all tokens were kept")
         assert os.listdir(tmp_path) == []
+
+
+class TestVideo:
+    @pytest.fixture(scope="class")
+    def film(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Two seconds, 30 frames each, that begin at 10 s."""
+        return write_film(tmp_path_factory.mktemp("film") / "film.mp4", seconds(60, start=10))
+
+    @pytest.mark.parametrize(
+        ("options", "steps"),
+        [
+            ((), 2), (("--fps", 1), 2), (("--fps", 6), 6), (("--frames", 2), 1),
+            (("--start", 1, "--end", 1.1), 1), (("--start", 0.5, "--fps", 4), 3),
+        ],
+    )  # fmt: skip
+    def test_which_frames_are_taken(
+        self, bundle: Path, film: Path, options: tuple[object, ...], steps: int
+    ) -> None:
+        done = invoke("run", bundle, "What?", "--video", film, "--max-new-tokens", 1, "--json",
+                      *options)  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["visual"]["total"] == steps * 6
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--fps", 0), "more than 0"), (("--fps", "nan"), "fps is nan"),
+            (("--frames", 0), "frames is 0"), (("--fps", 1, "--frames", 4), "not both"),
+            (("--frames", 61), "61 frames"), (("--start", 5), "lasts 2.000 seconds"),
+            (("--start", 1, "--end", 0.5), "not after start"), (("--end", 3), "lasts 2.000"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_taken(
+        self, bundle: Path, film: Path, options: tuple[object, ...], words: str
+    ) -> None:
+        refused(invoke("run", bundle, "What?", "--video", film, *options), words)
+
+    def test_options_of_a_video_without_one(self, bundle: Path, picture: Path) -> None:
+        for option in (("--fps", 2), ("--frames", 2), ("--start", 1), ("--end", 1)):
+            result = invoke("run", bundle, "What?", "--image", picture, *option)
+            assert result.exit_code == 2
+            assert "give --video FILE" in result.stderr
+
+    def test_damage_and_addresses(self, bundle: Path, film: Path, tmp_path: Path) -> None:
+        data = film.read_bytes()
+        (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+        refused(invoke("run", bundle, "What?", "--video", tmp_path / "cut.mp4"), "cut.mp4")
+        refused(invoke("run", bundle, "What?", "--video", "http://127.0.0.1:9/a.mp4"), "no file")
+
+    def test_warnings_are_remarks(self, bundle: Path, tmp_path: Path) -> None:
+        film = write_film(tmp_path / "film.ts", seconds(30), every=30)
+        data = film.read_bytes()
+        packets = [data[place : place + 188] for place in range(0, len(data), 188)]
+        starts = [n for n, one in enumerate(packets) if one[1] == 0x41 and one[2] == 0]
+        del packets[starts[20]]
+        film.write_bytes(b"".join(packets))
+        done = invoke("run", bundle, "What?", "--video", film, "--max-new-tokens", 1, "--frames", 2)
+        assert done.exit_code == 0, done.stderr
+        assert "packets are marked as damaged, so that frames may be missing\n" in done.stderr
+        assert "VideoWarning" not in done.stderr

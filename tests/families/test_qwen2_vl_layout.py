@@ -18,6 +18,7 @@ from tests.families.reference import (
     CONTROL,
     TEMPLATE,
     control_ids,
+    counted_positions,
     lay_out,
     make_family,
     make_reference,
@@ -143,7 +144,11 @@ def visual_input(grids: list[Grid]) -> GridInput:
     )
 
 
-@pytest.mark.parametrize("grids", [[(3, 2, 4)], [(9, 1, 2), (1, 2, 3)], [(40, 1, 2)]], ids=str)
+@pytest.mark.parametrize(
+    "grids",
+    [[(3, 2, 4)], [(2, 1, 2), (1, 2, 3)], [(9, 1, 2), (1, 2, 3), (5, 4, 3)], [(40, 1, 2)]],
+    ids=str,
+)
 def test_pictures_of_several_frames_are_placed_in_time(
     family: Qwen2VL, model: Qwen2VLModel, grids: list[tuple[int, int, int]]
 ) -> None:
@@ -151,9 +156,13 @@ def test_pictures_of_several_frames_are_placed_in_time(
     ids = torch.from_numpy(placed.token_ids)[None]
     kinds = (ids == control_ids(family._tokenizer)["image"]).int()
     patches = torch.tensor([[t, 2 * h, 2 * w] for t, h, w in grids])
-    positions, delta = model.get_rope_index(ids, kinds, image_grid_thw=patches)
-    np.testing.assert_array_equal(placed.position_ids, positions[:, 0].numpy())
-    assert placed.next_position == ids.shape[1] + int(delta)
+    counted = counted_positions(ids[0].tolist(), [control_ids(family._tokenizer)["image"]], grids)
+    np.testing.assert_array_equal(placed.position_ids.T, counted)
+    assert placed.next_position == max(map(max, counted)) + 1
+    if all(steps <= max(rows, columns) for steps, rows, columns in grids):
+        positions, delta = model.get_rope_index(ids, kinds, image_grid_thw=patches)
+        np.testing.assert_array_equal(placed.position_ids, positions[:, 0].numpy())
+        assert placed.next_position == ids.shape[1] + int(delta)
 
 
 @pytest.mark.parametrize("opening", ["", "<|endoftext|>"], ids=["no bos", "bos in the template"])

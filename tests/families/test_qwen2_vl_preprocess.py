@@ -308,8 +308,14 @@ def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str | No
         settings_from_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("raw", [{}, {"images": {}, "videos": {}}, {"images": 1}], ids=str)
-def test_a_bundles_preprocessing_is_of_pictures_alone(tokenizer: Any, raw: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "raw",
+    [{}, {"images": {}, "audio": {}}, {"images": 1}, {"images": {}, "videos": {"patch_size": 16}}],
+    ids=str,
+)
+def test_a_bundles_preprocessing_is_of_pictures_and_videos(
+    tokenizer: Any, raw: dict[str, Any]
+) -> None:
     with pytest.raises(BundleError, match="preprocessing settings are wrong"):
         Qwen2VL(raw, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
 

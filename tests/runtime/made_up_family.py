@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from foveate.bundle.manifest import AxisRange, GraphSpec, TensorSpec
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.families.base import Call, Medium, Message, Prompt, VisualInput
+from foveate.errors import ImageError
+from foveate.families.base import Call, FrameRule, Medium, Message, Prompt, VisualInput
 from foveate.families.pixels import to_rgb
 
 NAME = "made_up"
@@ -56,6 +57,14 @@ class MadeUp:
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         return {}
+
+    frame_rule = FrameRule()
+
+    def video_tokens(self, height: int, width: int, frames: int) -> int:
+        raise ImageError("this family takes no videos")
+
+    def fit_frame(self, frame: Image.Image, frames: int) -> Image.Image:
+        return frame
 
     def prepare(self, media: Sequence[Medium]) -> VisualInput:
         """One call and `TOKENS` tokens a picture."""

@@ -21,7 +21,7 @@ from foveate.calibration.processes import gather, join_processes, load_model, st
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_facts, tool_versions
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
-from foveate.errors import DataError, ImageError, PromptError
+from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.terminal import plural
 
@@ -137,7 +137,7 @@ def judge(
     judged = Judged(data, record.id, dict(record.tags))
     try:
         answers = AnswerCache.of(model, record, options.max_new_tokens)
-    except (ImageError, PromptError, OSError) as error:
+    except (ImageError, LimitError, PromptError, OSError) as error:
         return replace(judged, unreadable=str(error))
     trials = []
     for ranking, keep in product(rankings, keeps):

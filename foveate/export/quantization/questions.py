@@ -77,7 +77,7 @@ def score_all(
             for keep in keeps:
                 said = pipe.generate(
                     record.question,
-                    images=list(record.pictures),
+                    **record.media,
                     keep=keep,
                     max_new_tokens=NEW_TOKENS,
                     temperature=0,
