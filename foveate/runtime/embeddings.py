@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from foveate.bundle.manifest import EMBEDDINGS, Count, Natural, parse, short
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, BundleError
+from foveate.runtime.finite import DAMAGED, check_finite
 from foveate.runtime.tensors import held
 
 TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -60,6 +61,8 @@ class EmbeddingTable:
                 "again."
             ) from error
         self.dtype = TYPES[entry.dtype]
+        # Where activations are quantized, NaN becomes a number and is never seen again.
+        self._checked = bundle.manifest.precision in ("int8", "fp8")
         self.rows: NDArray[np.generic] = np.memmap(
             path, dtype=held(self.dtype), mode="r", offset=begin, shape=(count, width)
         )
@@ -68,12 +71,16 @@ class EmbeddingTable:
         """Gather the rows [N, H] of token ids int64 [N].
 
         Raises:
-            BackendError: An id that the table does not have.
+            BackendError: An id that the table does not have, or a row that is not finite where the graphs
+                would hide it.
         """
         count = len(self.rows)
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < count:
             raise BackendError(f"a token id is outside the table's {count} rows")
-        return np.asarray(self.rows[token_ids])
+        rows = np.asarray(self.rows[token_ids])
+        if self._checked:
+            check_finite(rows, "embeddings of the prompt's or the answer's tokens", DAMAGED)
+        return rows
 
 
 def read_header(path: Path) -> tuple[TableEntry, int]:
