@@ -11,6 +11,7 @@ from foveate.runtime.answer import Timing
 from foveate.runtime.keep import Rank, Selection
 from foveate.runtime.language.base import Generation
 from foveate.runtime.media.pictures import Picture
+from foveate.runtime.stopping import Flag
 
 if TYPE_CHECKING:
     from foveate.runtime.encoded import EncodedMedia
@@ -38,6 +39,9 @@ class Request:
         repetition_penalty: None takes the checkpoint's own.
         stop_tokens: Token ids that end the answer, beside the checkpoint's own.
         ignore_eos: Go on past the checkpoint's own stop tokens, to `max_new_tokens`.
+        deadline: Seconds from the call after which the answer ends; None for no such limit. It is looked at
+            before vision, compression, prefill and each later token, none of which is broken off.
+        cancel: A `threading.Event` that ends the answer in the same way when another thread sets it.
     """
 
     prompt: str
@@ -57,6 +61,8 @@ class Request:
     repetition_penalty: float | None = None
     stop_tokens: Iterable[int] = ()
     ignore_eos: bool = False
+    deadline: float | None = None
+    cancel: Flag | None = None
 
 
 class Options(TypedDict, total=False):
@@ -77,6 +83,8 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None
     stop_tokens: Iterable[int]
     ignore_eos: bool
+    deadline: float | None
+    cancel: Flag | None
 
 
 @dataclass(frozen=True, slots=True)
