@@ -68,6 +68,10 @@ class ClosedError(FoveateError, RuntimeError):
     """A pipeline or engine used after it was closed."""
 
 
+class BusyError(FoveateError, RuntimeError):
+    """A request that found too many others running or waiting, or waited past its deadline."""
+
+
 class MissingDependencyError(FoveateError, ImportError):
     """An optional package that the call needs and that is not installed."""
 

@@ -16,13 +16,14 @@ from click import Choice, IntRange, option
 
 from foveate.bundle.reader import Bundle
 from foveate.commands.options import PATH, as_json, device, force, options, verb
-from foveate.errors import ImageError, KeepError
+from foveate.errors import ImageError, KeepError, LimitError
 from foveate.terminal import duration, note, plain, plural, size, tell, tell_json
 
 if TYPE_CHECKING:
     from foveate.runtime import Answer, Stream
 
 STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
+ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"}
 
 
 @verb('foveate run bundle "What does the sign say?" --image street.jpg --keep 0.25')
@@ -42,6 +43,8 @@ STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
     option("--keep", metavar="RATIO|N",
            help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
+    option("--deadline", type=float, metavar="SECONDS",
+           help="End the answer so long after the bundle is loaded, with what there is of it by then."),
     option("--temperature", type=float, help="0 is greedy.  [default: the checkpoint's own]"),
     option("--top-p", type=float, help="Nucleus sampling.  [default: the checkpoint's own]"),
     option("--top-k", type=int,
@@ -113,6 +116,11 @@ def run(
         stream = pipe.stream(prompt, keep=wanted, **media, **how)
         answer = _read(stream, None if as_json else functools.partial(tell, newline=False))
     if heatmap is not None:
+        if not answer.visual.kept:
+            raise LimitError(
+                f"the deadline passed before the first token, so that {heatmap} was not drawn; give "
+                "--deadline more seconds, or leave it out"
+            )
         write_heatmap(heatmap, pictures, answer.visual, force=force)
     if as_json:
         tell_json(answer_facts(answer))
@@ -195,7 +203,11 @@ def describe_answer(answer: Answer) -> str:
     """What was kept and how long it took, in a line or two."""
     visual, timing = answer.visual, answer.timing
     stages = ", ".join(f"{stage} {duration(getattr(timing, stage))}" for stage in STAGES)
-    ending = " (cut at the limit)" if answer.finish_reason == "length" else ""
+    if not visual.kept:
+        return (
+            f"the deadline passed before the first token, in {duration(timing.total)}\n({stages})"
+        )
+    ending = ENDINGS.get(answer.finish_reason, "")
     return (
         f"kept {visual.kept} of {visual.total} visual tokens; first token after "
         f"{duration(timing.first_token)}, {plural(len(answer.token_ids), 'token')}{ending} in "

@@ -7,6 +7,7 @@ from foveate.bundle.embeddings_file import TYPES
 from foveate.bundle.reader import Bundle
 from foveate.bundle.reading import reading
 from foveate.errors import BackendError
+from foveate.runtime.finite import DAMAGED, check_finite
 from foveate.runtime.tensors import held
 
 
@@ -26,6 +27,8 @@ class EmbeddingTable:
         """
         path, entry, begin = bundle.embeddings()
         self.dtype = TYPES[entry.dtype][0]
+        # Where activations are quantized, NaN becomes a number and is never seen again.
+        self._checked = bundle.manifest.precision in ("int8", "fp8")
         with reading(path):
             self.rows: NDArray[np.generic] = np.memmap(
                 path, dtype=held(self.dtype), mode="r", offset=begin, shape=entry.shape
@@ -35,9 +38,13 @@ class EmbeddingTable:
         """Gather the rows [N, H] of token ids int64 [N].
 
         Raises:
-            BackendError: An id that the table does not have.
+            BackendError: An id that the table does not have, or a row that is not finite where the graphs
+                would hide it.
         """
         count = len(self.rows)
         if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < count:
             raise BackendError(f"a token id is outside the table's {count} rows")
-        return np.asarray(self.rows[token_ids])
+        rows = np.asarray(self.rows[token_ids])
+        if self._checked:
+            check_finite(rows, "embeddings of the prompt's or the answer's tokens", DAMAGED)
+        return rows

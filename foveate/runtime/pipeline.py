@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,20 +12,19 @@ from tokenizers import Tokenizer
 from foveate.bundle.reader import Bundle
 from foveate.errors import (
     BackendError,
-    ClosedError,
     ImageError,
     KeepError,
     LimitError,
     SamplingError,
 )
 from foveate.families.base import Family, Prompt, user_turn
+from foveate.runtime.admission import Admission
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
 from foveate.runtime.defaults import choose_sampling, usual_length
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import AnswerText, Stream, answer_together
 from foveate.runtime.keep import Selection, select
-from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Generation, LanguageModel
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
@@ -33,6 +32,8 @@ from foveate.runtime.media.pictures import Picture
 from foveate.runtime.media.sources import TokenLimit, VideoSource, open_media
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.sampling import Sampling
+from foveate.runtime.stages import kept_prompts
+from foveate.runtime.stopping import Stop
 from foveate.runtime.tensors import wait
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     """A bundle, opened and ready to answer.
 
     Requests share nothing but read-only graphs, so several threads may call one pipeline at once.
+    `most_requests` bounds how many run at a time; the others wait in line, first come, first served.
 
     Attributes:
         bundle: What was loaded.
@@ -58,6 +60,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         language: LanguageModel,
         family: Family,
         tokenizer: Tokenizer,
+        *,
+        most_requests: int | None = None,
+        most_waiting: int | None = None,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
@@ -66,7 +71,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._backend, self._language = backend, language
         self._family = family
         self._tokenizer = tokenizer
-        self._closed = False
+        self._admission = Admission(most_requests, most_waiting, self._free)
 
     @classmethod
     def load(
@@ -79,6 +84,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         device: str = "auto",
         threads: int = 0,
         checksums: bool = True,
+        most_requests: int | None = None,
+        most_waiting: int | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -90,9 +97,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
             checksums: Compare every file's SHA-256 with the manifest; without it, sizes only.
+            most_requests: How many requests run at once, each of a batch counted; None for any number.
+            most_waiting: How many may wait for them, 0 to refuse at once; None for any number.
 
         Raises:
             BundleError: No bundle, or one that cannot be trusted.
+            LimitError: `most_requests` or `most_waiting` that is no such count.
             BackendError: The backend or device cannot be had, or cannot run the bundle.
             MissingDependencyError: The backend's library is not installed.
         """
@@ -101,7 +111,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
         opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
-        return cls(bundle, opened, open_language(opened, language), family, tokenizer)
+        return cls(
+            bundle,
+            opened,
+            open_language(opened, language),
+            family,
+            tokenizer,
+            most_requests=most_requests,
+            most_waiting=most_waiting,
+        )
 
     def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
@@ -113,11 +131,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def stream(self, prompt: str, **options: "Unpack[Options]") -> Stream:
         """Answer a prompt about pictures, piece by piece; returns when the first token is there.
 
+        The request runs until the stream was read to its end, or closed.
+
         Args:
             prompt: The instruction.
             options: The other fields of `Request`, by name.
 
         Raises:
+            BackendError: Numbers that are not finite, no memory, or an engine that failed.
+            BusyError: Too many requests wait already, or the deadline passed while this one waited.
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
             PromptError: An empty prompt, or one with a control token's text in it.
             KeepError: A `keep` that is neither a ratio nor a count, or `kept` that there cannot be.
@@ -125,15 +147,31 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._prepare(Request(prompt, **options), time.perf_counter())
-        text = AnswerText(prepared, self._tokenizer)
-        return Stream(self._language.generate(self._begin([text]), [prepared.generation]), text)
+        began, request = time.perf_counter(), Request(prompt, **options)
+        stop = Stop.of(request.deadline, request.cancel, began)
+        text = AnswerText(self._tokenizer, stop, began)
+        place = self._admission.enter(stops=[stop])
+        if place is None:
+            text.end("cancelled")
+            return Stream(text, None, None)
+        try:
+            prepared = text.prepare(self._prepare(request, began, stop))
+            run = self._language.generate(
+                kept_prompts(self._backend, [text]), [prepared.generation]
+            )
+            return Stream(text, run, place)
+        except BaseException:
+            place.leave()
+            raise
 
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
 
         All are checked first. Then everything up to the first token is done for one after the other,
         so that each keeps what it asked to keep.
+
+        A request that is cancelled or whose deadline passes gives its KV cache back and leaves the others
+        alone; the batch waits in line until all of its requests have ended so.
 
         Returns:
             The answers, in the requests' order. In their timing, `first_token` and `total` count from
@@ -143,6 +181,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         Raises:
             FoveateError: What `stream` raises, with the index of the request that it is about.
             BackendError: More requests than the backend decodes together, or no memory for them.
+            LimitError: More requests than the pipeline runs at once.
         """
         began = time.perf_counter()
         asked = list(requests)
@@ -150,11 +189,24 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         texts = []
         for number, request in enumerate(asked):
             with naming(number):
-                texts.append(AnswerText(self._prepare(request, began), self._tokenizer))
+                stop = Stop.of(request.deadline, request.cancel, began)
+                texts.append(AnswerText(self._tokenizer, stop, began))
         if not texts:
             return []
-        settings = [text.prepared.generation for text in texts]
-        return answer_together(self._language.generate(self._begin(texts), settings), texts)
+        place = self._admission.enter(len(texts), [text.stop for text in texts])
+        if place is None:
+            for text in texts:
+                text.end("cancelled")
+            return [text.answer for text in texts if text.answer is not None]
+        with place:
+            settings = []
+            for number, (request, text) in enumerate(zip(asked, texts, strict=True)):
+                with naming(number):
+                    prepared = text.prepare(self._prepare(request, began, text.stop))
+                    settings.append(prepared.generation)
+            return answer_together(
+                self._language.generate(kept_prompts(self._backend, texts), settings), texts
+            )
 
     def check_batch(self, count: int) -> None:
         """Refuse more requests at once than the language model decodes together.
@@ -181,14 +233,18 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
             LimitError: More visual tokens than the bundle takes.
+            BusyError: Too many requests wait already.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._open(images, video)
-        embeds = self._backend.encode(prepared.visual, lasting=True)
-        wait(embeds)
-        return EncodedMedia(self, prepared.media, prepared.visual, embeds)
+        place = self._admission.enter()
+        assert place is not None
+        with place:
+            prepared = self._open(images, video)
+            embeds = self._backend.encode(prepared.visual, lasting=True)
+            wait(embeds)
+            return EncodedMedia(self, prepared.media, prepared.visual, embeds)
 
-    def _prepare(self, request: Request, began: float) -> PreparedRequest:
+    def _prepare(self, request: Request, began: float, stop: Stop) -> PreparedRequest:
         """Open the pictures and lay the prompt out, with all that can be refused refused."""
         mark = time.perf_counter()
         manifest = self.bundle.manifest
@@ -213,36 +269,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             most,
             frozenset((*eos, *request.stop_tokens)),
             replace(sampling, last=most) if sampling.forced_last else sampling,
+            stop,
         )
         timing = Timing(preprocess=time.perf_counter() - mark)
         return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
-
-    def _begin(self, texts: list[AnswerText]) -> Iterator[KeptPrompt]:
-        """Encode and compress, request by request, as the language model takes the prompts in."""
-        for text in texts:
-            prepared, timing = text.prepared, text.timing
-            mark = time.perf_counter()
-            embeds = prepared.media.embeds
-            if embeds is None:
-                embeds = self._backend.encode(prepared.media.visual)
-            # Host work, which overlaps with the device's.
-            staged = self._backend.stage(prepared.prompt, prepared.selection, prepared.ranked_by)
-            wait(embeds)
-            timing.vision = time.perf_counter() - mark
-
-            mark = time.perf_counter()
-            kept = text.kept = self._backend.compress(embeds, staged)
-            wait(kept.embeds)
-            text.prefill_began = time.perf_counter()
-            timing.compress = text.prefill_began - mark
-            yield kept
 
     def _opened(self, request: Request) -> EncodedMedia:
         """A request's pictures, prepared, or encoded before."""
         encoded = request.encoded
         if encoded is None:
             return self._open(request.images, request.video)
-        self._check_open()
         if request.images is not None or request.video is not None:
             raise ImageError("encoded pictures were given; leave out images and video beside them")
         if encoded.pipeline is not self:
@@ -296,14 +332,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 "free; use keep=1.0, or another language model"
             )
 
-    def _check_open(self) -> None:
-        """ClosedError after `close`."""
-        if self._closed:
-            raise ClosedError("the pipeline is closed; load the bundle again")
-
     def close(self) -> None:
-        """Free every graph; requests under way finish, later ones raise ClosedError."""
-        self._closed = True
+        """Take no more requests; those under way finish, and after the last every graph is freed.
+
+        Returns at once. Whoever asks later, or still waits in line, gets a ClosedError. Streams that are
+        not read to their end yet count as under way: read them, or close them. Closing twice is fine.
+        """
+        self._admission.close()
+
+    def _free(self) -> None:
+        """Free every graph."""
         self._language.close()
         self._backend.close()
 

@@ -12,6 +12,7 @@ from foveate.runtime.keep import Rank, Selection
 from foveate.runtime.language.base import Generation
 from foveate.runtime.media.pictures import Picture
 from foveate.runtime.media.sources import VideoSource
+from foveate.runtime.stopping import Flag
 
 if TYPE_CHECKING:
     from foveate.runtime.encoded import EncodedMedia
@@ -40,6 +41,9 @@ class Request:
         repetition_penalty: None takes the checkpoint's own.
         stop_tokens: Token ids that end the answer, beside the checkpoint's own.
         ignore_eos: Go on past the checkpoint's own stop tokens, to `max_new_tokens`.
+        deadline: Seconds from the call after which the answer ends; None for no such limit. It is looked at
+            before vision, compression, prefill and each later token, none of which is broken off.
+        cancel: A `threading.Event` that ends the answer in the same way when another thread sets it.
     """
 
     prompt: str
@@ -59,6 +63,8 @@ class Request:
     repetition_penalty: float | None = None
     stop_tokens: Iterable[int] = ()
     ignore_eos: bool = False
+    deadline: float | None = None
+    cancel: Flag | None = None
 
 
 class Options(TypedDict, total=False):
@@ -79,6 +85,8 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None
     stop_tokens: Iterable[int]
     ignore_eos: bool
+    deadline: float | None
+    cancel: Flag | None
 
 
 @dataclass(frozen=True, slots=True)

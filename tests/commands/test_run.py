@@ -108,6 +108,25 @@ class TestRun:
     ) -> None:
         refused(invoke("run", bundle, "What?", "--image", picture, *option))
 
+    def test_deadline_that_passes(self, bundle: Path, picture: Path, tmp_path: Path) -> None:
+        words = ["run", bundle, "What?", "--image", picture, "--deadline", "1e-9"]
+        result = invoke(*words)
+        assert (result.exit_code, result.stdout) == (0, "\n")
+        assert result.stderr.startswith("the deadline passed before the first token, in ")
+        facts = json.loads(invoke(*words, "--json").stdout)
+        assert (facts["finish_reason"], facts["text"], facts["visual"]["kept"]) == (
+            "deadline",
+            "",
+            0,
+        )
+        refused(invoke(*words, "--heatmap", tmp_path / "map.png", "--json"), "was not drawn")
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("deadline", ["0", "-1", "nan", "inf"])
+    def test_deadline_that_is_none(self, bundle: Path, picture: Path, deadline: str) -> None:
+        words = ["run", bundle, "What?", "--image", picture, f"--deadline={deadline}"]
+        refused(invoke(*words), "give seconds above 0")
+
     def test_checkpoint_in_the_place_of_a_bundle(
         self, tiny_checkpoint: Path, picture: Path
     ) -> None:

@@ -159,7 +159,14 @@ class VisualBackend(ABC):
         embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
         length = len(kept.order)
         return KeptPrompt(
-            prompt, length, embeds, kept.position_ids, kept.indices, relevance, scores
+            prompt,
+            length,
+            embeds,
+            kept.position_ids,
+            kept.indices,
+            relevance,
+            scores,
+            self.graph.advice,
         )
 
     @abstractmethod
@@ -215,6 +222,7 @@ class StandardBackend(VisualBackend):
             outputs["kept_indices"],
             outputs["relevance"],
             outputs["scores"],
+            self.graph.advice,
         )
 
 

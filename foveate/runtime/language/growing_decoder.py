@@ -18,9 +18,11 @@ from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 class GrowingDecoder(DecoderGraph):
     """A growing decoder graph; holds no state between requests."""
 
-    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+    def __init__(
+        self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable, advice: str
+    ) -> None:
         """Drive an `OnnxEngine` or a `TensorRTEngine`; see `DecoderGraph`."""
-        super().__init__(engine, dtype, model, table)
+        super().__init__(engine, dtype, model, table, advice)
         self.states = {f"past.{name}": f"present.{name}" for name in self.names}
         self.nothing = (1, model.kv_heads, 0, model.head_dim)
 
@@ -100,7 +102,11 @@ class GrowingCache:
         )
         self.joined = self.decoder.past(outputs)
         logits: NDArray[np.float32] = outputs["logits"].numpy()
-        return {row: NextLogits(lambda: logits, row=place) for place, row in enumerate(tokens)}
+        advice = self.decoder.advice
+        return {
+            row: NextLogits(lambda: logits, row=place, advice=advice)
+            for place, row in enumerate(tokens)
+        }
 
     def nbytes(self, row: int) -> int:
         """Bytes of keys and values that a row holds now."""
@@ -112,6 +118,11 @@ class GrowingCache:
         self.rows.pop(row, None)
         if not self.open:
             self.joined = {}
+
+    def discard(self) -> None:
+        """End all rows; no other sequence reads their memory."""
+        for row in list(self.open):
+            self.release(row)
 
     def _append(
         self, row: int, embeds: Tensor, positions: Any, count: int, *, first: bool
@@ -129,7 +140,7 @@ class GrowingCache:
             first=first,
         )
         self.rows[row] = self.decoder.past(outputs)
-        return NextLogits(outputs["logits"].numpy)
+        return NextLogits(outputs["logits"].numpy, advice=self.decoder.advice)
 
     def _join(self, going: list[int]) -> None:
         """Put the caches of rows one below the other, from the rows or from those joined before."""

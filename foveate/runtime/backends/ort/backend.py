@@ -11,6 +11,7 @@ from foveate.runtime.backends.base import ROLES, StandardBackend
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.finite import remedy
 from foveate.runtime.language.base import Capabilities
 from foveate.runtime.language.growing_decoder import GrowingDecoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
@@ -84,8 +85,11 @@ class OrtDecoder(GrowingDecoder):
     def __init__(self, engine: OnnxEngine, bundle: Bundle, table: EmbeddingTable) -> None:
         """Run `engine`, a decoder of the bundle."""
         (past,) = (spec for spec in engine.inputs if spec.name == "past.0.key")
-        super().__init__(engine, past.dtype, bundle.manifest.model, table)
-        most = bundle.manifest.limits.prompt_tokens
+        manifest = bundle.manifest
+        wider = "fp32" if engine.device == "cpu" else "fp32 or bf16"
+        advice = remedy(manifest.precision, f"export the checkpoint with --precision {wider}")
+        super().__init__(engine, past.dtype, manifest.model, table, advice)
+        most = manifest.limits.prompt_tokens
         self.capabilities = Capabilities(batch=None, most_tokens=most)
 
     def empty(self, memory: None) -> dict[str, Tensor]:

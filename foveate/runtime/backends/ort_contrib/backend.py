@@ -24,6 +24,7 @@ from foveate.runtime.backends.ort_contrib.decoder import (
 from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
 from foveate.runtime.backends.ort_contrib.padding import PICTURE, PaddedRun, Padding
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.finite import remedy
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor
 
@@ -62,7 +63,8 @@ class ContribBackend(VisualBackend):
         self._dtype = engines["vision"].types["visual_embeds"]
         self._own, self._padding = threading.local(), Padding()
         most = manifest.limits.prompt_tokens
-        self.graph = SlotDecoder(engines["decoder"], manifest.model, table, most)
+        advice = remedy(manifest.precision, "export the checkpoint with --precision bf16")
+        self.graph = SlotDecoder(engines["decoder"], manifest.model, table, most, advice)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "ContribBackend":
@@ -139,6 +141,7 @@ class ContribBackend(VisualBackend):
             KeptIndices(outputs["kept_rows"], visual),
             outputs["relevance"],
             outputs["scores"],
+            self.graph.advice,
         )
 
     def gather(

@@ -15,7 +15,7 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Capabilities, Generation
 from foveate.runtime.language.cache_pool import CacheMemory
-from foveate.runtime.language.static_decoder import StaticDecoder
+from foveate.runtime.language.static_decoder import BEST, StaticDecoder
 from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, on_host
 
 STEP = 256
@@ -47,10 +47,15 @@ class SlotDecoder(StaticDecoder):
     engine: IoBoundEngine
 
     def __init__(
-        self, engine: IoBoundEngine, model: ModelFacts, table: EmbeddingTable, most: int
+        self,
+        engine: IoBoundEngine,
+        model: ModelFacts,
+        table: EmbeddingTable,
+        most: int,
+        advice: str,
     ) -> None:
-        """Drive `engine`, a decoder of the sizes in `model`, for sequences of up to `most` tokens."""
-        super().__init__(engine, engine.types["inputs_embeds"], model, table)
+        """Drive `engine` for sequences of up to `most` tokens; see `DecoderGraph`."""
+        super().__init__(engine, engine.types["inputs_embeds"], model, table, advice)
         self.capabilities = Capabilities(batch=None, most_tokens=most)
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[1])
@@ -70,12 +75,16 @@ class SlotDecoder(StaticDecoder):
         }
 
     def outputs(self, rows: int) -> dict[str, DeviceTensor]:
-        """Memory for the logits of each row's next token, and for their argmax."""
+        """Memory for the logits of each row's next token, and for their argmax where the graph gives it.
+
+        Graphs that were exported before give no argmax that says whether the logits are finite: logits
+        are read whole then.
+        """
         device = self.engine.device
-        return {
-            "logits": empty((rows, self.model.vocabulary), "float32", device),
-            "best": empty((rows,), "int64", device),
-        }
+        logits = {"logits": empty((rows, self.model.vocabulary), "float32", device)}
+        if BEST not in self.engine.types:
+            return logits
+        return {**logits, BEST: empty((rows,), "float32", device)}
 
     def begin(self, settings: Sequence[Generation], memory: CacheMemory) -> Positions:
         """Shift the rows' positions until those after their prompts agree by slot."""
