@@ -289,7 +289,6 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _open(self, images: Iterable[Picture] | None, video: VideoSource | None) -> EncodedMedia:
         """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
-        self._check_open()
         limit = TokenLimit(self._backend.visual_tokens, self._backend.remedy)
         media = tuple(open_media(images, video, self._family, limit))
         visual = self._family.prepare(media)
