@@ -14,7 +14,7 @@ from foveate._version import __version__
 from foveate.errors import BundleError
 
 FORMAT = "foveate-bundle"
-VERSION = 6
+VERSION = 7
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 EMBEDDINGS = "embeddings"
@@ -191,7 +191,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[6] = 6
+    version: Literal[7] = 7
     family: Text
     precision: Precision
     weights: Weights

@@ -29,7 +29,7 @@ def nested(levels: int) -> dict[str, Any]:
     return value
 
 
-@pytest.mark.parametrize("version", range(1, 6))
+@pytest.mark.parametrize("version", range(1, 7))
 def test_an_old_version_is_to_be_exported_again(tmp_path: Path, version: int) -> None:
     data = OLD.read_bytes().replace(b'"version": 5', b'"version": %d' % version)
     (tmp_path / "manifest.json").write_bytes(data)
@@ -37,7 +37,7 @@ def test_an_old_version_is_to_be_exported_again(tmp_path: Path, version: int) ->
         Bundle.open(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/manifest.json has version {version} of the bundle format, and Foveate "
-        f"{__version__} reads version 6. Older bundles are not converted: export the checkpoint "
+        f"{__version__} reads version 7. Older bundles are not converted: export the checkpoint "
         "again (foveate export CHECKPOINT BUNDLE), and if the bundle had engines, build them again "
         "(foveate build)."
     )
@@ -45,8 +45,8 @@ def test_an_old_version_is_to_be_exported_again(tmp_path: Path, version: int) ->
     assert contents(tmp_path) == contents(GOLDEN)
 
 
-def test_the_fields_of_version_5_are_not_those_of_6() -> None:
-    data = OLD.read_bytes().replace(b'"version": 5', b'"version": 6')
+def test_the_fields_of_version_5_are_not_those_of_7() -> None:
+    data = OLD.read_bytes().replace(b'"version": 5', b'"version": 7')
     with pytest.raises(BundleError, match=r"manifest\.json is not a valid manifest: .*vision_axes"):
         decode(data, HERE)
 
@@ -57,16 +57,16 @@ def test_another_version_is_told_by_version_alone() -> None:
         decode(data, HERE)
     assert str(caught.value).startswith(
         f"manifest.json has version 3 of the bundle format, and Foveate {__version__} reads version "
-        "6. Older bundles are not converted: export the checkpoint again"
+        "7. Older bundles are not converted: export the checkpoint again"
     )
 
 
 def test_a_later_version_needs_another_foveate() -> None:
     with pytest.raises(BundleError) as caught:
-        decode(b'{"format": "foveate-bundle", "version": 7, "colour": "blue"}', HERE)
+        decode(b'{"format": "foveate-bundle", "version": 8, "colour": "blue"}', HERE)
     assert str(caught.value) == (
-        f"manifest.json has version 7 of the bundle format, and Foveate {__version__} reads version "
-        "6. To read it, upgrade foveate; or export the checkpoint again."
+        f"manifest.json has version 8 of the bundle format, and Foveate {__version__} reads version "
+        "7. To read it, upgrade foveate; or export the checkpoint again."
     )
 
 
