@@ -192,3 +192,35 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise ValueError("an integer without an end")
+
+
+def weight_shapes(graph: Path) -> set[tuple[int, ...]]:
+    """The shapes of the weights of an ONNX graph; ValueError when it cannot be parsed."""
+    with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        spans = [(0, len(data))]
+        for wanted in (7, 5):
+            spans = [
+                (first, last)
+                for span in spans
+                for number, first, last in fields(data, *span)
+                if number == wanted
+            ]
+        return {tuple(_sizes(data, *span)) for span in spans}
+
+
+def _sizes(data: mmap.mmap, at: int, end: int) -> Iterator[int]:
+    """The sizes of a tensor's axes: its field 1, number by number or packed."""
+    while at < end:
+        tag, after = _varint(data, at)
+        if tag == 1 << 3:
+            size, at = _varint(data, after)
+            yield size
+        elif tag == 1 << 3 | 2:
+            length, at = _varint(data, after)
+            last = at + length
+            while at < last:
+                size, at = _varint(data, at)
+                yield size
+        else:
+            # Sizes come first in what writers of ONNX give.
+            return

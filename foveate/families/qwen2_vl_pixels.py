@@ -1,8 +1,9 @@
 """Qwen2-VL's pixels: pictures and video frames to what its vision graphs take."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Any
 
@@ -31,6 +32,29 @@ class GridInput(VisualInput):
 
     grids: tuple[Grid, ...]
     moving: tuple[bool, ...]
+
+
+class PatchesCall(Call):
+    """Pictures, or steps of videos, of one size for a vision graph of patches.
+
+    The inputs are `pixel_values` float32 [N, P, C · temporal_patch_size · patch_size²], P patches of each
+    of N pictures in token order; and `position_ids` int64 [N, P, 2], each patch's (row, column).
+    """
+
+    __slots__ = ()
+
+    def parts(self, most: int) -> tuple[Call, ...]:
+        """As many pictures a run as have `most` visual tokens together, at least one."""
+        total = len(self.inputs["pixel_values"])
+        tokens = self.tokens // total
+        count = max(1, most // tokens)
+        return tuple(
+            PatchesCall(
+                {name: array[start : start + count] for name, array in self.inputs.items()},
+                min(count, total - start) * tokens,
+            )
+            for start in range(0, total, count)
+        )
 
 
 class LevelsCall(Call):
@@ -84,7 +108,7 @@ class Pixels:
             settings: How pictures become patches.
             videos: The limits of videos; None where they are those of pictures.
             levels: Whether the vision graph takes 8-bit levels, one picture or video a run, rather
-                than the patches of all of them in one run.
+                than patches.
         """
         self.settings, self.levels = settings, levels
         self.videos = VideoSettings(**asdict(settings)) if videos is None else videos
@@ -99,10 +123,8 @@ class Pixels:
         (two) make one step in time, and the last frame is repeated where they do not come out even.
 
         Returns:
-            One call of `pixel_values` float32 [P, C · temporal_patch_size · patch_size²], P patches in
-            token order; `position_ids` int64 [P, 2], each patch's (row, column); and `cu_seqlens` int32
-            [steps + 1], where the patches of each step in time begin and the last end. Or a
-            `LevelsCall` for each picture and video.
+            A `PatchesCall` for each video, and for pictures of as many patches that follow each other.
+            Or a `LevelsCall` for each picture and video.
 
         Raises:
             ImageError: A side over 200 times the other, a mode that cannot be made RGB, or a video
@@ -118,7 +140,7 @@ class Pixels:
         return GridInput(
             calls=tuple(map(self.levels_call, steps))
             if self.levels
-            else (self.patches_call(steps),),
+            else tuple(self.patches_calls(steps)),
             candidates=np.ones(sum(map(prod, grids)), dtype=np.bool_),
             picture=shown_pictures(grids, [one.shape[1] for one in steps]),
             boxes=np.concatenate([np.empty((0, 4), np.float32), *map(grid_boxes, grids)]),
@@ -180,18 +202,19 @@ class Pixels:
         whole[len(frames) :] = whole[len(frames) - 1]
         return whole.reshape(-1, depth, *whole.shape[1:])
 
-    def patches_call(self, media: Sequence[NDArray[np.uint8]]) -> Call:
-        """One run over the patches of all pictures and videos."""
-        width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
-        pixels = [self.patches(step) for one in media for step in one]
-        places = [np.tile(self.places(one), (len(one), 1)) for one in media]
-        borders = np.cumsum([0, *map(len, pixels)], dtype=np.int32)
-        inputs: dict[str, NDArray[Any]] = {
-            "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),
-            "position_ids": np.concatenate([np.empty((0, 2), np.int64), *places]),
-            "cu_seqlens": borders,
-        }
-        return Call(inputs, int(borders[-1]) // self.settings.merge_size**2)
+    def patches_calls(self, media: Sequence[NDArray[np.uint8]]) -> Iterator[Call]:
+        """Runs over the patches of pictures and videos, those of as many together."""
+        merge = self.settings.merge_size
+        for tokens, alike in groupby(media, lambda one: prod(self.grid(one)[1:])):
+            group = list(alike)
+            pictures = [picture for one in group for picture in one]
+            width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
+            pixels = np.empty((len(pictures), tokens * merge**2, width), np.float32)
+            for place, picture in zip(pixels, pictures, strict=True):
+                self.write_patches(picture, place)
+            places = np.concatenate([np.tile(self.places(one), (len(one), 1, 1)) for one in group])
+            inputs: dict[str, NDArray[Any]] = {"pixel_values": pixels, "position_ids": places}
+            yield PatchesCall(inputs, len(pictures) * tokens)
 
     def levels_call(self, steps: NDArray[np.uint8]) -> LevelsCall:
         """One run over the levels [steps, frames, height, width, 3] of a picture or video, not copied."""
@@ -206,19 +229,17 @@ class Pixels:
         }
         return LevelsCall(inputs, prod(self.grid(steps)))
 
-    def patches(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The frames [1 or depth, height, width, 3] of one step to normalised patches float32 [P, width]."""
+    def write_patches(self, frames: NDArray[np.uint8], whole: NDArray[np.float32]) -> None:
+        """Write the frames [1 or depth, height, width, 3] of one step as normalised patches [P, width]."""
         patch, merge = self.settings.patch_size, self.settings.merge_size
         _, rows, columns = self.grid(frames[None])
-        count, depth = rows * columns * merge * merge, self.settings.temporal_patch_size
-        out = np.empty((count, 3, depth, patch, patch), dtype=np.float32)
+        out = whole.reshape(len(whole), 3, self.settings.temporal_patch_size, patch, patch)
         for place, levels in enumerate(frames):
             blocks = levels.reshape(rows, merge, patch, columns, merge, patch, 3)
             ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch, patch)
             span = slice(None) if len(frames) == 1 else slice(place, place + 1)
             for channel in range(3):
                 out[:, channel, span] = self.table[channel][ordered[:, channel]][:, None]
-        return out.reshape(count, -1)
 
     def grid(self, steps: NDArray[np.uint8]) -> Grid:
         """The grid of visual tokens of levels [steps, frames, height, width, 3]."""

@@ -17,7 +17,7 @@ from foveate.errors import CheckpointError
 from foveate.families.base import Family, VisualInput
 from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.qwen2_vl_pixels import GridInput, shrunk
-from foveate.modeling.attention import SEGMENTED
+from foveate.modeling.attention import PICTURES
 from foveate.modeling.base import Processed, Processor, VisionModule
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.language_model import Language
@@ -143,31 +143,28 @@ class TorchQwen2VL:
         assert isinstance(visual, GridInput)
         merge = model.config.vision_config.spatial_merge_size
         return {
-            "pixel_values": visual.calls[0].inputs["pixel_values"],
+            "pixel_values": np.concatenate(
+                [np.concatenate(call.inputs["pixel_values"]) for call in visual.calls]
+            ),
             "image_grid_thw": np.array(visual.grids, np.int64).reshape(-1, 3) * (1, merge, merge),
         }
 
     def vision_module(self, model: Model) -> VisionModule:
         """The vision tower over patches of any number of pictures and videos."""
         config = model.config.vision_config
-        model.set_attn_implementation({"vision_config": SEGMENTED})
+        model.set_attn_implementation({"vision_config": PICTURES})
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2
         merged = config.spatial_merge_size**2
-        patches = 3 * 5 * merged
+        patches = 5 * merged
+        axes = {0: "pictures", 1: "patches"}
         return VisionModule(
             module=Vision(model),
             inputs={
-                "pixel_values": (torch.randn(patches, width), {0: "patches"}),
-                "position_ids": (torch.zeros(patches, 2, dtype=torch.int64), {0: "patches"}),
-                "cu_seqlens": (
-                    torch.tensor([0, patches // 3, patches], dtype=torch.int32),
-                    {0: "borders"},
-                ),
+                "pixel_values": (torch.randn(3, patches, width), axes),
+                "position_ids": (torch.zeros(3, patches, 2, dtype=torch.int64), axes),
             },
-            ranges={
-                "patches": AxisRange(per_token=merged),
-                "borders": AxisRange(per_picture=1, plus=1),
-            },
+            # Engines with ranges take one picture a run: their memory is for the largest sizes together.
+            ranges={"pictures": AxisRange(plus=1), "patches": AxisRange(per_token=merged)},
         )
 
     contrib_vision = staticmethod(vision_graph)
@@ -212,24 +209,28 @@ class PatchProjection(nn.Module):
 
 
 class Vision(nn.Module):
-    """Patches of any number of pictures and videos to visual tokens E_v."""
+    """Patches of pictures, or steps of a video, of one size to visual tokens E_v."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.tower = model.model.visual
         self.tower.patch_embed = PatchProjection(self.tower.patch_embed.proj)
 
-    def forward(self, pixel_values: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
         """Visual tokens [N_v, H].
 
         Args:
-            pixel_values: float32 [P, C · frames · side²], normalised patches.
-            position_ids: int64 [P, 2], each patch's row and column in its picture.
-            cu_seqlens: int32 [steps + 1], where the patches of each picture or step in time begin and
-                the last end.
+            pixel_values: float32 [N, P, C · frames · side²], normalised patches of N pictures.
+            position_ids: int64 [N, P, 2], each patch's row and column in its picture.
         """
+        count, patches = pixel_values.shape[:2]
+        borders = torch.arange(count + 1, dtype=torch.int32) * patches
         output = self.tower(
-            pixel_values, None, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=1
+            pixel_values.flatten(0, 1),
+            None,
+            position_ids=position_ids.flatten(0, 1),
+            cu_seqlens=borders,
+            max_seqlen=1,
         )
         visual: Tensor = output.pooler_output
         return visual

@@ -47,7 +47,9 @@ def test_a_video_is_answered_as_transformers_answers_it(nano_bundle: Bundle) -> 
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_token_type_ids=2 * (ids == model.config.video_token_id).int(),
-            pixel_values_videos=torch.from_numpy(visual.calls[0].inputs["pixel_values"]),
+            pixel_values_videos=torch.from_numpy(
+                np.concatenate(visual.calls[0].inputs["pixel_values"])
+            ),
             video_grid_thw=torch.tensor([[2, 16, 20]]),
             max_new_tokens=8,
             do_sample=False,

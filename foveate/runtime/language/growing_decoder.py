@@ -30,6 +30,10 @@ class GrowingDecoder(DecoderGraph):
         """Memory for a sequence of at most so many tokens, where the engine does not take it itself."""
         return None
 
+    def prefill_chunk(self, length: int) -> int:
+        """How many tokens of a prompt of `length` are taken in by a run; all, where memory allows it."""
+        return length
+
     @abstractmethod
     def empty(self, memory: Any) -> dict[str, Tensor]:
         """A cache of no tokens, by input of the decoder."""
@@ -73,7 +77,16 @@ class GrowingCache:
         """Take in a row's prompt; see `KVCache.prefill`."""
         self.axes = prompt.position_ids.shape[0]
         self.rows[row] = self.decoder.empty(self.memory[row])
-        return self._append(row, prompt.embeds, prompt.position_ids, prompt.length, first=True)
+        length, chunk = prompt.length, self.decoder.prefill_chunk(prompt.length)
+        if chunk >= length:
+            return self._append(row, prompt.embeds, prompt.position_ids, length, first=True)
+        embeds, positions = on_host(prompt.embeds), on_host(prompt.position_ids)
+        for begin in range(0, length, chunk):
+            part = slice(begin, min(begin + chunk, length))
+            count = part.stop - begin
+            rows, places = embeds[:, part], positions[..., part]
+            logits = self._append(row, rows, places, count, first=begin == 0)
+        return logits
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
         """Take in a token for each row that goes on; see `KVCache.decode`."""

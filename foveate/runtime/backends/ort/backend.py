@@ -16,6 +16,13 @@ from foveate.runtime.language.base import Capabilities
 from foveate.runtime.language.growing_decoder import GrowingDecoder
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
+TOKENS = 256
+"""A run of the vision graph takes pictures of about so many visual tokens together."""
+SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""How many attention scores of a layer a run of the decoder may have."""
+LEAST_CHUNK = 256
+"""A prompt is taken in by runs of at least so many tokens: each reads all weights."""
+
 
 class OrtBackend(StandardBackend):
     """A bundle's graphs of standard operators in onnxruntime; see `VisualBackend`."""
@@ -31,7 +38,7 @@ class OrtBackend(StandardBackend):
         super().__init__(table)
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
-        self.engines = engines
+        self.engines, self.width = engines, manifest.model.hidden_size
         self.graph = OrtDecoder(engines["decoder"], bundle, table)
 
     @classmethod
@@ -58,11 +65,14 @@ class OrtBackend(StandardBackend):
         return cls(bundle, engines, table, device)
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
-        """The vision graph's rows, call by call."""
+        """The vision graph's rows, part by part of each call."""
         parts = [
-            (self.engines["vision"].run(call.inputs)["visual_embeds"], call.tokens)
+            (self.engines["vision"].run(part.inputs)["visual_embeds"], part.tokens)
             for call in visual.calls
+            for part in call.parts(TOKENS)
         ]
+        if not parts:
+            return np.empty((0, self.width), held(self.table.dtype))
         if len(parts) == 1 and parts[0][0].shape[0] == parts[0][1]:
             return parts[0][0]
         return np.concatenate([part.numpy()[:tokens] for part, tokens in parts])
@@ -91,6 +101,11 @@ class OrtDecoder(GrowingDecoder):
         super().__init__(engine, past.dtype, manifest.model, table, advice)
         most = manifest.limits.prompt_tokens
         self.capabilities = Capabilities(batch=None, most_tokens=most)
+
+    def prefill_chunk(self, length: int) -> int:
+        """Equal parts of the prompt, whose attention scores are bounded."""
+        most = max(LEAST_CHUNK, SCORES[self.engine.device] // (self.model.heads * length))
+        return -(-length // -(-length // most))
 
     def empty(self, memory: None) -> dict[str, Tensor]:
         """A cache of no tokens."""
