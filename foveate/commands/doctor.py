@@ -23,6 +23,7 @@ PACKAGES = {
     "tensorrt": ("cuda-bindings", "tensorrt"),
     "rtx": ("cuda-bindings", "tensorrt-rtx"),
     "video": ("av",),
+    "heic": ("pillow-heif",),
 }  # fmt: skip
 ADDS = {
     "": "everything else",
@@ -33,6 +34,7 @@ ADDS = {
     "tensorrt": "TensorRT engines of this machine's GPU",
     "rtx": "TensorRT engines of RTX GPUs, wherever they are",
     "video": "video",
+    "heic": "HEIC pictures",
 }
 NO_GPU = "no NVIDIA GPU was found (nvidia-smi lists none)"
 Packages = dict[str, dict[str, str | None]]

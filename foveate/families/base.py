@@ -17,13 +17,38 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class UnopenedPicture:
+    """A picture whose size is known, and whose pixels are decoded when they are wanted.
+
+    Attributes:
+        size: Width and height, as it is shown upright.
+        open: Decodes it; each call does so anew.
+    """
+
+    size: tuple[int, int]
+    open: Callable[[], Image]
+
+
+Still = Image | UnopenedPicture
+
+
+def opened(still: Still) -> Image:
+    """A picture's pixels.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    return still.open() if isinstance(still, UnopenedPicture) else still
+
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """A video as its frames, in order and all of one size."""
 
-    frames: tuple[Image, ...]
+    frames: tuple[Still, ...]
 
 
-Medium = Image | Video
+Medium = Still | Video
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +171,14 @@ class Family(Protocol):
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         """Read a checkpoint's preprocessing settings; see the registry's function of the same name."""
+        ...
+
+    def plan(self, media: Sequence[Medium]) -> VisualInput:
+        """What `prepare` gives, but without calls: what sizes alone tell; no picture is opened.
+
+        Raises:
+            ImageError: A picture or video that the family cannot take.
+        """
         ...
 
     def prepare(self, media: Sequence[Medium]) -> VisualInput:

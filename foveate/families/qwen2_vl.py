@@ -92,6 +92,10 @@ class Qwen2VL:
         """How pictures become patches."""
         return self._pixels.settings
 
+    def plan(self, media: Sequence[Medium]) -> GridInput:
+        """What `prepare` gives of pictures' sizes alone; see `Family.plan`."""
+        return self._pixels.plan(media)
+
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""
         return self._pixels.prepare(media)

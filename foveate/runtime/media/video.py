@@ -7,6 +7,7 @@ from typing import Any, cast
 from PIL.Image import Image
 
 from foveate.errors import ImageError, MissingDependencyError
+from foveate.runtime.media.animation import find_animation
 
 FPS = 2.0
 """Frames a second, as the families' own processors take them."""
@@ -29,6 +30,9 @@ def read_video(path: str | os.PathLike[str], fps: float = FPS) -> list[Image]:
     """
     if not fps > 0:
         raise ImageError(f"{fps} frames a second were asked for; give more than 0")
+    animation = find_animation(path)
+    if animation is not None:
+        return animation.pictures(animation.choose(fps))
     try:
         import av
     except ImportError as error:

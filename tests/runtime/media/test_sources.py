@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from foveate.errors import ImageError
-from foveate.families.base import Video
+from foveate.families.base import UnopenedPicture, Video
 from foveate.runtime.media.sources import open_media
 from tests.runtime.media.made import encoded, smooth
 
@@ -23,7 +22,8 @@ def test_pictures_stay_in_order_and_frames_become_one_video(tmp_path: Path) -> N
     ]
     sizes = [(30, 20), (9, 8), (6, 5), (4, 3)]
     media = open_media(sources, None)
-    assert [one.size for one in media if isinstance(one, Image.Image)] == sizes
+    pictures = [one for one in media if isinstance(one, UnopenedPicture)]
+    assert [one.size for one in pictures] == [one.open().size for one in pictures] == sizes
     for video in (np.stack([np.asarray(smooth())] * 3), [smooth()] * 3, iter([smooth()] * 3)):
         (found,) = open_media(None, video)
         assert isinstance(found, Video)
