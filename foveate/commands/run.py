@@ -32,6 +32,8 @@ STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
     option("--video", type=PATH, metavar="FILE", help="A video, in place of pictures."),
     option("--fps", type=FloatRange(0, min_open=True), default=2.0, metavar="RATE",
            help="The video's frames to take for each second."),
+    option("--max-picture-pixels", type=IntRange(1), metavar="N",
+           help="Refuse larger pictures (width x height) by their header.  [default: 178956970]"),
     option("--keep", metavar="RATIO|N",
            help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
@@ -57,6 +59,7 @@ def run(
     images: tuple[str, ...],
     video: Path | None,
     fps: float,
+    max_picture_pixels: int | None,
     keep: str | None,
     heatmap: Path | None,
     force: bool,
@@ -74,14 +77,17 @@ def run(
     from foveate.runtime import Pipeline
     from foveate.runtime.heatmap import check_target, write_heatmap
     from foveate.runtime.keep import parse_keep
-    from foveate.runtime.media.pictures import open_pictures
+    from foveate.runtime.media.pictures import MAX_PIXELS, find_pictures, open_pictures
     from foveate.runtime.media.video import read_video
 
     wanted = None if keep is None else parse_keep(keep)
     sources = [_image_source(image, images) for image in images]
     if video is not None and heatmap is not None:
         raise ImageError("a heatmap is drawn over pictures; leave it out with a video")
-    pictures = open_pictures(sources)
+    most = max_picture_pixels or MAX_PIXELS
+    # Headers say early what is no picture; pixels are decoded here only to be drawn on.
+    list(find_pictures(sources, max_pixels=most))
+    pictures = [] if heatmap is None else open_pictures(sources, max_pixels=most)
     media: dict[str, Any] = {"images": sources or None}
     if video is not None:
         media["video"] = read_video(video, fps)
@@ -89,7 +95,7 @@ def run(
         check_target(heatmap, force=force)
         _check_ranking(bundle, wanted)
     loading = {name: how.pop(name) for name in ("backend", "target", "device", "threads")}
-    with Pipeline.load(bundle, **loading) as pipe:
+    with Pipeline.load(bundle, **loading, max_picture_pixels=most) as pipe:
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
         stream = pipe.stream(prompt, keep=wanted, **media, **how)

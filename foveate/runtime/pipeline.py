@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from foveate.errors import (
     LimitError,
     SamplingError,
 )
-from foveate.families.base import Family, Prompt, user_turn
+from foveate.families.base import Family, Medium, Prompt, VisualInput, user_turn
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
 from foveate.runtime.encoded import EncodedMedia
@@ -27,11 +27,13 @@ from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Generation, LanguageModel
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
-from foveate.runtime.media.pictures import Picture
+from foveate.runtime.media.pictures import MAX_PIXELS, Picture
 from foveate.runtime.media.sources import open_media
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
+from foveate.runtime.request_check import check_loading, check_request, check_requests
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import wait
+from foveate.runtime.text_limit import TextLimit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +58,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         language: LanguageModel,
         family: Family,
         tokenizer: Tokenizer,
+        max_picture_pixels: int = MAX_PIXELS,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
@@ -64,6 +67,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._backend, self._language = backend, language
         self._family = family
         self._tokenizer = tokenizer
+        self._max_picture_pixels = max_picture_pixels
+        self._text_limit = TextLimit(tokenizer, bundle.manifest.limits.prompt_tokens)
         self._closed = False
 
     @classmethod
@@ -77,6 +82,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         device: str = "auto",
         threads: int = 0,
         checksums: bool = True,
+        max_picture_pixels: int = MAX_PIXELS,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -88,18 +94,32 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
             checksums: Compare every file's SHA-256 with the manifest; without it, sizes only.
+            max_picture_pixels: The most pixels (width x height) of a picture; a larger one is refused
+                by its header, before it is decoded.
 
         Raises:
             BundleError: No bundle, or one that cannot be trusted.
             BackendError: The backend or device cannot be had, or cannot run the bundle.
             MissingDependencyError: The backend's library is not installed.
         """
-        check_name(backend)
-        bundle = Bundle.open(path, checksums=checksums)
+        given = check_loading(
+            path=path,
+            backend=backend,
+            language=language,
+            target=target,
+            device=device,
+            threads=threads,
+            checksums=checksums,
+            max_picture_pixels=max_picture_pixels,
+        )
+        check_name(given["backend"])
+        bundle = Bundle.open(given["path"], checksums=given["checksums"])
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
-        opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
-        return cls(bundle, opened, open_language(opened, language), family, tokenizer)
+        engine = {name: given[name] for name in ("target", "device", "threads")}
+        opened = open_backend(bundle, given["backend"], **engine)
+        speaker = open_language(opened, given["language"])
+        return cls(bundle, opened, speaker, family, tokenizer, given["max_picture_pixels"])
 
     def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
@@ -130,8 +150,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
 
-        All are checked first. Then everything up to the first token is done for one after the other,
-        so that each keeps what it asked to keep.
+        All are checked first, their pictures by their headers. Then everything up to the first token is
+        done for one after the other, so that each keeps what it asked to keep, and only one request's
+        pictures are decoded at a time.
 
         Returns:
             The answers, in the requests' order. In their timing, `first_token` and `total` count from
@@ -140,10 +161,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         Raises:
             FoveateError: What `stream` raises, with the index of the request that it is about.
+            RequestError: No list of requests.
+            LimitError: More than `MOST_REQUESTS`.
             BackendError: More requests than the backend decodes together, or no memory for them.
         """
         began = time.perf_counter()
-        asked = list(requests)
+        asked = check_requests(requests)
         self.check_batch(len(asked))
         texts = []
         for number, request in enumerate(asked):
@@ -181,14 +204,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             LimitError: More visual tokens than the bundle takes.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._open(images, video)
-        embeds = self._backend.encode(prepared.visual, lasting=True)
+        media = self._open(images, video)
+        embeds = self._backend.encode(self._decoded(media), lasting=True)
         wait(embeds)
-        return EncodedMedia(self, prepared.media, prepared.visual, embeds)
+        return EncodedMedia(self, media.media, media.visual, embeds)
 
     def _prepare(self, request: Request, began: float) -> PreparedRequest:
-        """Open the pictures and lay the prompt out, with all that can be refused refused."""
+        """Look at the pictures' headers and lay the prompt out, with all refused that can be before work."""
         mark = time.perf_counter()
+        request = check_request(request, self.bundle.manifest)
         manifest, penalty = self.bundle.manifest, request.repetition_penalty
         sampling = Sampling(
             request.temperature,
@@ -197,12 +221,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             request.seed,
             manifest.generation.repetition_penalty if penalty is None else penalty,
         )
+        texts = [text for text in (request.prompt, request.rank_by) if text is not None]
+        for text in texts:
+            self._text_limit.check([text])
         media = self._opened(request)
         prompt = self._layout(request.prompt, media)
         ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
         keep = manifest.compressor.keep if request.keep is None else request.keep
-        if request.kept is not None and (request.keep is not None or request.rank_by is not None):
-            raise KeepError("kept names the tokens to keep; leave out keep and rank_by beside it")
         selection = select(media.visual, keep, request.kept, request.rank)
         self._check_capabilities(sampling, selection)
         eos = () if request.ignore_eos else manifest.generation.eos
@@ -224,7 +249,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             mark = time.perf_counter()
             embeds = prepared.media.embeds
             if embeds is None:
-                embeds = self._backend.encode(prepared.media.visual)
+                visual = self._decoded(prepared.media)
+                now = time.perf_counter()
+                timing.preprocess, mark = timing.preprocess + now - mark, now
+                embeds = self._backend.encode(visual)
+                del visual
             # Host work, which overlaps with the device's.
             staged = self._backend.stage(prepared.prompt, prepared.selection, prepared.ranked_by)
             wait(embeds)
@@ -243,8 +272,6 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if encoded is None:
             return self._open(request.images, request.video)
         self._check_open()
-        if request.images is not None or request.video is not None:
-            raise ImageError("encoded pictures were given; leave out images and video beside them")
         if encoded.pipeline is not self:
             raise ImageError(
                 "the pictures were encoded by another pipeline; encode them with this one"
@@ -254,16 +281,31 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def _open(
         self, images: Iterable[Picture] | None, video: Iterable[Picture] | None
     ) -> EncodedMedia:
-        """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
+        """Look at pictures or a video; LimitError for more visual tokens than are taken."""
         self._check_open()
-        media = tuple(open_media(images, video))
-        visual, limit = self._family.prepare(media), self._backend.visual_tokens
+        most = self._max_picture_pixels
+        media = tuple(open_media(images, video, max_pixels=most, check=self._plan))
+        return EncodedMedia(self, media, self._plan(media))
+
+    def _plan(self, media: Sequence[Medium]) -> VisualInput:
+        """What media give by their sizes; LimitError for more visual tokens than are taken."""
+        visual, limit = self._family.plan(media), self._backend.visual_tokens
         if visual.tokens > limit:
             raise LimitError(
                 f"the pictures make {visual.tokens} visual tokens and {limit} are taken; use fewer "
                 f"or smaller pictures, or {self._backend.remedy}"
             )
-        return EncodedMedia(self, media, visual)
+        return visual
+
+    def _decoded(self, media: EncodedMedia) -> VisualInput:
+        """Pictures or a video, decoded and prepared; BackendError where memory does not suffice."""
+        try:
+            return self._family.prepare(media.media)
+        except MemoryError as error:
+            raise BackendError(
+                f"there is not enough memory to prepare pictures of {media.visual.tokens} visual "
+                "tokens; use fewer or smaller ones, or free memory"
+            ) from error
 
     def _layout(self, text: str, media: EncodedMedia) -> Prompt:
         """A text after its pictures, tokenized and placed."""

@@ -1,6 +1,6 @@
 """Choosing the next token from logits."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import SamplingError
+from foveate.runtime.checks import Check, number, optional, whole
+
+SAMPLING: Mapping[str, Check] = {
+    "temperature": number(
+        SamplingError, "0 (greedy) or a number above it", lambda value: value >= 0
+    ),
+    "top_p": number(SamplingError, "a probability in (0, 1]", lambda value: 0 < value <= 1),
+    "top_k": optional(whole(SamplingError, 1)),
+    "seed": optional(whole(SamplingError, 0)),
+    "repetition_penalty": number(
+        SamplingError, "a number from 0.001 to 1000", lambda value: 1e-3 <= value <= 1e3
+    ),
+}
+"""What each field of `Sampling` may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +44,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled with."""
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise SamplingError(f"temperature is {self.temperature}; give 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise SamplingError(f"top_p is {self.top_p}; give a probability in (0, 1]")
-        if self.top_k is not None and self.top_k < 1:
-            raise SamplingError(f"top_k is {self.top_k}; give a count of at least 1, or None")
-        if self.seed is not None and self.seed < 0:
-            raise SamplingError(f"seed is {self.seed}; give 0 or more, or None")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise SamplingError(
-                f"repetition_penalty is {self.repetition_penalty}; give more than 0"
-            )
+        for name, check in SAMPLING.items():
+            check(name, getattr(self, name))
 
 
 class NextToken(Protocol):
@@ -85,7 +89,10 @@ class Sampler:
             values = penalised(values, self.seen, penalty)
         if options.temperature == 0:
             return int(values.argmax())
-        return self.draw(values.astype(np.float64) / options.temperature)
+        # The best first becomes 0, so that a temperature near 0 makes no infinity of it.
+        above = values.astype(np.float64) - values.max()
+        with np.errstate(over="ignore"):
+            return self.draw(above / options.temperature)
 
     def draw(self, logits: NDArray[np.float64]) -> int:
         """Sample among the top-k, then top-p tokens."""
