@@ -40,6 +40,10 @@ class DataError(FoveateError, ValueError):
     """A data set, or a store made from one, that cannot be read."""
 
 
+class RequestError(FoveateError, TypeError):
+    """What is no request, or no list of requests."""
+
+
 class ImageError(FoveateError, ValueError):
     """A picture that cannot be read or that the model cannot take."""
 

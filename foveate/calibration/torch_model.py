@@ -14,14 +14,14 @@ from torch import Tensor
 from foveate import families
 from foveate.calibration.dataset import Record
 from foveate.calibration.relevance.propagation import Mode, relevance
-from foveate.errors import ImageError
-from foveate.families.base import Family, Medium, Prompt, Video, VisualInput, user_turn
+from foveate.errors import ImageError, LimitError
+from foveate.families.base import Family, Medium, Prompt, Video, VisualInput, opened, user_turn
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
 from foveate.modeling.families import torch_family
 from foveate.modeling.first_layer import first_layer_attention
 from foveate.modeling.language_model import TRACED, Language
-from foveate.runtime.media.sources import TokenLimit, open_media
+from foveate.runtime.media.sources import open_media
 
 NEW_TOKENS = 64
 
@@ -90,9 +90,20 @@ class TorchModel:
             ImageError: What cannot be read.
             LimitError: A video of more tokens than the model's context.
         """
-        limit = TokenLimit(self._torch_half.context(self._model), "make them smaller")
-        media = record.media
-        return open_media(media.get("images"), media.get("video"), self.family, limit)
+        media, most = record.media, self._torch_half.context(self._model)
+
+        def check(several: Sequence[Medium]) -> None:
+            """Refuse more than the context has room for, before anything is decoded."""
+            tokens = self.family.plan(several).tokens
+            if tokens > most:
+                raise LimitError(
+                    f"the pictures make {tokens} visual tokens, and the model's context has {most}; "
+                    "make them smaller, or take fewer frames"
+                )
+
+        found = open_media(media.get("images"), media.get("video"), self.family, check=check)
+        check(found)
+        return found
 
     @torch.no_grad()
     def prepare(
@@ -113,7 +124,7 @@ class TorchModel:
         if most is None:
             visual = self.family.prepare(media)
         else:
-            pictures = [medium for medium in media if not isinstance(medium, Video)]
+            pictures = [opened(medium) for medium in media if not isinstance(medium, Video)]
             if len(pictures) < len(media):
                 raise ImageError("a video is not made smaller; leave it as it is")
             visual = self._torch_half.shrink(self.family, pictures, most)

@@ -40,6 +40,8 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
            help="Where in the video to begin.  [default: its first frame]"),
     option("--end", type=float, metavar="SECONDS",
            help="Where in it to end.  [default: its last frame]"),
+    option("--max-picture-pixels", type=IntRange(1), metavar="N",
+           help="Refuse larger pictures (width x height) by their header.  [default: 178956970]"),
     option("--keep", metavar="RATIO|N",
            help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
@@ -71,6 +73,7 @@ def run(
     frames: int | None,
     start: float,
     end: float | None,
+    max_picture_pixels: int | None,
     keep: str | None,
     heatmap: Path | None,
     force: bool,
@@ -89,14 +92,17 @@ def run(
     from foveate.runtime.heatmap import check_target, write_heatmap
     from foveate.runtime.keep import parse_keep
     from foveate.runtime.media.files import open_local
-    from foveate.runtime.media.pictures import open_pictures
+    from foveate.runtime.media.pictures import MAX_PIXELS, find_pictures, open_pictures
     from foveate.runtime.media.video import VideoFile, check_options
 
     wanted = None if keep is None else parse_keep(keep)
     sources = [_image_source(image, images) for image in images]
     if video is not None and heatmap is not None:
         raise ImageError("a heatmap is drawn over pictures; leave it out with a video")
-    pictures = open_pictures(sources)
+    most = max_picture_pixels or MAX_PIXELS
+    # Headers say early what is no picture; pixels are decoded here only to be drawn on.
+    list(find_pictures(sources, max_pixels=most))
+    pictures = [] if heatmap is None else open_pictures(sources, max_pixels=most)
     media: dict[str, Any] = {"images": sources or None}
     if video is not None:
         media["video"] = VideoFile(video, fps, frames, start, end)
@@ -110,7 +116,10 @@ def run(
         check_target(heatmap, force=force)
         _check_ranking(bundle, wanted)
     loading = {name: how.pop(name) for name in ("backend", "target", "device", "threads")}
-    with _warnings_as_notes(), Pipeline.load(bundle, **loading) as pipe:
+    with (
+        _warnings_as_notes(),
+        Pipeline.load(bundle, **loading, max_picture_pixels=most) as pipe,
+    ):
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
         stream = pipe.stream(prompt, keep=wanted, **media, **how)
@@ -162,7 +171,7 @@ def _check_ranking(bundle: Path, wanted: float | int | None) -> None:
     """KeepError where all tokens would be kept, since none are ranked then."""
     if wanted is None:
         wanted = Bundle.open(bundle, checksums=False).manifest.compressor.keep
-    if isinstance(wanted, float) and wanted == 1:
+    if wanted == 1:
         raise KeepError(
             "a heatmap shows how tokens were ranked, and nothing is ranked where all are kept; "
             "give --keep below 1, such as --keep 0.25"

@@ -18,13 +18,38 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class UnopenedPicture:
+    """A picture whose size is known, and whose pixels are decoded when they are wanted.
+
+    Attributes:
+        size: Width and height, as it is shown upright.
+        open: Decodes it; each call does so anew.
+    """
+
+    size: tuple[int, int]
+    open: Callable[[], Image]
+
+
+Still = Image | UnopenedPicture
+
+
+def opened(still: Still) -> Image:
+    """A picture's pixels.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    return still.open() if isinstance(still, UnopenedPicture) else still
+
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """A video as its frames, in order and all of one size."""
 
-    frames: tuple[Image, ...]
+    frames: tuple[Still, ...]
 
 
-Medium = Image | Video
+Medium = Still | Video
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,19 +215,19 @@ class Family(Protocol):
         """How many frames of a video file the family takes."""
         ...
 
-    def video_tokens(self, height: int, width: int, frames: int) -> int:
-        """How many visual tokens a video of so many frames of a size in pixels makes.
-
-        Raises:
-            ImageError: Frames that the family cannot take.
-        """
-        ...
-
     def fit_frame(self, frame: Image, frames: int) -> Image:
         """A frame of a video of so many, as small as `prepare` makes it, which then gives the same.
 
         Raises:
             ImageError: A frame that the family cannot take.
+        """
+        ...
+
+    def plan(self, media: Sequence[Medium]) -> VisualInput:
+        """What `prepare` gives, but without calls: what sizes alone tell; no picture is opened.
+
+        Raises:
+            ImageError: A picture or video that the family cannot take.
         """
         ...
 

@@ -24,6 +24,8 @@ _VIDEO_PLACES = {
     "video_preprocessor_config.json": "",
     "preprocessor_config.json": "",
 }
+_STRIP = 1 << 20
+"""Pixels that are laid on white at once."""
 _STEPS = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
 
 
@@ -80,14 +82,25 @@ def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:
     """
     try:
         if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+            return _on_white(picture)
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:
         raise ImageError(
             f"Picture {number} has mode {picture.mode} and cannot be made RGB ({error}); "
             "convert it to RGB first."
         ) from error
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """A picture laid on white, strip by strip, so that it is in memory twice and not five times."""
+    rgb = Image.new("RGB", picture.size)
+    rows = max(1, _STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        part = picture.crop(box).convert("RGBA")
+        white = Image.new("RGBA", part.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, part).convert("RGB"), box)
+    return rgb
 
 
 def for_each(

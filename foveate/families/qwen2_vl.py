@@ -105,13 +105,13 @@ class Qwen2VL:
         """How many frames of a video file are taken."""
         return self._pixels.videos.frame_rule()
 
-    def video_tokens(self, height: int, width: int, frames: int) -> int:
-        """How many visual tokens a video makes; see `Pixels.video_tokens`."""
-        return self._pixels.video_tokens(height, width, frames)
-
     def fit_frame(self, frame: Image, frames: int) -> Image:
         """A frame of a video, resized; see `Pixels.fit_frame`."""
         return self._pixels.fit_frame(frame, frames)
+
+    def plan(self, media: Sequence[Medium]) -> GridInput:
+        """What `prepare` gives of pictures' sizes alone; see `Family.plan`."""
+        return self._pixels.plan(media)
 
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""

@@ -1,5 +1,6 @@
 """Qwen2-VL's pixels: pictures and video frames to what its vision graphs take."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError
-from foveate.families.base import Call, Empty, Medium, Video, VisualInput
-from foveate.families.pixels import for_each, level_table, resize_bicubic, to_rgb
+from foveate.families.base import (
+    Call,
+    Empty,
+    Medium,
+    Still,
+    UnopenedPicture,
+    Video,
+    VisualInput,
+    opened,
+)
+from foveate.families.pixels import MOST_THREADS, for_each, level_table, resize_bicubic, to_rgb
 from foveate.families.qwen2_vl_settings import Settings, VideoSettings, fitted_size
 
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns of visual tokens."""
+TOGETHER = 1 << 27
+"""The most pixels that are decoded at the same time, where one picture alone has no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,28 +142,51 @@ class Pixels:
             ImageError: A side over 200 times the other, a mode that cannot be made RGB, or a video
                 without frames or with frames of unequal size.
         """
+        plan = self.plan(media)
         pictures = [medium for medium in media if not isinstance(medium, Video)]
-        resized = iter(for_each(self.resize, pictures))
+        resized = iter(for_each(self.resize, pictures, threads=small_enough(pictures)))
         steps = [
             self.paired(medium.frames) if isinstance(medium, Video) else next(resized)[None, None]
             for medium in media
         ]
-        grids = tuple(self.grid(one) for one in steps)
+        calls = map(self.levels_call, steps) if self.levels else self.patches_calls(steps)
+        return dataclasses.replace(plan, calls=tuple(calls))
+
+    def plan(self, media: Sequence[Medium]) -> GridInput:
+        """The grids of pictures and videos, by their sizes alone; what `prepare` gives without its calls.
+
+        Raises:
+            ImageError: What `prepare` refuses by its size.
+        """
+        grids, depths, number = [], [], 0
+        for medium in media:
+            moving = isinstance(medium, Video)
+            frames = medium.frames if isinstance(medium, Video) else (medium,)
+            number += not moving
+            check_frames(frames)
+            depth = self.settings.temporal_patch_size if moving else 1
+            width, height = frames[0].size
+            if moving:
+                fitted = self.frame_size(height, width, len(frames))
+            else:
+                fitted = fitted_size(height, width, self.settings, number)
+            rows, columns = (side // self.unit for side in fitted)
+            grids.append((-(-len(frames) // depth), rows, columns))
+            depths.append(depth)
         return GridInput(
-            calls=tuple(map(self.levels_call, steps))
-            if self.levels
-            else tuple(self.patches_calls(steps)),
+            calls=(),
             candidates=np.ones(sum(map(prod, grids)), dtype=np.bool_),
-            picture=shown_pictures(grids, [one.shape[1] for one in steps]),
+            picture=shown_pictures(grids, depths),
             boxes=np.concatenate([np.empty((0, 4), np.float32), *map(grid_boxes, grids)]),
-            grids=grids,
+            grids=tuple(grids),
             moving=tuple(isinstance(medium, Video) for medium in media),
         )
 
-    def resize(self, number: int, picture: Image.Image) -> NDArray[np.uint8]:
+    def resize(self, number: int, picture: Still) -> NDArray[np.uint8]:
         """The 8-bit levels [height, width, 3] of a picture, called `number` where it is refused."""
-        fitted = fitted_size(picture.height, picture.width, self.settings, number)
-        return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
+        width, height = picture.size
+        fitted = fitted_size(height, width, self.settings, number)
+        return np.asarray(resize_bicubic(to_rgb(opened(picture), number), *fitted))
 
     def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
         """Height and width that each frame of a video of so many is resized to.
@@ -172,33 +207,20 @@ class Pixels:
         settled = self.frame_size(*fitted, frames) == fitted
         return resize_bicubic(to_rgb(frame), *fitted) if settled else frame
 
-    def video_tokens(self, height: int, width: int, frames: int) -> int:
-        """How many visual tokens a video of so many frames of a size makes.
-
-        Raises:
-            ImageError: A side over 200 times the other.
-        """
-        fitted = self.frame_size(height, width, frames)
-        steps = -(-frames // self.settings.temporal_patch_size)
-        return steps * prod(side // self.unit for side in fitted)
-
-    def paired(self, frames: Sequence[Image.Image]) -> NDArray[np.uint8]:
+    def paired(self, frames: Sequence[Still]) -> NDArray[np.uint8]:
         """A video's levels [steps, frames of a step, height, width, 3], the last frame again where needed."""
-        if not frames or len({frame.size for frame in frames}) > 1:
-            raise ImageError(
-                "a video needs at least one frame, and frames of one size; resize them"
-            )
         depth = self.settings.temporal_patch_size
-        size = frames[0].height, frames[0].width
-        fitted = self.frame_size(*size, len(frames))
+        width, height = frames[0].size
+        fitted = self.frame_size(height, width, len(frames))
         whole = np.empty((len(frames) + -len(frames) % depth, *fitted, 3), np.uint8)
 
-        def write(number: int, frame: Image.Image) -> None:
+        def write(number: int, frame: Still) -> None:
             """Resize one frame to its place."""
-            whole[number - 1] = np.asarray(resize_bicubic(to_rgb(frame, number), *fitted))
+            whole[number - 1] = np.asarray(resize_bicubic(to_rgb(opened(frame), number), *fitted))
 
-        # Frames that fit are only copied, and threads would wait for each other.
-        for_each(write, frames, threads=fitted != size)
+        # Frames at hand that fit are only copied, and threads would wait for each other.
+        at_work = fitted != (height, width) or isinstance(frames[0], UnopenedPicture)
+        for_each(write, frames, threads=at_work and small_enough(frames))
         whole[len(frames) :] = whole[len(frames) - 1]
         return whole.reshape(-1, depth, *whole.shape[1:])
 
@@ -253,6 +275,17 @@ class Pixels:
         blocks = places.reshape(2, rows, merge, columns, merge)
         pairs: NDArray[np.int64] = blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
         return pairs
+
+
+def check_frames(frames: Sequence[Still]) -> None:
+    """ImageError for a video without frames, or with frames of unequal size."""
+    if not frames or len({frame.size for frame in frames}) > 1:
+        raise ImageError("a video needs at least one frame, and frames of one size; resize them")
+
+
+def small_enough(pictures: Sequence[Still]) -> bool:
+    """Whether so many pictures as there are threads may be in memory together."""
+    return MOST_THREADS * max((prod(one.size) for one in pictures), default=0) <= TOGETHER
 
 
 def shown_pictures(grids: Sequence[Grid], depths: Sequence[int]) -> NDArray[np.int64]:

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from numbers import Integral
 
 from foveate.errors import BusyError, ClosedError, LimitError
 from foveate.runtime.stopping import Stop
@@ -47,16 +46,7 @@ class Admission:
             most_requests: How many run at once; None for any number.
             most_waiting: How many may wait for them; None for any number.
             free: Called once, when it was closed and nobody runs any more.
-
-        Raises:
-            LimitError: No such counts.
         """
-        check_count("most_requests", most_requests, 1)
-        check_count("most_waiting", most_waiting, 0)
-        if most_requests is None and most_waiting is not None:
-            raise LimitError(
-                "most_waiting says how many requests wait beyond most_requests; give that, too"
-            )
         self._most, self._waiting, self._free = most_requests, most_waiting, free
         # Its lock is re-entrant: a stream that is collected in here leaves its place.
         self._changed = threading.Condition()
@@ -148,14 +138,6 @@ class Admission:
             self._freed |= last
         if last:
             self._free()
-
-
-def check_count(name: str, count: int | None, least: int) -> None:
-    """LimitError for what is no count of at least `least`, and not None."""
-    given: object = count
-    number = isinstance(given, Integral) and not isinstance(given, bool)
-    if count is not None and not (number and count >= least):
-        raise LimitError(f"{name} is {count!r}; give a count of at least {least}, or None")
 
 
 def patience(stops: Sequence[Stop]) -> float | None:

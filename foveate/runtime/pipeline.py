@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from foveate.errors import (
     LimitError,
     SamplingError,
 )
-from foveate.families.base import Family, Prompt, user_turn
+from foveate.families.base import Family, Medium, Prompt, VisualInput, user_turn
 from foveate.runtime.admission import Admission
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
@@ -28,13 +28,15 @@ from foveate.runtime.keep import Selection, select
 from foveate.runtime.language.base import Generation, LanguageModel
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
-from foveate.runtime.media.pictures import Picture
-from foveate.runtime.media.sources import TokenLimit, VideoSource, open_media
+from foveate.runtime.media.pictures import MAX_PIXELS, Picture
+from foveate.runtime.media.sources import VideoSource, open_media
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
+from foveate.runtime.request_check import check_loading, check_request, check_requests
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.stages import kept_prompts
+from foveate.runtime.stages import decoded, kept_prompts
 from foveate.runtime.stopping import Stop
 from foveate.runtime.tensors import wait
+from foveate.runtime.text_limit import TextLimit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,6 +63,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         family: Family,
         tokenizer: Tokenizer,
         *,
+        max_picture_pixels: int = MAX_PIXELS,
         most_requests: int | None = None,
         most_waiting: int | None = None,
     ) -> None:
@@ -71,6 +74,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._backend, self._language = backend, language
         self._family = family
         self._tokenizer = tokenizer
+        self._max_picture_pixels = max_picture_pixels
+        self._text_limit = TextLimit(tokenizer, bundle.manifest.limits.prompt_tokens)
         self._admission = Admission(most_requests, most_waiting, self._free)
 
     @classmethod
@@ -84,6 +89,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         device: str = "auto",
         threads: int = 0,
         checksums: bool = True,
+        max_picture_pixels: int = MAX_PIXELS,
         most_requests: int | None = None,
         most_waiting: int | None = None,
     ) -> "Pipeline":
@@ -97,6 +103,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
             checksums: Compare every file's SHA-256 with the manifest; without it, sizes only.
+            max_picture_pixels: The most pixels (width x height) of a picture; a larger one is refused
+                by its header, before it is decoded.
             most_requests: How many requests run at once, each of a batch counted; None for any number.
             most_waiting: How many may wait for them, 0 to refuse at once; None for any number.
 
@@ -106,20 +114,29 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             BackendError: The backend or device cannot be had, or cannot run the bundle.
             MissingDependencyError: The backend's library is not installed.
         """
-        check_name(backend)
-        bundle = Bundle.open(path, checksums=checksums)
-        tokenizer = read_tokenizer(bundle)
-        family = read_family(bundle, tokenizer)
-        opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
-        return cls(
-            bundle,
-            opened,
-            open_language(opened, language),
-            family,
-            tokenizer,
+        given = check_loading(
+            path=path,
+            backend=backend,
+            language=language,
+            target=target,
+            device=device,
+            threads=threads,
+            checksums=checksums,
+            max_picture_pixels=max_picture_pixels,
             most_requests=most_requests,
             most_waiting=most_waiting,
         )
+        check_name(given["backend"])
+        bundle = Bundle.open(given["path"], checksums=given["checksums"])
+        tokenizer = read_tokenizer(bundle)
+        family = read_family(bundle, tokenizer)
+        engine = {name: given[name] for name in ("target", "device", "threads")}
+        opened = open_backend(bundle, given["backend"], **engine)
+        speaker = open_language(opened, given["language"])
+        limits = {
+            name: given[name] for name in ("max_picture_pixels", "most_requests", "most_waiting")
+        }
+        return cls(bundle, opened, speaker, family, tokenizer, **limits)
 
     def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
@@ -147,7 +164,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
-        began, request = time.perf_counter(), Request(prompt, **options)
+        began = time.perf_counter()
+        request = check_request(Request(prompt, **options), self.bundle.manifest)
         stop = Stop.of(request.deadline, request.cancel, began)
         text = AnswerText(self._tokenizer, stop, began)
         place = self._admission.enter(stops=[stop])
@@ -157,7 +175,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         try:
             prepared = text.prepare(self._prepare(request, began, stop))
             run = self._language.generate(
-                kept_prompts(self._backend, [text]), [prepared.generation]
+                kept_prompts(self._backend, self._family, [text]), [prepared.generation]
             )
             return Stream(text, run, place)
         except BaseException:
@@ -167,8 +185,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
 
-        All are checked first. Then everything up to the first token is done for one after the other,
-        so that each keeps what it asked to keep.
+        All are checked first, their pictures by their headers. Then everything up to the first token is
+        done for one after the other, so that each keeps what it asked to keep, and only one request's
+        pictures are decoded at a time.
 
         A request that is cancelled or whose deadline passes gives its KV cache back and leaves the others
         alone; the batch waits in line until all of its requests have ended so.
@@ -180,17 +199,20 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         Raises:
             FoveateError: What `stream` raises, with the index of the request that it is about.
+            RequestError: No list of requests.
+            LimitError: More than `MOST_REQUESTS`.
             BackendError: More requests than the backend decodes together, or no memory for them.
             LimitError: More requests than the pipeline runs at once.
         """
         began = time.perf_counter()
-        asked = list(requests)
-        self.check_batch(len(asked))
-        texts = []
-        for number, request in enumerate(asked):
+        given = check_requests(requests)
+        self.check_batch(len(given))
+        asked, texts = [], []
+        for number, request in enumerate(given):
             with naming(number):
-                stop = Stop.of(request.deadline, request.cancel, began)
-                texts.append(AnswerText(self._tokenizer, stop, began))
+                asked.append(check_request(request, self.bundle.manifest))
+            stop = Stop.of(asked[-1].deadline, asked[-1].cancel, began)
+            texts.append(AnswerText(self._tokenizer, stop, began))
         if not texts:
             return []
         place = self._admission.enter(len(texts), [text.stop for text in texts])
@@ -205,7 +227,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                     prepared = text.prepare(self._prepare(request, began, text.stop))
                     settings.append(prepared.generation)
             return answer_together(
-                self._language.generate(kept_prompts(self._backend, texts), settings), texts
+                self._language.generate(kept_prompts(self._backend, self._family, texts), settings),
+                texts,
             )
 
     def check_batch(self, count: int) -> None:
@@ -239,23 +262,24 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         place = self._admission.enter()
         assert place is not None
         with place:
-            prepared = self._open(images, video)
-            embeds = self._backend.encode(prepared.visual, lasting=True)
+            media = self._open(images, video)
+            embeds = self._backend.encode(decoded(self._family, media), lasting=True)
             wait(embeds)
-            return EncodedMedia(self, prepared.media, prepared.visual, embeds)
+            return EncodedMedia(self, media.media, media.visual, embeds)
 
     def _prepare(self, request: Request, began: float, stop: Stop) -> PreparedRequest:
-        """Open the pictures and lay the prompt out, with all that can be refused refused."""
+        """Look at the pictures' headers and lay the prompt out, with all refused that can be before work."""
         mark = time.perf_counter()
         manifest = self.bundle.manifest
+        texts = [text for text in (request.prompt, request.rank_by) if text is not None]
+        for text in texts:
+            self._text_limit.check([text])
         media = self._opened(request)
         prompt = self._layout(request.prompt, media)
         whole = len(prompt.token_ids)
         sampling = choose_sampling(request, manifest.generation, whole)
         ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
         keep = manifest.compressor.keep if request.keep is None else request.keep
-        if request.kept is not None and (request.keep is not None or request.rank_by is not None):
-            raise KeepError("kept names the tokens to keep; leave out keep and rank_by beside it")
         selection = select(media.visual, keep, request.kept, request.rank)
         self._check_capabilities(sampling, selection)
         eos = () if request.ignore_eos else manifest.generation.eos
@@ -279,8 +303,6 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         encoded = request.encoded
         if encoded is None:
             return self._open(request.images, request.video)
-        if request.images is not None or request.video is not None:
-            raise ImageError("encoded pictures were given; leave out images and video beside them")
         if encoded.pipeline is not self:
             raise ImageError(
                 "the pictures were encoded by another pipeline; encode them with this one"
@@ -288,12 +310,21 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         return encoded
 
     def _open(self, images: Iterable[Picture] | None, video: VideoSource | None) -> EncodedMedia:
-        """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
-        limit = TokenLimit(self._backend.visual_tokens, self._backend.remedy)
-        media = tuple(open_media(images, video, self._family, limit))
-        visual = self._family.prepare(media)
-        limit.check(visual.tokens, "the pictures")
-        return EncodedMedia(self, media, visual)
+        """Look at pictures or a video; LimitError for more visual tokens than are taken."""
+        most = self._max_picture_pixels
+        found = open_media(images, video, self._family, max_pixels=most, check=self._plan)
+        media = tuple(found)
+        return EncodedMedia(self, media, self._plan(media))
+
+    def _plan(self, media: Sequence[Medium]) -> VisualInput:
+        """What media give by their sizes; LimitError for more visual tokens than are taken."""
+        visual, limit = self._family.plan(media), self._backend.visual_tokens
+        if visual.tokens > limit:
+            raise LimitError(
+                f"the pictures make {visual.tokens} visual tokens and {limit} are taken; use fewer "
+                f"or smaller pictures, or {self._backend.remedy}"
+            )
+        return visual
 
     def _layout(self, text: str, media: EncodedMedia) -> Prompt:
         """A text after its pictures, tokenized and placed."""

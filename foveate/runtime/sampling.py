@@ -1,7 +1,7 @@
 """Choosing the next token from logits."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -11,10 +11,24 @@ from numpy.typing import NDArray
 
 from foveate.errors import SamplingError
 from foveate.runtime import logits_processors as rules
+from foveate.runtime.checks import Check, number, optional, whole
 from foveate.runtime.logits_processors import Biases
 
 Filter = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 """Of logits [K], which of them may be sampled."""
+
+SAMPLING: Mapping[str, Check] = {
+    "temperature": number(
+        SamplingError, "0 (greedy) or a number above it", lambda value: value >= 0
+    ),
+    "top_p": number(SamplingError, "a probability in (0, 1]", lambda value: 0 < value <= 1),
+    "top_k": optional(whole(SamplingError, 0, hint=", where 0 is all tokens")),
+    "seed": optional(whole(SamplingError, 0)),
+    "repetition_penalty": number(
+        SamplingError, "a number from 0.001 to 1000", lambda value: 1e-3 <= value <= 1e3
+    ),
+}
+"""What each field of `Sampling` may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +81,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled with."""
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise SamplingError(f"temperature is {self.temperature}; give 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise SamplingError(f"top_p is {self.top_p}; give a probability in (0, 1]")
-        if self.top_k is not None and self.top_k < 0:
-            raise SamplingError(f"top_k is {self.top_k}; give a count of at least 1, or 0 for all")
-        if self.seed is not None and self.seed < 0:
-            raise SamplingError(f"seed is {self.seed}; give 0 or more, or None")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise SamplingError(
-                f"repetition_penalty is {self.repetition_penalty}; give more than 0"
-            )
+        for name, check in SAMPLING.items():
+            check(name, getattr(self, name))
 
     @property
     def is_argmax(self) -> bool:
@@ -194,7 +198,10 @@ class Sampler:
             raise SamplingError(
                 "the checkpoint's rules for its answers leave no token to go on with"
             )
-        weights = logits[tokens].astype(np.float64) / options.temperature
+        # The best becomes 0, so that a temperature near 0 makes no infinity of it.
+        above = logits[tokens].astype(np.float64) - float(logits[tokens].max())
+        with np.errstate(over="ignore"):
+            weights = above / options.temperature
         for keep in self.filters():
             kept = keep(weights)
             tokens, weights = tokens[kept], weights[kept]

@@ -83,9 +83,10 @@ def test_limits_are_read_where_transformers_reads_them(
     family = Qwen2VL(found, tokenizer, TEMPLATE, control_ids(tokenizer))
     for height, width in ((280, 196), (30, 41), (1000, 1500), (28, 600)):
         fitted = smart_resize(height, width, 28, least, most)
-        visual = family.prepare([Video((Image.new("RGB", (width, height)),) * 4)])
+        film = Video((Image.new("RGB", (width, height)),) * 4)
+        visual = family.prepare([film])
         assert visual.grids == ((2, fitted[0] // 28, fitted[1] // 28),)
-        assert family.video_tokens(height, width, 4) == visual.tokens
+        assert family.plan([film]).tokens == visual.tokens
 
 
 def test_pictures_keep_their_own_limits(tmp_path: Path, tokenizer: Any) -> None:

@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from foveate.errors import ImageError
 from foveate.families.base import FrameRule
+from foveate.runtime.media.animation import find_animation
 from foveate.runtime.media.container import DAMAGED, Film, read_film
 from foveate.runtime.media.decode import Tally, decode
 from foveate.runtime.media.files import open_local
@@ -79,7 +80,12 @@ def read_video(
         ImageError: No video that can be read, a damaged one, or frames that it does not have.
         MissingDependencyError: PyAV is not installed.
     """
-    return plan_frames(VideoFile(path, fps, frames, start, end), rule or FrameRule()).pictures()
+    file, rule = VideoFile(path, fps, frames, start, end), rule or FrameRule()
+    check_options(file)
+    animation = find_animation(path)
+    if animation is not None:
+        return animation.pictures(choose(file, animation.times, rule, animation.name))
+    return plan_frames(file, rule).pictures()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +138,8 @@ class FramePlan:
         if not self.tally.decoded:
             raise ImageError(f"{self.film.name} has no frame that can be decoded; {DAMAGED}")
         times = recounted(self.times, self.tally.decoded)
-        return FramePlan(
-            self.file, self.film, times, choose(self.file, times, self.rule), self.rule
-        ).pictures(fit)
+        chosen = choose(self.file, times, self.rule, self.film.name)
+        return FramePlan(self.file, self.film, times, chosen, self.rule).pictures(fit)
 
 
 def plan_frames(file: VideoFile, rule: FrameRule) -> FramePlan:
@@ -165,7 +170,7 @@ def plan_frames(file: VideoFile, rule: FrameRule) -> FramePlan:
             VideoWarning,
             stacklevel=2,
         )
-    return FramePlan(file, film, times, choose(file, times, rule), rule)
+    return FramePlan(file, film, times, choose(file, times, rule, film.name), rule)
 
 
 def check_options(file: VideoFile) -> None:
@@ -195,8 +200,8 @@ def check_options(file: VideoFile) -> None:
         raise ImageError(f"end is {file.end}, not after start, {file.start}; give a later one")
 
 
-def choose(file: VideoFile, times: FrameTimes, rule: FrameRule) -> tuple[int, ...]:
-    """The frames to take: those on the screen at evenly spaced moments.
+def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tuple[int, ...]:
+    """The frames to take of the film `name`: those on the screen at evenly spaced moments.
 
     Raises:
         ImageError: Frames that the film does not have.
@@ -205,8 +210,7 @@ def choose(file: VideoFile, times: FrameTimes, rule: FrameRule) -> tuple[int, ..
     end = times.seconds if file.end is None else _moment(times, file.end)
     if begin >= times.seconds or end > times.seconds + times.seconds / times.count:
         raise ImageError(
-            f"{os.fsdecode(file.path)} lasts {float(times.seconds):.3f} seconds; start before that "
-            "and end by then"
+            f"{name} lasts {float(times.seconds):.3f} seconds; start before that and end by then"
         )
     end = min(end, times.seconds)
     first, last = times.on_screen(begin), times.on_screen(end)
@@ -216,7 +220,7 @@ def choose(file: VideoFile, times: FrameTimes, rule: FrameRule) -> tuple[int, ..
         count = rule.count(end - begin, there, None if file.fps is None else _exact(file.fps))
     elif count > min(there, rule.most):
         raise ImageError(
-            f"{count} frames were asked for; {os.fsdecode(file.path)} has {there} there and "
+            f"{count} frames were asked for; {name} has {there} there and "
             f"{rule.most} are taken at most"
         )
     step = (end - begin) / count

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from foveate.errors import ImageError, LimitError
-from foveate.families.base import FrameRule, Video
+from foveate.families.base import FrameRule, UnopenedPicture, Video
 from foveate.families.qwen2_vl_pixels import Pixels
 from foveate.families.qwen2_vl_settings import Settings, VideoSettings
 from foveate.runtime.media import sources
-from foveate.runtime.media.sources import TokenLimit
 from foveate.runtime.media.video import VideoFile
 from tests.runtime.media.films import number_of, seconds, write_film
 from tests.runtime.media.made import encoded, smooth
@@ -28,8 +26,14 @@ FAMILY: Any = Small(Settings(), VideoSettings(min_pixels=784, max_pixels=3136))
 
 
 def open_media(images: Any, video: Any, most: int = 500) -> list[Any]:
-    """Open pictures or a film, with room for so many visual tokens."""
-    return sources.open_media(images, video, FAMILY, TokenLimit(most, "ask for less"))
+    """Look at pictures or a film, with room for so many visual tokens."""
+
+    def check(media: Any) -> None:
+        tokens = FAMILY.plan(media).tokens
+        if tokens > most:
+            raise LimitError(f"{tokens} visual tokens")
+
+    return sources.open_media(images, video, FAMILY, check=check)
 
 
 def test_pictures_stay_in_order_and_frames_become_one_video(tmp_path: Path) -> None:
@@ -42,11 +46,12 @@ def test_pictures_stay_in_order_and_frames_become_one_video(tmp_path: Path) -> N
     ]
     sizes = [(30, 20), (9, 8), (6, 5), (4, 3)]
     media = open_media(sources, None)
-    assert [one.size for one in media if isinstance(one, Image.Image)] == sizes
+    pictures = [one for one in media if isinstance(one, UnopenedPicture)]
+    assert [one.size for one in pictures] == [one.open().size for one in pictures] == sizes
     for video in (np.stack([np.asarray(smooth())] * 3), [smooth()] * 3, iter([smooth()] * 3)):
         (found,) = open_media(None, video)
         assert isinstance(found, Video)
-        assert [frame.size for frame in found.frames] == [(56, 28)] * 3
+        assert [frame.size for frame in found.frames] == [smooth().size] * 3
 
 
 @pytest.mark.parametrize(
@@ -60,8 +65,8 @@ def test_pictures_stay_in_order_and_frames_become_one_video(tmp_path: Path) -> N
         (None, smooth(), "no list of frames"),
         (None, "clip.mp4", "There is no file 'clip.mp4'"),
         (None, VideoFile("clip.mp4", frames=0), "frames is 0"),
-        (None, [smooth(), smooth(5, 5)], "frame 2 has 5 x 5 pixels and the first 60 x 40"),
-        (None, b"bytes", "no list of frames"),
+        (None, [smooth(), smooth(5, 5)], "frames of one size"),
+        (None, b"bytes", "no animated picture"),
         (None, np.asarray(smooth()), "no list of frames"),
         (smooth(), None, "images is one picture"),
         ("a.png", None, "images is one picture"),
@@ -85,7 +90,7 @@ def test_a_file_gives_the_familys_frames_at_its_size(tmp_path: Path) -> None:
         assert [frame.size for frame in found.frames] == [(56, 28)] * 4
     (part,) = open_media(None, VideoFile(film, start=1, frames=2))
     large: Any = Small(Settings(), VideoSettings(min_pixels=784, max_pixels=96 * 64))
-    (wide,) = sources.open_media(None, VideoFile(film, fps=1), large, TokenLimit(50, ""))
+    (wide,) = sources.open_media(None, VideoFile(film, fps=1), large)
     assert len(part.frames) == 2
     assert [number_of(frame) for frame in wide.frames] == [0, 15, 30, 45]
 
@@ -104,7 +109,7 @@ def test_prepared_frames_are_those_of_whole_ones(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         ours.calls[0].inputs["pixel_values"], theirs.calls[0].inputs["pixel_values"]
     )
-    assert FAMILY.video_tokens(64, 96, 4) == ours.tokens == 4
+    assert FAMILY.plan([found]).tokens == ours.tokens == 4
 
 
 def test_too_many_tokens_are_refused_before_anything_is_decoded(
@@ -113,7 +118,7 @@ def test_too_many_tokens_are_refused_before_anything_is_decoded(
     film = write_film(tmp_path / "film.mp4", seconds(60))
     decoded: list[object] = []
     monkeypatch.setattr("foveate.runtime.media.video.decode", lambda *some: decoded.append(some))
-    with pytest.raises(LimitError, match=r"60 frames of .*film.mp4.* 60 visual tokens and 59"):
+    with pytest.raises(LimitError, match="60 visual tokens"):
         open_media(None, VideoFile(film, fps=30), most=59)
     assert not decoded
 
@@ -127,15 +132,14 @@ def test_a_list_without_end_is_read_as_far_as_there_is_room() -> None:
             given += 1
             yield smooth()
 
-    with pytest.raises(LimitError, match="or more frames of the video make 102 visual tokens"):
+    with pytest.raises(LimitError, match="128 visual tokens"):
         open_media(None, endless(), most=100)
-    assert given == 101
+    assert given == 256
 
 
-def test_many_frames_are_held_small(tmp_path: Path) -> None:
-    """Seven hundred pictures of which none but those in hand is ever whole."""
+def test_many_frames_are_not_opened_before_they_are_wanted(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(encoded(smooth(100, 100).resize((1000, 500))))
-    with pytest.raises(LimitError, match="make 502 visual tokens and 500"):
-        open_media(None, [tmp_path / "large.png"] * 700)
+    with pytest.raises(LimitError, match="visual tokens"):
+        open_media(None, [tmp_path / "large.png"] * 2000)
     (found,) = open_media(None, [tmp_path / "large.png"] * 20)
-    assert {frame.size for frame in found.frames} == {(56, 28)}
+    assert {type(frame) for frame in found.frames} == {UnopenedPicture}
