@@ -29,6 +29,7 @@ from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.media.pictures import Picture
 from foveate.runtime.media.sources import open_media
+from foveate.runtime.memory_estimate import Work, check_memory, memory_room, parse_memory
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import wait
@@ -56,6 +57,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         language: LanguageModel,
         family: Family,
         tokenizer: Tokenizer,
+        memory_limit: int | None = None,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
@@ -64,6 +66,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._backend, self._language = backend, language
         self._family = family
         self._tokenizer = tokenizer
+        self._memory_limit = memory_limit
         self._closed = False
 
     @classmethod
@@ -77,6 +80,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         device: str = "auto",
         threads: int = 0,
         checksums: bool = True,
+        memory_limit: int | str | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -88,18 +92,28 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
             checksums: Compare every file's SHA-256 with the manifest; without it, sizes only.
+            memory_limit: The most memory that the process is to hold, in bytes or as "2GB"; requests that
+                would take more are refused. None is what the machine has.
 
         Raises:
             BundleError: No bundle, or one that cannot be trusted.
             BackendError: The backend or device cannot be had, or cannot run the bundle.
             MissingDependencyError: The backend's library is not installed.
+            LimitError: A memory limit that is no size, or that the backend cannot keep.
         """
         check_name(backend)
+        limit = parse_memory(memory_limit)
         bundle = Bundle.open(path, checksums=checksums)
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
         opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
-        return cls(bundle, opened, open_language(opened, language), family, tokenizer)
+        if limit is not None and opened.memory is None:
+            opened.close()
+            raise LimitError(
+                f"memory_limit is kept by bundles of standard operators on a CPU, and this one runs on "
+                f"{opened.device} with {opened.name}; leave it out, or use device='cpu'"
+            )
+        return cls(bundle, opened, open_language(opened, language), family, tokenizer, limit)
 
     def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
@@ -119,7 +133,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
             PromptError: An empty prompt, or one with a control token's text in it.
             KeepError: A `keep` that is neither a ratio nor a count, or `kept` that there cannot be.
-            LimitError: More tokens than the bundle takes.
+            LimitError: More tokens than the bundle takes, or more than there is memory for.
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
@@ -151,6 +165,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 texts.append(AnswerText(self._prepare(request, began), self._tokenizer))
         if not texts:
             return []
+        self._check_memory([self._work(text.prepared) for text in texts])
         settings = [text.prepared.generation for text in texts]
         return answer_together(self._language.generate(self._begin(texts), settings), texts)
 
@@ -178,10 +193,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            LimitError: More visual tokens than the bundle takes.
+            LimitError: More visual tokens than the bundle takes, or more than there is memory for.
             ClosedError: The pipeline was closed.
         """
         prepared = self._open(images, video)
+        visual = prepared.visual
+        largest = self._backend.largest_run(visual)
+        self._check_memory([Work(visual=visual.tokens, largest=largest)])
         embeds = self._backend.encode(prepared.visual, lasting=True)
         wait(embeds)
         return EncodedMedia(self, prepared.media, prepared.visual, embeds)
@@ -215,7 +233,26 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             sampling,
         )
         timing = Timing(preprocess=time.perf_counter() - mark)
-        return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
+        prepared = PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
+        self._check_memory([self._work(prepared)])
+        return prepared
+
+    def _work(self, request: PreparedRequest) -> Work:
+        """What a request asks of the graphs, for the estimate of its memory."""
+        visual, prompt = request.media.visual, request.prompt
+        return Work(
+            visual=visual.tokens,
+            largest=self._backend.largest_run(visual) if request.media.embeds is None else 0,
+            text=len(prompt.token_ids) - visual.tokens,
+            instruction=len((request.ranked_by or prompt).instruction_index),
+            kept=request.selection.count,
+            new=request.generation.max_new_tokens,
+        )
+
+    def _check_memory(self, works: list[Work]) -> None:
+        """LimitError for requests, answered together, that would take more memory than there is."""
+        if self._backend.memory is not None:
+            check_memory(self._backend.memory, works, *memory_room(self._memory_limit))
 
     def _begin(self, texts: list[AnswerText]) -> Iterator[KeptPrompt]:
         """Encode and compress, request by request, as the language model takes the prompts in."""
