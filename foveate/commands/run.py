@@ -61,6 +61,8 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
     option("--target", metavar="NAME",
            help="Whose TensorRT engines to run, where those of several targets run here."),
     device,
+    option("--memory-limit", metavar="SIZE",
+           help="The most memory to take, such as 2GB.  [default: what the machine has]"),
     option("--threads", type=IntRange(0, 1024), default=0, show_default=False, metavar="N",
            help="Threads within an operator.  [default: the backend's choice]"),
 )  # fmt: skip
@@ -115,7 +117,9 @@ def run(
     if heatmap is not None:
         check_target(heatmap, force=force)
         _check_ranking(bundle, wanted)
-    loading = {name: how.pop(name) for name in ("backend", "target", "device", "threads")}
+    loading = {
+        name: how.pop(name) for name in ("backend", "target", "device", "threads", "memory_limit")
+    }
     with (
         _warnings_as_notes(),
         Pipeline.load(bundle, **loading, max_picture_pixels=most) as pipe,

@@ -30,6 +30,7 @@ from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.media.pictures import MAX_PIXELS, Picture
 from foveate.runtime.media.sources import VideoSource, open_media
+from foveate.runtime.memory_estimate import Work, check_memory, memory_room
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.request_check import check_loading, check_request, check_requests
 from foveate.runtime.sampling import Sampling
@@ -40,6 +41,9 @@ from foveate.runtime.text_limit import TextLimit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+LIMITS = ("max_picture_pixels", "most_requests", "most_waiting", "memory_limit")
+"""Arguments of `Pipeline.load` that bound its requests."""
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
@@ -66,6 +70,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         max_picture_pixels: int = MAX_PIXELS,
         most_requests: int | None = None,
         most_waiting: int | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
@@ -77,6 +82,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._max_picture_pixels = max_picture_pixels
         self._text_limit = TextLimit(tokenizer, bundle.manifest.limits.prompt_tokens)
         self._admission = Admission(most_requests, most_waiting, self._free)
+        self._memory_limit = memory_limit
 
     @classmethod
     def load(
@@ -92,6 +98,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         max_picture_pixels: int = MAX_PIXELS,
         most_requests: int | None = None,
         most_waiting: int | None = None,
+        memory_limit: int | str | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -107,12 +114,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 by its header, before it is decoded.
             most_requests: How many requests run at once, each of a batch counted; None for any number.
             most_waiting: How many may wait for them, 0 to refuse at once; None for any number.
+            memory_limit: The most memory that the process is to hold, in bytes or as "2GB"; requests that
+                would take more are refused. None is what the machine has.
 
         Raises:
             BundleError: No bundle, or one that cannot be trusted.
             LimitError: `most_requests` or `most_waiting` that is no such count.
             BackendError: The backend or device cannot be had, or cannot run the bundle.
             MissingDependencyError: The backend's library is not installed.
+            LimitError: A memory limit that is no size, or that the backend cannot keep.
         """
         given = check_loading(
             path=path,
@@ -125,6 +135,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             max_picture_pixels=max_picture_pixels,
             most_requests=most_requests,
             most_waiting=most_waiting,
+            memory_limit=memory_limit,
         )
         check_name(given["backend"])
         bundle = Bundle.open(given["path"], checksums=given["checksums"])
@@ -132,10 +143,14 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         family = read_family(bundle, tokenizer)
         engine = {name: given[name] for name in ("target", "device", "threads")}
         opened = open_backend(bundle, given["backend"], **engine)
+        if given["memory_limit"] is not None and opened.memory is None:
+            opened.close()
+            raise LimitError(
+                f"memory_limit is kept by bundles of standard operators on a CPU, and this one runs on "
+                f"{opened.device} with {opened.name}; leave it out, or use device='cpu'"
+            )
         speaker = open_language(opened, given["language"])
-        limits = {
-            name: given[name] for name in ("max_picture_pixels", "most_requests", "most_waiting")
-        }
+        limits = {name: given[name] for name in LIMITS}
         return cls(bundle, opened, speaker, family, tokenizer, **limits)
 
     def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
@@ -160,7 +175,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
             PromptError: An empty prompt, or one with a control token's text in it.
             KeepError: A `keep` that is neither a ratio nor a count, or `kept` that there cannot be.
-            LimitError: More tokens than the bundle takes.
+            LimitError: More tokens than the bundle takes, or more than there is memory for.
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
@@ -221,11 +236,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 text.end("cancelled")
             return [text.answer for text in texts if text.answer is not None]
         with place:
-            settings = []
+            settings, works = [], []
             for number, (request, text) in enumerate(zip(asked, texts, strict=True)):
                 with naming(number):
                     prepared = text.prepare(self._prepare(request, began, text.stop))
                     settings.append(prepared.generation)
+                    works.append(self._work(prepared))
+            self._check_memory(works)
             return answer_together(
                 self._language.generate(kept_prompts(self._backend, self._family, texts), settings),
                 texts,
@@ -255,7 +272,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            LimitError: More visual tokens than the bundle takes.
+            LimitError: More visual tokens than the bundle takes, or more than there is memory for.
             BusyError: Too many requests wait already.
             ClosedError: The pipeline was closed.
         """
@@ -263,6 +280,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         assert place is not None
         with place:
             media = self._open(images, video)
+            visual = media.visual
+            largest = self._backend.largest_run(visual)
+            self._check_memory([Work(visual=visual.tokens, largest=largest)])
             embeds = self._backend.encode(decoded(self._family, media), lasting=True)
             wait(embeds)
             return EncodedMedia(self, media.media, media.visual, embeds)
@@ -296,7 +316,26 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             stop,
         )
         timing = Timing(preprocess=time.perf_counter() - mark)
-        return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
+        prepared = PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
+        self._check_memory([self._work(prepared)])
+        return prepared
+
+    def _work(self, request: PreparedRequest) -> Work:
+        """What a request asks of the graphs, for the estimate of its memory."""
+        visual, prompt = request.media.visual, request.prompt
+        return Work(
+            visual=visual.tokens,
+            largest=self._backend.largest_run(visual) if request.media.embeds is None else 0,
+            text=len(prompt.token_ids) - visual.tokens,
+            instruction=len((request.ranked_by or prompt).instruction_index),
+            kept=request.selection.count,
+            new=request.generation.max_new_tokens,
+        )
+
+    def _check_memory(self, works: list[Work]) -> None:
+        """LimitError for requests, answered together, that would take more memory than there is."""
+        if self._backend.memory is not None:
+            check_memory(self._backend.memory, works, *memory_room(self._memory_limit))
 
     def _opened(self, request: Request) -> EncodedMedia:
         """A request's pictures, prepared, or encoded before."""

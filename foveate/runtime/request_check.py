@@ -39,6 +39,7 @@ from foveate.runtime.checks import (
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.keep import KEEP_FIX, checked_keep
 from foveate.runtime.media.sources import check_pictures, check_video
+from foveate.runtime.memory_estimate import parse_memory
 from foveate.runtime.request import Request
 from foveate.runtime.sampling import SAMPLING
 from foveate.runtime.stopping import Flag
@@ -99,6 +100,7 @@ LOADING: Mapping[str, Check] = {
     "max_picture_pixels": whole(LimitError, 1),
     "most_requests": optional(whole(LimitError, 1)),
     "most_waiting": optional(whole(LimitError, 0)),
+    "memory_limit": Check(LimitError, "bytes, or a number and a unit", parse_memory),
 }
 """What each argument of `Pipeline.load` may be."""
 

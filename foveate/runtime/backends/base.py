@@ -14,6 +14,7 @@ from foveate.runtime.keep import Selection
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import DecoderGraph, LanguageModel
 from foveate.runtime.language.decoder import Decoder
+from foveate.runtime.memory_estimate import MemoryModel
 from foveate.runtime.tensors import Feeds, Tensor, on_host
 
 ROLES = ("vision", "compressor", "decoder")
@@ -81,6 +82,7 @@ class VisualBackend(ABC):
         remedy: How to raise that limit.
         engines: The opened graphs, by role.
         graph: The decoder graph.
+        memory: What requests take in host memory; None where another memory is short.
     """
 
     name: str
@@ -89,6 +91,7 @@ class VisualBackend(ABC):
     remedy: str
     engines: Mapping[str, Any]
     graph: DecoderGraph
+    memory: MemoryModel | None = None
 
     def __init__(self, table: EmbeddingTable) -> None:
         """Look embedding rows up in `table`."""
@@ -168,6 +171,10 @@ class VisualBackend(ABC):
             scores,
             self.graph.advice,
         )
+
+    def largest_run(self, visual: VisualInput) -> int:
+        """The visual tokens of the largest run of the vision graph."""
+        return visual.tokens
 
     @abstractmethod
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:

@@ -1,12 +1,13 @@
 """onnxruntime on standard operators: the backend that runs everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
-from foveate.families.base import VisualInput
+from foveate.families.base import Call, VisualInput
 from foveate.runtime.backends.base import ROLES, StandardBackend
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
@@ -14,10 +15,13 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.finite import remedy
 from foveate.runtime.language.base import Capabilities
 from foveate.runtime.language.growing_decoder import GrowingDecoder
+from foveate.runtime.memory_estimate import MemoryModel
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
 TOKENS = 256
 """A run of the vision graph takes pictures of about so many visual tokens together."""
+VISION_SCORES = 1 << 21
+"""How many the vision graph holds at once; exported graphs are made so."""
 SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """How many attention scores of a layer a run of the decoder may have."""
 LEAST_CHUNK = 256
@@ -39,7 +43,11 @@ class OrtBackend(StandardBackend):
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
         self.engines, self.width = engines, manifest.model.hidden_size
-        self.graph = OrtDecoder(engines["decoder"], bundle, table)
+        decoder = self.graph = OrtDecoder(engines["decoder"], bundle, table)
+        if device == "cpu":
+            self.memory = MemoryModel.of(
+                bundle, decoder.dtype, VISION_SCORES, decoder.prefill_chunk
+            )
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OrtBackend":
@@ -60,16 +68,21 @@ class OrtBackend(StandardBackend):
         options = OnnxOptions(device=device, threads=threads, precision=precision)
         engines: dict[str, OnnxEngine] = {}
         for role in ROLES:
-            engine = engines[role] = OnnxEngine(bundle.file(role), options)
+            own = replace(options, arena=role == "vision")
+            engine = engines[role] = OnnxEngine(bundle.file(role), own)
             bundle.check_graph(role, engine.inputs, engine.outputs)
         return cls(bundle, engines, table, device)
+
+    def largest_run(self, visual: VisualInput) -> int:
+        """The visual tokens of the largest part: one picture, or several small ones."""
+        pictures = np.unique(visual.picture, return_counts=True)[1]
+        return int(max(pictures.max(initial=0), min(visual.tokens, TOKENS)))
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
         """The vision graph's rows, part by part of each call."""
         parts = [
             (self.engines["vision"].run(part.inputs)["visual_embeds"], part.tokens)
-            for call in visual.calls
-            for part in call.parts(TOKENS)
+            for part in runs(visual)
         ]
         if not parts:
             return np.empty((0, self.width), held(self.table.dtype))
@@ -87,6 +100,12 @@ class OrtBackend(StandardBackend):
         of_text = order < texts
         rows[of_text] = text_embeds[order[of_text]]
         return rows[None]
+
+
+def runs(visual: VisualInput) -> Iterator[Call]:
+    """The runs of the vision graph: small pictures of one size together, a large one by itself."""
+    for call in visual.calls:
+        yield from call.parts(TOKENS)
 
 
 class OrtDecoder(GrowingDecoder):

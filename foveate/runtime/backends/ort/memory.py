@@ -14,6 +14,8 @@ from foveate.runtime.backends.ort.capture_gate import GATE
 from foveate.runtime.backends.ort.library import ort
 from foveate.runtime.tensors import DeviceTensor, held
 
+OUT_OF_MEMORY = ("allocate", "out of memory", "bad_alloc", "alloc_failed")
+"""What onnxruntime's messages hold where memory ran out."""
 SMALL = 1 << 16
 """Bytes up to which comparing an array with what was written before is quicker than writing it."""
 
@@ -118,8 +120,11 @@ def allocating(count: int, device: str) -> Iterator[None]:
 def advice(error: Exception) -> str:
     """An onnxruntime message in a line, with what to do where memory ran out."""
     line = first_line(error)
-    if "allocate" in line.lower() or "out of memory" in line.lower():
-        line += "; keep fewer visual tokens, use smaller pictures, or ask for a shorter answer"
+    if isinstance(error, MemoryError) or any(one in line.lower() for one in OUT_OF_MEMORY):
+        line += (
+            "; there was not enough memory: keep fewer visual tokens, use smaller pictures, or ask for "
+            "a shorter answer"
+        )
     return line
 
 

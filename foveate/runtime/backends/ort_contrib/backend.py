@@ -40,6 +40,8 @@ TEXT = 32
 are then launched as a CUDA graph that there is."""
 ROOM = 1024
 """Memory for a prompt has so many tokens, or twice or four times … as many."""
+CPU_PART = 256
+"""On a CPU a video is run in parts of about so many visual tokens."""
 MOST_UPLOADED = 256
 """How many inputs of different sizes a thread has memory for."""
 
@@ -103,7 +105,12 @@ class ContribBackend(VisualBackend):
         whole = self._visual_memory(sum(counts), spill, lasting)
         start = 0
         for call in visual.calls:
-            runs = self._padding.runs(call) if engine.captures else [PaddedRun(call, call.tokens)]
+            # What a CPU runs has no padding, and bounded memory.
+            runs = (
+                self._padding.runs(call)
+                if engine.captures
+                else [PaddedRun(part, part.tokens) for part in call.parts(CPU_PART)]
+            )
             alone = len(counts) == len(runs) == 1
             for run in runs:
                 # Padding is written to where the next picture goes, or after the last.
