@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
+from foveate.errors import ImageError
 from foveate.families.pixels import to_rgb
 
 if TYPE_CHECKING:
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
 
 
 def upright(frame: VideoFrame) -> Image.Image:
-    """The frame as it is to be seen: RGB, laid on white where it is transparent, turned and mirrored."""
+    """The frame as it is to be seen: RGB, laid on white where it is transparent, turned and mirrored.
+
+    Raises:
+        ImageError: Pixels that cannot be made RGB.
+    """
     clear = any(component.is_alpha for component in frame.format.components)
-    levels = frame.to_ndarray(format="rgba" if clear else "rgb24")
+    try:
+        levels = frame.to_ndarray(format="rgba" if clear else "rgb24")
+    except Exception as error:
+        raise ImageError(
+            f"a frame of {frame.width} x {frame.height} pixels in {frame.format.name} cannot be made "
+            f"RGB ({error or type(error).__name__}); convert the video to H.264 or VP9"
+        ) from error
     picture = to_rgb(Image.fromarray(levels))
     for way in ways(matrix_of(frame)):
         picture = picture.transpose(way)
