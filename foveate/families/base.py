@@ -27,6 +27,19 @@ Medium = Image | Video
 
 
 @dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """What a request asks of the size of its pictures and frames; None is the checkpoint's own.
+
+    Attributes:
+        min_pixels: Smaller ones are enlarged to about this area.
+        max_pixels: Larger ones are shrunk to at most this area.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One run of the vision graph.
 
@@ -148,14 +161,16 @@ class Family(Protocol):
         """Read a checkpoint's preprocessing settings; see the registry's function of the same name."""
         ...
 
-    def prepare(self, media: Sequence[Medium]) -> VisualInput:
+    def prepare(self, media: Sequence[Medium], limits: PixelLimits | None = None) -> VisualInput:
         """Turn pictures and videos into what the bundle's vision graph takes.
 
         Args:
             media: In the order of the messages; any number, also none.
+            limits: Sizes in place of the checkpoint's own.
 
         Raises:
             ImageError: A picture or video that the family cannot take.
+            LimitError: Limits that there cannot be, or that the family cannot honour.
         """
         ...
 
@@ -164,10 +179,13 @@ class Family(Protocol):
 
         Args:
             messages: The conversation; parts of type "image" and "video" stand for `visual`'s media.
+                A last message of the assistant's is gone on with. The instruction is the last user
+                turn's text after its last picture, or else all its text.
             visual: What `prepare` gave for them.
 
         Raises:
-            PromptError: Empty text, text of a control token, or a template that refuses it.
+            PromptError: Messages that are none, no instruction, text that makes a control token,
+                other media than `visual` has, or a template that refuses the messages.
         """
         ...
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError
-from foveate.families.base import Call, Empty, Medium, Video, VisualInput
+from foveate.families.base import Call, Empty, Medium, PixelLimits, Video, VisualInput
 from foveate.families.pixels import for_each, level_table, resize_bicubic, to_rgb
-from foveate.families.qwen2_vl_settings import Settings, fitted_size
+from foveate.families.qwen2_vl_settings import Settings, fitted_size, limited_settings
 
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns of visual tokens."""
@@ -86,6 +86,14 @@ class Pixels:
         self.settings, self.levels = settings, levels
         self.table = level_table(settings.image_mean, settings.image_std, settings.rescale_factor)
         self.unit = settings.patch_size * settings.merge_size
+
+    def limited(self, limits: PixelLimits) -> "Pixels":
+        """The same with the limits of a request in place of the checkpoint's.
+
+        Raises:
+            LimitError: Limits that there cannot be.
+        """
+        return Pixels(limited_settings(self.settings, limits), levels=self.levels)
 
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Resize pictures and videos, and for graphs of patches normalise and cut them.
