@@ -13,7 +13,17 @@ import click
 from click import Choice, FloatRange, IntRange, option
 
 from foveate.bundle.reader import Bundle
-from foveate.commands.options import PATH, as_json, device, force, options, verb
+from foveate.commands.options import (
+    PATH,
+    as_json,
+    device,
+    force,
+    keep_marks,
+    options,
+    pixels,
+    system,
+    verb,
+)
 from foveate.errors import ImageError, KeepError
 from foveate.terminal import duration, note, plain, plural, size, tell, tell_json
 
@@ -32,6 +42,8 @@ STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
     option("--video", type=PATH, metavar="FILE", help="A video, in place of pictures."),
     option("--fps", type=FloatRange(0, min_open=True), default=2.0, metavar="RATE",
            help="The video's frames to take for each second."),
+    *pixels,
+    system,
     option("--keep", metavar="RATIO|N",
            help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
@@ -39,6 +51,7 @@ STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
     option("--top-p", type=float, default=1.0, help="Nucleus sampling."),
     option("--top-k", type=int, help="Sample from this many best tokens."),
     option("--seed", type=IntRange(min=0), help="Makes sampling repeatable."),
+    keep_marks,
     option("--heatmap", type=PATH, metavar="OUT.png",
            help="Draw what was relevant and what was kept."),
     force,
@@ -58,6 +71,8 @@ def run(
     video: Path | None,
     fps: float,
     keep: str | None,
+    system: str | None,
+    keep_marks: bool,
     heatmap: Path | None,
     force: bool,
     as_json: bool,
@@ -92,13 +107,25 @@ def run(
     with Pipeline.load(bundle, **loading) as pipe:
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
-        stream = pipe.stream(prompt, keep=wanted, **media, **how)
+        how |= {"keep": wanted, "skip_special_tokens": not keep_marks}
+        stream = pipe.stream(asked(prompt, system, len(images)), **media, **how)
         answer = _read(stream, None if as_json else functools.partial(tell, newline=False))
     if heatmap is not None:
         write_heatmap(heatmap, pictures, answer.visual, force=force)
     if as_json:
         tell_json(answer_facts(answer))
     note(describe_answer(answer))
+
+
+def asked(prompt: str, system: str | None, images: int) -> str | list[dict[str, Any]]:
+    """A prompt, or the conversation that a system prompt makes of it, about pictures or else a video."""
+    if system is None:
+        return prompt
+    shown = [{"type": "image"}] * images or [{"type": "video"}]
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]},
+    ]
 
 
 def _image_source(image: str, images: Sequence[str]) -> str | bytes:

@@ -32,7 +32,8 @@ class PixelLimits:
 
     Attributes:
         min_pixels: Smaller ones are enlarged to about this area.
-        max_pixels: Larger ones are shrunk to at most this area.
+        max_pixels: Larger ones are shrunk to at most this area; where it alone is given, below the
+            checkpoint's own min_pixels, none is enlarged.
     """
 
     min_pixels: int | None = None

@@ -97,8 +97,9 @@ class Qwen2VL:
 
     def prepare(self, media: Sequence[Medium], limits: PixelLimits | None = None) -> GridInput:
         """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""
-        pixels = self._pixels if limits is None else self._pixels.limited(limits)
-        return pixels.prepare(media)
+        if limits is None or limits == PixelLimits():
+            return self._pixels.prepare(media)
+        return self._pixels.limited(limits).prepare(media)
 
     def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
         """Render a conversation and place every token; see `Family.layout`."""

@@ -110,6 +110,8 @@ def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
 def limited_settings(settings: Settings, limits: PixelLimits) -> Settings:
     """Settings with the limits of a request in place of the checkpoint's.
 
+    Where max_pixels alone is given, below the checkpoint's min_pixels, no picture is enlarged.
+
     Raises:
         LimitError: A limit that is no whole number from 1 on, or limits that leave no size.
     """
@@ -121,8 +123,10 @@ def limited_settings(settings: Settings, limits: PixelLimits) -> Settings:
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise LimitError(f"{name} is {value!r}; give a whole number of pixels from 1 on.")
         wanted[name] = int(value)
-    least = wanted.get("min_pixels", settings.min_pixels)
     most = wanted.get("max_pixels", settings.max_pixels)
+    if most < settings.min_pixels:
+        wanted.setdefault("min_pixels", 1)
+    least = wanted.get("min_pixels", settings.min_pixels)
     if least > most:
         raise LimitError(
             f"min_pixels is {least} and max_pixels is {most}; give both, and max_pixels the larger."

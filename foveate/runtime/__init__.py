@@ -3,7 +3,17 @@
 from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import Stream
+from foveate.runtime.language.prefix_cache import PrefixCache
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.request import Request
 
-__all__ = ["Answer", "EncodedMedia", "Pipeline", "Request", "Stream", "Timing", "Visual"]
+__all__ = [
+    "Answer",
+    "EncodedMedia",
+    "Pipeline",
+    "PrefixCache",
+    "Request",
+    "Stream",
+    "Timing",
+    "Visual",
+]

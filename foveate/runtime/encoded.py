@@ -1,9 +1,10 @@
 """Pictures that were encoded once, to be asked about many times."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.families.base import Medium, VisualInput
+from foveate.families.base import Medium, Message, VisualInput
 from foveate.runtime.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ class EncodedMedia:
     visual: VisualInput
     embeds: Tensor | None = None
 
-    def generate(self, prompt: str, **options: "Unpack[Options]") -> "Answer":
+    def generate(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> "Answer":
         """Answer a prompt about them; see `Pipeline.generate`."""
         options["encoded"] = self
         return self.pipeline.generate(prompt, **options)
 
-    def stream(self, prompt: str, **options: "Unpack[Options]") -> "Stream":
+    def stream(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> "Stream":
         """Answer a prompt about them piece by piece; see `Pipeline.stream`."""
         options["encoded"] = self
         return self.pipeline.stream(prompt, **options)

@@ -31,7 +31,8 @@ class AnswerText:
         self.answer: Answer | None = None
         self.kept: KeptPrompt | None = None
         self.prefill_began = 0.0
-        self._tokenizer, self._decoder = tokenizer, DecodeStream(skip_special_tokens=True)
+        self._tokenizer, self._skip = tokenizer, prepared.skip_special_tokens
+        self._decoder = DecodeStream(skip_special_tokens=self._skip)
         self._tokens: list[int] = []
         self._emitted = ""
 
@@ -55,7 +56,7 @@ class AnswerText:
 
     def _finish(self, reason: str, cache_bytes: int) -> str:
         """Build the answer; the text that was held back."""
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip)
         self.timing.total = time.perf_counter() - self.prepared.began
         self.answer = Answer(
             text=text,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from foveate.errors import (
     LimitError,
     SamplingError,
 )
-from foveate.families.base import Family, Prompt, user_turn
+from foveate.families.base import Family, Medium, Message, PixelLimits, Prompt, user_turn
+from foveate.families.messages import Conversation
 from foveate.runtime.answer import Answer, Timing
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
 from foveate.runtime.encoded import EncodedMedia
@@ -28,6 +29,7 @@ from foveate.runtime.language.base import Generation, LanguageModel
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.media.pictures import Picture
+from foveate.runtime.media.placed import open_placed
 from foveate.runtime.media.sources import open_media
 from foveate.runtime.request import Options, PreparedRequest, Request, naming
 from foveate.runtime.sampling import Sampling
@@ -101,31 +103,37 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
         return cls(bundle, opened, open_language(opened, language), family, tokenizer)
 
-    def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
+    def generate(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
         return stream.answer
 
-    def stream(self, prompt: str, **options: "Unpack[Options]") -> Stream:
+    def stream(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> Stream:
         """Answer a prompt about pictures, piece by piece; returns when the first token is there.
 
         Args:
-            prompt: The instruction.
+            prompt: The instruction, or messages; see `Request`.
             options: The other fields of `Request`, by name.
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            PromptError: An empty prompt, or one with a control token's text in it.
+            PromptError: An empty prompt, one with a control token's text in it, messages that are
+                none, or more or fewer pictures than they have places for.
             KeepError: A `keep` that is neither a ratio nor a count, or `kept` that there cannot be.
             LimitError: More tokens than the bundle takes.
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._prepare(Request(prompt, **options), time.perf_counter())
+        request = Request(prompt, **options)
+        prepared = self._prepare(request, time.perf_counter())
         text = AnswerText(prepared, self._tokenizer)
-        return Stream(self._language.generate(self._begin([text]), [prepared.generation]), text)
+        prefix = request.prefix if self._language.capabilities.prefix_reuse else None
+        if prefix is not None:
+            prefix.about(prepared.media.visual)
+        run = self._language.generate(self._begin([text]), [prepared.generation], prefix)
+        return Stream(run, text)
 
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
@@ -148,6 +156,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         texts = []
         for number, request in enumerate(asked):
             with naming(number):
+                if request.prefix is not None:
+                    raise LimitError("a batch has no prefix; leave it out, or ask one at a time")
                 texts.append(AnswerText(self._prepare(request, began), self._tokenizer))
         if not texts:
             return []
@@ -173,15 +183,18 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         *,
         images: Iterable[Picture] | None = None,
         video: Iterable[Picture] | None = None,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
     ) -> EncodedMedia:
-        """Encode pictures or a video once, to ask about them many times.
+        """Encode pictures or a video once, to ask about them many times; see `Request` for the arguments.
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            LimitError: More visual tokens than the bundle takes.
+            LimitError: More visual tokens than the bundle takes, or pixels that there cannot be.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._open(images, video)
+        self._check_open()
+        prepared = self._fitted(open_media(images, video), PixelLimits(min_pixels, max_pixels))
         embeds = self._backend.encode(prepared.visual, lasting=True)
         wait(embeds)
         return EncodedMedia(self, prepared.media, prepared.visual, embeds)
@@ -197,7 +210,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             request.seed,
             manifest.generation.repetition_penalty if penalty is None else penalty,
         )
-        media = self._opened(request)
+        conversation = None
+        if not isinstance(request.prompt, str):
+            conversation = Conversation.of(request.prompt)
+        media = self._opened(request, conversation)
         prompt = self._layout(request.prompt, media)
         ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
         keep = manifest.compressor.keep if request.keep is None else request.keep
@@ -215,7 +231,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             sampling,
         )
         timing = Timing(preprocess=time.perf_counter() - mark)
-        return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
+        return PreparedRequest(
+            media,
+            prompt,
+            selection,
+            ranked_by,
+            generation,
+            timing,
+            began,
+            request.skip_special_tokens,
+        )
 
     def _begin(self, texts: list[AnswerText]) -> Iterator[KeptPrompt]:
         """Encode and compress, request by request, as the language model takes the prompts in."""
@@ -237,37 +262,43 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             timing.compress = text.prefill_began - mark
             yield kept
 
-    def _opened(self, request: Request) -> EncodedMedia:
+    def _opened(self, request: Request, conversation: Conversation | None) -> EncodedMedia:
         """A request's pictures, prepared, or encoded before."""
-        encoded = request.encoded
-        if encoded is None:
-            return self._open(request.images, request.video)
         self._check_open()
-        if request.images is not None or request.video is not None:
+        encoded, images, video = request.encoded, request.images, request.video
+        limits = PixelLimits(request.min_pixels, request.max_pixels)
+        if encoded is None:
+            if conversation is None:
+                return self._fitted(open_media(images, video), limits)
+            return self._fitted(open_placed(conversation.media, images, video), limits)
+        carried = conversation is not None and any(one is not None for _, one in conversation.media)
+        if images is not None or video is not None or carried:
             raise ImageError("encoded pictures were given; leave out images and video beside them")
+        if limits != PixelLimits():
+            raise LimitError(
+                "encoded pictures have their size; give min_pixels and max_pixels to encode"
+            )
         if encoded.pipeline is not self:
             raise ImageError(
                 "the pictures were encoded by another pipeline; encode them with this one"
             )
         return encoded
 
-    def _open(
-        self, images: Iterable[Picture] | None, video: Iterable[Picture] | None
-    ) -> EncodedMedia:
-        """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
-        self._check_open()
-        media = tuple(open_media(images, video))
-        visual, limit = self._family.prepare(media), self._backend.visual_tokens
+    def _fitted(self, media: Sequence[Medium], limits: PixelLimits) -> EncodedMedia:
+        """Prepare pictures and videos; LimitError for more visual tokens than are taken."""
+        visual, limit = self._family.prepare(media, limits), self._backend.visual_tokens
         if visual.tokens > limit:
             raise LimitError(
                 f"the pictures make {visual.tokens} visual tokens and {limit} are taken; use fewer "
-                f"or smaller pictures, or {self._backend.remedy}"
+                f"or smaller pictures, a smaller max_pixels, or {self._backend.remedy}"
             )
-        return EncodedMedia(self, media, visual)
+        return EncodedMedia(self, tuple(media), visual)
 
-    def _layout(self, text: str, media: EncodedMedia) -> Prompt:
-        """A text after its pictures, tokenized and placed."""
-        return self._family.layout(user_turn(text, media.media), media.visual)
+    def _layout(self, prompt: str | Sequence[Message], media: EncodedMedia) -> Prompt:
+        """Messages, or a text after its pictures, tokenized and placed."""
+        if isinstance(prompt, str):
+            prompt = user_turn(prompt, media.media)
+        return self._family.layout(prompt, media.visual)
 
     def _new_tokens(self, wanted: int | None, kept: int, next_position: int) -> int:
         """How many tokens may be generated; LimitError for more than the context has room for."""

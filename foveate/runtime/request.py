@@ -1,15 +1,16 @@
 """What is asked of a pipeline."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from foveate.errors import FoveateError
-from foveate.families.base import Prompt
+from foveate.families.base import Message, Prompt
 from foveate.runtime.answer import Timing
 from foveate.runtime.keep import Rank, Selection
 from foveate.runtime.language.base import Generation
+from foveate.runtime.language.prefix_cache import PrefixCache
 from foveate.runtime.media.pictures import Picture
 
 if TYPE_CHECKING:
@@ -21,15 +22,24 @@ class Request:
     """A prompt about pictures or a video, and how it is to be answered.
 
     Attributes:
-        prompt: The instruction.
-        images: Paths, bytes, PIL images or uint8 arrays [H, W, 3]; the prompt comes after them.
+        prompt: The instruction; or messages as chat templates take them, whose parts of type "image"
+            and "video" say where pictures are shown. Where the last one is the assistant's, the answer
+            goes on with it. The last user turn is the instruction.
+        images: Paths, bytes, PIL images or uint8 arrays [H, W, 3]; the prompt comes after them, or
+            messages show them in this order.
         video: Frames of one size instead of pictures: a uint8 array [F, H, W, 3], or a list of
             what `images` takes. Two frames make one step in time.
         encoded: What `Pipeline.encode` gave, instead of pictures or a video.
+        prefix: Keys and values of an earlier request, to begin with as far as the prompt begins alike;
+            it holds those of this one afterwards. Where the language model cannot, it stays empty.
         keep: A ratio in (0, 1] or a count of visual tokens; None takes the bundle's default.
         kept: The ordinals of the visual tokens to keep, in place of `keep` and a ranking.
         rank_by: Another text to rank the visual tokens by; None ranks by the prompt.
         rank: "together" gives all pictures one budget, "each" gives every picture its own.
+        max_pixels: Larger pictures and frames are shrunk to at most this area; None takes the
+            checkpoint's own.
+        min_pixels: Smaller pictures and frames are enlarged to about this area; None takes the
+            checkpoint's own.
         max_new_tokens: The most tokens to generate; None takes the bundle's default.
         temperature: 0 is greedy.
         top_p: Nucleus sampling's probability mass.
@@ -38,17 +48,22 @@ class Request:
         repetition_penalty: None takes the checkpoint's own.
         stop_tokens: Token ids that end the answer, beside the checkpoint's own.
         ignore_eos: Go on past the checkpoint's own stop tokens, to `max_new_tokens`.
+        skip_special_tokens: Leave special tokens, such as the marks of objects and boxes, out of the
+            answer's text.
     """
 
-    prompt: str
+    prompt: str | Sequence[Message]
     _: KW_ONLY
     images: Iterable[Picture] | None = None
     video: Iterable[Picture] | None = None
     encoded: "EncodedMedia | None" = None
+    prefix: PrefixCache | None = None
     keep: float | int | None = None
     kept: Iterable[int] | None = None
     rank_by: str | None = None
     rank: Rank = "together"
+    max_pixels: int | None = None
+    min_pixels: int | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -57,6 +72,7 @@ class Request:
     repetition_penalty: float | None = None
     stop_tokens: Iterable[int] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
 
 
 class Options(TypedDict, total=False):
@@ -65,10 +81,13 @@ class Options(TypedDict, total=False):
     images: Iterable[Picture] | None
     video: Iterable[Picture] | None
     encoded: "EncodedMedia | None"
+    prefix: PrefixCache | None
     keep: float | int | None
     kept: Iterable[int] | None
     rank_by: str | None
     rank: Rank
+    max_pixels: int | None
+    min_pixels: int | None
     max_new_tokens: int | None
     temperature: float
     top_p: float
@@ -77,6 +96,7 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None
     stop_tokens: Iterable[int]
     ignore_eos: bool
+    skip_special_tokens: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +111,7 @@ class PreparedRequest:
         generation: How it is answered.
         timing: Seconds so far.
         began: `time.perf_counter()` when it was asked.
+        skip_special_tokens: Whether the answer's text leaves special tokens out.
     """
 
     media: "EncodedMedia"
@@ -100,6 +121,7 @@ class PreparedRequest:
     generation: Generation
     timing: Timing
     began: float
+    skip_special_tokens: bool
 
 
 @contextmanager

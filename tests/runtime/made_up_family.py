@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from foveate.bundle.manifest import AxisRange, GraphSpec, TensorSpec
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.families.base import Call, Medium, Message, Prompt, VisualInput
+from foveate.families.base import Call, Medium, Message, PixelLimits, Prompt, VisualInput
 from foveate.families.pixels import to_rgb
 
 NAME = "made_up"
@@ -57,7 +57,7 @@ class MadeUp:
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         return {}
 
-    def prepare(self, media: Sequence[Medium]) -> VisualInput:
+    def prepare(self, media: Sequence[Medium], limits: PixelLimits | None = None) -> VisualInput:
         """One call and `TOKENS` tokens a picture."""
         pictures = [to_rgb(one, 1) for one in media if isinstance(one, Image.Image)]
         taps = [picture_taps(number) for number in range(len(pictures))]

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import held
+
+if TYPE_CHECKING:
+    from foveate.runtime.language.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Capabilities:
         cancel: Whether a run can be stopped early.
         sampling: The fields of `Sampling` that are honoured.
         any_positions: Whether kept tokens keep their original positions.
-        prefix_reuse: Whether prompts with the same beginning share it.
+        prefix_reuse: Whether a prompt may begin with keys and values of an earlier one.
     """
 
     batch: int | None
@@ -112,12 +115,19 @@ class LanguageModel(Protocol):
     name: str
     capabilities: Capabilities
 
-    def generate(self, prompts: Iterable[KeptPrompt], settings: Sequence[Generation]) -> Run:
+    def generate(
+        self,
+        prompts: Iterable[KeptPrompt],
+        settings: Sequence[Generation],
+        prefix: "PrefixCache | None" = None,
+    ) -> Run:
         """Answer prompts; later tokens of all of them come together.
 
         Args:
             prompts: Taken one by one, each when the one before has its first token.
             settings: Of each prompt.
+            prefix: What the only prompt begins with, and where its keys and values go; None where
+                `capabilities.prefix_reuse` is False.
 
         Raises:
             LimitError: More tokens than the engine takes.

@@ -3,9 +3,18 @@
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import DecoderGraph, Generation, NextLogits, Step, Token
+from foveate.runtime.language.base import (
+    DecoderGraph,
+    Generation,
+    KVCache,
+    NextLogits,
+    Step,
+    Token,
+)
+from foveate.runtime.language.prefix_cache import PrefixCache
 from foveate.runtime.sampling import Sampler
 
 
@@ -20,10 +29,14 @@ class Decoder:
         self.capabilities = graph.capabilities
 
     def generate(
-        self, prompts: Iterable[KeptPrompt], settings: Sequence[Generation]
+        self,
+        prompts: Iterable[KeptPrompt],
+        settings: Sequence[Generation],
+        prefix: PrefixCache | None = None,
     ) -> "DecoderRun":
         """Answer prompts; see `LanguageModel.generate`."""
-        return DecoderRun(self.graph, prompts, settings)
+        cache: Any = self.graph.allocate(settings)
+        return DecoderRun(cache if prefix is None else prefix.over(cache), prompts, settings)
 
     def close(self) -> None:
         """Free the graph."""
@@ -45,11 +58,10 @@ class DecoderRun:
     """Prompts being answered by a decoder graph; see `Run`."""
 
     def __init__(
-        self, graph: DecoderGraph, prompts: Iterable[KeptPrompt], settings: Sequence[Generation]
+        self, cache: KVCache, prompts: Iterable[KeptPrompt], settings: Sequence[Generation]
     ) -> None:
-        """Take memory for all sequences; nothing runs before the first step is asked for."""
-        self._prompts, self._settings = prompts, settings
-        self._cache = graph.allocate(settings)
+        """Fill a cache for all sequences; nothing runs before the first step is asked for."""
+        self._prompts, self._settings, self._cache = prompts, settings, cache
         self._bytes = [0] * len(settings)
         self._cancelled = threading.Event()
         self._steps = self._run()

@@ -102,6 +102,19 @@ class GrowingCache:
         logits: NDArray[np.float32] = outputs["logits"].numpy()
         return {row: NextLogits(lambda: logits, row=place) for place, row in enumerate(tokens)}
 
+    def states(self) -> dict[str, Tensor]:
+        """The only row's keys and values; see `ResumableCache.states`."""
+        return self.rows[0]
+
+    def resume(self, prompt: KeptPrompt, states: Mapping[str, Tensor], count: int) -> NextLogits:
+        """Take in the only row's prompt after keys and values that are there; see `ResumableCache`."""
+        self.axes, self.lengths[0] = prompt.position_ids.shape[0], count
+        self.rows[0] = {name: on_host(state)[:, :, :count] for name, state in states.items()}
+        embeds, positions = on_host(prompt.embeds), on_host(prompt.position_ids)
+        return self._append(
+            0, embeds[:, count:], positions[:, :, count:], prompt.length - count, first=False
+        )
+
     def nbytes(self, row: int) -> int:
         """Bytes of keys and values that a row holds now."""
         return self.lengths[row] * self.decoder.token_bytes

@@ -33,9 +33,14 @@ def open_media(images: Iterable[Picture] | None, video: Iterable[Picture] | None
         if not frames:
             raise ImageError("the video has no frame; pass at least one")
         return [Video(tuple(frames))]
-    if isinstance(images, (str, bytes, os.PathLike, Image, np.ndarray)):
-        raise ImageError("images is one picture; pass a list, such as images=[picture]")
-    pictures = open_pictures(images or ())
+    pictures = open_pictures(listed(images))
     if not pictures:
         raise ImageError("no picture was given; pass at least one, such as images=['scene.png']")
     return list(pictures)
+
+
+def listed(images: Iterable[Picture] | None) -> Iterable[Picture]:
+    """Pictures as they were given, none for None; ImageError for one that is no list of them."""
+    if isinstance(images, (str, bytes, os.PathLike, Image, np.ndarray)):
+        raise ImageError("images is one picture; pass a list, such as images=[picture]")
+    return () if images is None else images

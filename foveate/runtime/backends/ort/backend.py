@@ -86,7 +86,9 @@ class OrtDecoder(GrowingDecoder):
         (past,) = (spec for spec in engine.inputs if spec.name == "past.0.key")
         super().__init__(engine, past.dtype, bundle.manifest.model, table)
         most = bundle.manifest.limits.prompt_tokens
-        self.capabilities = Capabilities(batch=None, most_tokens=most)
+        self.capabilities = Capabilities(
+            batch=None, most_tokens=most, prefix_reuse=engine.device == "cpu"
+        )
 
     def empty(self, memory: None) -> dict[str, Tensor]:
         """A cache of no tokens."""
