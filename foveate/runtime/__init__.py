@@ -1,6 +1,7 @@
 """The slim half: numpy, onnxruntime, tokenizers, Pillow; never torch or transformers."""
 
 from foveate.runtime.answer import Answer, Timing, Visual
+from foveate.runtime.chat import Chat
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import Stream
 from foveate.runtime.language.prefix_cache import PrefixCache
@@ -9,6 +10,7 @@ from foveate.runtime.request import Request
 
 __all__ = [
     "Answer",
+    "Chat",
     "EncodedMedia",
     "Pipeline",
     "PrefixCache",
