@@ -1,6 +1,6 @@
 """Conversations as chat templates take them: checked, and as plain data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,22 @@ class Conversation:
             for place, part in enumerate(content):
                 if part["type"] == "text":
                     yield Text(number, place, part["text"])
+
+    def saying(self, texts: Iterable[str]) -> list[Message]:
+        """The messages with other texts, one for each of `texts`."""
+        others = iter(texts)
+        return [
+            {
+                **message,
+                "content": next(others)
+                if isinstance(message["content"], str)
+                else [
+                    {**part, "text": next(others)} if part["type"] == "text" else part
+                    for part in message["content"]
+                ],
+            }
+            for message in self.messages
+        ]
 
     def instruction(self) -> list[Text]:
         """What the user asks: the last user turn's text after its last picture, or else all its text.

@@ -177,5 +177,7 @@ def _within(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> NDArray[np.
     lefts, rights = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
     # A tokenizer that leaves spaces out of its offsets gives a token of spaces an empty one behind them.
     lefts = np.minimum(lefts, rights - 1)
-    inside = [(lefts < end) & (rights > begin) for begin, end in spans]
-    return np.flatnonzero(np.logical_or.reduce(inside)).astype(np.int64)
+    begins, ends = np.array(sorted(spans), dtype=np.int64).T
+    # The last span that begins before a token ends; no other can have a character of it that this has not.
+    last = np.searchsorted(begins, rights) - 1
+    return np.flatnonzero((last >= 0) & (lefts < ends[last])).astype(np.int64)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from foveate.errors import PromptError
-from foveate.families.base import Message
 from foveate.families.chat import ChatTemplate
 from foveate.families.messages import Conversation, Text
 
@@ -66,13 +65,10 @@ def render(
 
     def written(said: Sequence[str]) -> str:
         """The conversation with other texts, up to where the assistant goes on."""
-        messages = [dict(message) for message in conversation.messages]
-        for one, text in zip(texts, said, strict=True):
-            _put(messages[one.message], one.part, text)
         if not conversation.continues:
-            return template.render(messages, variables=variables)
-        _put(messages[-1], texts[-1].part, f"{said[-1]}{cut} ")
-        rendered = template.render(messages, add_generation_prompt=False, variables=variables)
+            return template.render(conversation.saying(said), variables=variables)
+        begun = conversation.saying([*said[:-1], f"{said[-1]}{cut} "])
+        rendered = template.render(begun, add_generation_prompt=False, variables=variables)
         return _ended(rendered, cut)
 
     plain = written([one.text for one in texts])
@@ -82,22 +78,25 @@ def render(
     spans: dict[int, tuple[int, int]] = {}
     begins: list[int] = []
     places: list[int] = []
-    text = skeleton = ""
-    after = 0
+    pieces: list[str] = []
+    around: list[str] = []
+    after = length = width = 0
     for found in re.finditer(f"{opening}(\\d+){opening}(.*?){closing}", marked, re.DOTALL):
         before = marked[after : found.start()]
-        begins.append(len(text) + len(before))
-        places.append(len(skeleton) + len(before))
-        text, skeleton = f"{text}{before}{found[2]}", f"{skeleton}{before}{opening}"
-        spans[int(found[1])] = begins[-1], len(text)
+        begins.append(length + len(before))
+        places.append(width + len(before))
+        pieces += before, found[2]
+        around += before, opening
+        length, width = begins[-1] + len(found[2]), places[-1] + 1
+        spans[int(found[1])] = begins[-1], length
         after = found.end()
-    text, skeleton = text + marked[after:], skeleton + marked[after:]
+    text, skeleton = ("".join([*some, marked[after:]]) for some in (pieces, around))
     if text != plain:
         raise PromptError(
             "The chat template writes other words around a text that begins or ends otherwise, so "
             "that its words and the user's cannot be told apart; check the bundle's chat template."
         )
-    asked = conversation.instruction()
+    asked = set(conversation.instruction())
     kept = [(one, spans[n]) for n, one in enumerate(texts) if n in spans and one in asked]
     if not kept:
         raise PromptError(
@@ -107,17 +106,6 @@ def render(
     return Rendered(
         text, skeleton, begins, places, [_with_spaces(text, one, *span) for one, span in kept]
     )
-
-
-def _put(message: Message, part: int, text: str) -> None:
-    """Replace a text of a message's copy; parts are copied with it."""
-    assert isinstance(message, dict)
-    if part < 0:
-        message["content"] = text
-        return
-    parts = list(message["content"])
-    parts[part] = {**parts[part], "text": text}
-    message["content"] = parts
 
 
 def _marked(text: str, opening: str, closing: str) -> str:
@@ -145,8 +133,8 @@ def _with_spaces(rendered: str, text: Text, begin: int, end: int) -> tuple[int, 
     """Where a text stands, with the spaces around it where the template kept them."""
     before = text.text[: len(text.text) - len(text.text.lstrip())]
     behind = text.text[len(text.text.rstrip()) :]
-    if before and rendered[:begin].endswith(before):
+    if before and rendered.endswith(before, 0, begin):
         begin -= len(before)
-    if behind and rendered[end:].startswith(behind):
+    if behind and rendered.startswith(behind, end):
         end += len(behind)
     return begin, end

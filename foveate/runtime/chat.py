@@ -54,10 +54,12 @@ class Chat:
         if system is not None:
             self._opening.append({"role": "system", "content": system})
         self._prefix = PrefixCache()
+        self._turn: Turn | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget all turns and pictures."""
+        self._stop()
         self.messages: list[Message] = list(self._opening)
         self._pictures: list[Picture] = []
         self._encoded: EncodedMedia | None = None
@@ -93,6 +95,8 @@ class Chat:
     def ask(self, text: str, **options: "Unpack[Options]") -> "Turn":
         """Ask the next question; it becomes part of the conversation with its answer.
 
+        An answer that was not read to its end is stopped.
+
         Args:
             text: The question.
             options: Fields of `Request` beside prompt and pictures.
@@ -100,6 +104,7 @@ class Chat:
         Raises:
             FoveateError: What `Pipeline.stream` raises; the conversation is then as before.
         """
+        self._stop()
         parts = [{"type": "image"}] * self._new
         question: Message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
         asked = [*self.messages, question]
@@ -108,7 +113,14 @@ class Chat:
             ours["encoded"] = self._encoded
         if self._kept is not None:
             ours |= {"kept": self._kept, "keep": None}
-        return Turn(self, question, self._pipe.stream(asked, **ours))
+        self._turn = Turn(self, question, self._pipe.stream(asked, **ours))
+        return self._turn
+
+    def _stop(self) -> None:
+        """Stop the answer that is under way."""
+        if self._turn is not None:
+            self._turn.close()
+            self._turn = None
 
     def take(self, question: Message, text: str, answer: Answer | None) -> None:
         """Make a turn part of the conversation; its answer may be cut short."""
@@ -133,6 +145,8 @@ class Turn:
 
     def __next__(self) -> str:
         """The next piece of text."""
+        if not self._open:
+            raise StopIteration
         try:
             piece = next(self._stream)
         except StopIteration:

@@ -29,14 +29,14 @@ def read_family(bundle: Bundle, tokenizer: Tokenizer) -> Family:
         UnsupportedFamilyError: A family that this Foveate does not know.
     """
     manifest = bundle.manifest
-    # Prompts may hold no token that ends an answer, whether it has another role or not.
-    stops = {f"stop {token}": token for token in manifest.generation.eos}
-    known = {role: token for role, token in stops.items() if tokenizer.id_to_token(token)}
+    # Prompts may hold no special token that ends an answer, whether it has another role or not.
+    added = tokenizer.get_added_tokens_decoder()
+    stops = {f"stop {token}": token for token in manifest.generation.eos if token in added}
     return families.create(
         manifest.family,
         preprocessing=manifest.preprocessing,
         tokenizer=tokenizer,
         chat_template=bundle.file("chat_template").read_text(encoding="utf-8"),
-        tokens={**known, **manifest.tokens},
+        tokens={**stops, **manifest.tokens},
         levels=manifest.operators == "contrib",
     )

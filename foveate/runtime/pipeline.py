@@ -26,6 +26,7 @@ from foveate.runtime.generation import AnswerText, Stream, answer_together
 from foveate.runtime.keep import Selection, select
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Generation, LanguageModel
+from foveate.runtime.language.prefix_cache import Prefix
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
 from foveate.runtime.media.pictures import Picture
@@ -129,9 +130,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         request = Request(prompt, **options)
         prepared = self._prepare(request, time.perf_counter())
         text = AnswerText(prepared, self._tokenizer)
-        prefix = request.prefix if self._language.capabilities.prefix_reuse else None
-        if prefix is not None:
-            prefix.about(prepared.media.visual)
+        prefix = None
+        if request.prefix is not None and self._language.capabilities.prefix_reuse:
+            prefix = Prefix(request.prefix, self._language, prepared.media.visual)
         run = self._language.generate(self._begin([text]), [prepared.generation], prefix)
         return Stream(run, text)
 

@@ -124,6 +124,18 @@ def test_a_prompt_that_is_there_already_is_answered(
     assert (prefix.tokens, prefix.reused) == (0, 0)
 
 
+def test_another_model_shares_nothing(
+    pipe: Pipeline, open_engine: Callable[[str], Pipeline], pictures: list[Image.Image]
+) -> None:
+    prefix = PrefixCache()
+    messages = turns([], "One?", 0)
+    for engine in (pipe, open_engine("standard"), open_engine("tensorrt"), pipe):
+        engine.generate(messages, max_new_tokens=2, prefix=prefix)
+        assert prefix.reused == 0
+    pipe.generate(messages, max_new_tokens=2, prefix=prefix)
+    assert prefix.reused > 0
+
+
 def test_a_turn_that_is_stopped_or_refused(pipe: Pipeline, pictures: list[Image.Image]) -> None:
     chat = Chat(pipe)
     chat.show(pictures[0])
@@ -143,6 +155,10 @@ def test_a_turn_that_is_stopped_or_refused(pipe: Pipeline, pictures: list[Image.
     assert len(chat.messages) == 4
     wanted = pipe.generate(chat.messages[:3], images=pictures[:1], keep=1.0, max_new_tokens=4)
     assert answer.answer.token_ids == wanted.token_ids
+    unread = chat.ask(QUESTIONS[2], keep=1.0, max_new_tokens=4)
+    chat.ask(QUESTIONS[2], keep=1.0, max_new_tokens=4)
+    assert list(unread) == []
+    assert len(chat.messages) == 6
     chat.clear()
     assert (chat.messages, chat.reused) == ([], 0)
 

@@ -16,7 +16,7 @@ from foveate.runtime.sampling import Sampling
 from foveate.runtime.tensors import held
 
 if TYPE_CHECKING:
-    from foveate.runtime.language.prefix_cache import PrefixCache
+    from foveate.runtime.language.prefix_cache import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class LanguageModel(Protocol):
         self,
         prompts: Iterable[KeptPrompt],
         settings: Sequence[Generation],
-        prefix: "PrefixCache | None" = None,
+        prefix: "Prefix | None" = None,
     ) -> Run:
         """Answer prompts; later tokens of all of them come together.
 

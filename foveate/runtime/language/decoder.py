@@ -14,7 +14,7 @@ from foveate.runtime.language.base import (
     Step,
     Token,
 )
-from foveate.runtime.language.prefix_cache import PrefixCache
+from foveate.runtime.language.prefix_cache import Prefix, PrefixedCache
 from foveate.runtime.sampling import Sampler
 
 
@@ -32,11 +32,12 @@ class Decoder:
         self,
         prompts: Iterable[KeptPrompt],
         settings: Sequence[Generation],
-        prefix: PrefixCache | None = None,
+        prefix: Prefix | None = None,
     ) -> "DecoderRun":
         """Answer prompts; see `LanguageModel.generate`."""
         cache: Any = self.graph.allocate(settings)
-        return DecoderRun(cache if prefix is None else prefix.over(cache), prompts, settings)
+        whole = cache if prefix is None else PrefixedCache(prefix, cache)
+        return DecoderRun(whole, prompts, settings)
 
     def close(self) -> None:
         """Free the graph."""

@@ -1,6 +1,7 @@
 """A sequence's keys and values, kept for a later prompt that begins as it did."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,79 +25,95 @@ class ResumableCache(KVCache, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A sequence that was computed.
+
+    Attributes:
+        owner: The language model that did.
+        visual: The pictures and videos whose visual tokens are in it.
+        tokens: Its tokens, int64 [L, 1 + A]; see `prompt_tokens`.
+        states: Their keys and values by name, [1, kv_heads, L or more, head_dim].
+    """
+
+    owner: object
+    visual: VisualInput
+    tokens: NDArray[np.int64]
+    states: Mapping[str, Tensor]
+
+    def shared(self, owner: object, visual: VisualInput, tokens: NDArray[np.int64]) -> int:
+        """How many of a prompt's tokens, all but the last at most, are at its beginning as well."""
+        if owner is not self.owner or tokens.shape[1] != self.tokens.shape[1]:
+            return 0
+        most = min(len(tokens) - 1, len(self.tokens))
+        differs = (tokens[:most] != self.tokens[:most]).any(1)
+        if visual is not self.visual:
+            differs |= tokens[:most, 0] < 0
+        first = np.flatnonzero(differs)
+        return int(first[0]) if len(first) else most
+
+
 class PrefixCache:
     """Keys and values of the last request that was given it; the next one is spared what it shares.
 
     A token is shared where it, its position and all before it are the same, and a visual one only with
-    the same `EncodedMedia`. One request at a time may use it. It is used by language models whose
-    `Capabilities.prefix_reuse` says so, and changes no answer but by rounding.
+    the same `EncodedMedia`. It is used by language models whose `Capabilities.prefix_reuse` says so, and
+    changes no answer but by rounding.
 
     Attributes:
         reused: How many tokens of the last prompt were there already.
+        held: The sequence; None before the first.
     """
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self.reused = 0
-        self._visual: VisualInput | None = None
-        self._tokens: NDArray[np.int64] = np.empty((0, 0), np.int64)
-        self._states: Mapping[str, Tensor] = {}
+        self.held: Held | None = None
 
     @property
     def tokens(self) -> int:
         """How many tokens it holds."""
-        return len(self._tokens)
+        return 0 if self.held is None else len(self.held.tokens)
 
     def clear(self) -> None:
         """Let go of everything."""
-        self.__init__()  # type: ignore[misc]
+        self.reused, self.held = 0, None
 
-    def about(self, visual: VisualInput) -> None:
-        """Forget the visual tokens, and what comes after them, of other pictures than these."""
-        if visual is not self._visual:
-            shown = np.flatnonzero(self._tokens[:, :1] < 0)
-            self._tokens = self._tokens[: shown[0] if len(shown) else None]
-            self._visual = visual
 
-    def over(self, cache: ResumableCache) -> "PrefixedCache":
-        """A cache that begins with what is shared and is kept when it is given back."""
-        return PrefixedCache(self, cache)
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What one request's prompt may begin with, and where its keys and values go.
 
-    def shared(self, tokens: NDArray[np.int64]) -> int:
-        """How many of a prompt's tokens, all but the last at most, it has at the beginning."""
-        most = min(len(tokens) - 1, self.tokens)
-        if not self.tokens or tokens.shape[1] != self._tokens.shape[1]:
-            return 0
-        differing = np.flatnonzero((tokens[:most] != self._tokens[:most]).any(1))
-        return int(differing[0]) if len(differing) else most
+    Attributes:
+        cache: What holds them.
+        owner: The language model that is asked.
+        visual: The request's pictures and videos.
+    """
 
-    def replace(self, tokens: NDArray[np.int64], states: Mapping[str, Tensor]) -> None:
-        """Hold another sequence."""
-        self._tokens, self._states = tokens, states
-
-    def states(self) -> Mapping[str, Tensor]:
-        """Its keys and values by name, of its tokens or more."""
-        return self._states
+    cache: PrefixCache
+    owner: object
+    visual: VisualInput
 
 
 class PrefixedCache:
-    """The `KVCache` of one sequence that takes over what a `PrefixCache` holds, and leaves itself to it."""
+    """The `KVCache` of one sequence that takes over what a prefix holds, and leaves itself to it."""
 
-    def __init__(self, prefix: PrefixCache, cache: ResumableCache) -> None:
+    def __init__(self, prefix: Prefix, cache: ResumableCache) -> None:
         """Put a prefix over a cache with nothing in it."""
         self._prefix, self._cache = prefix, cache
         self._tokens: list[NDArray[np.int64]] = []
 
     def prefill(self, row: int, prompt: KeptPrompt) -> NextLogits:
         """Take in what the prefix does not have of a prompt; see `KVCache.prefill`."""
-        tokens = prompt_tokens(prompt)
-        prefix = self._prefix
-        prefix.reused = prefix.shared(tokens)
-        if prefix.reused:
-            logits = self._cache.resume(prompt, prefix.states(), prefix.reused)
+        tokens, prefix = prompt_tokens(prompt), self._prefix
+        held, shared = prefix.cache.held, 0
+        if held is not None:
+            shared = held.shared(prefix.owner, prefix.visual, tokens)
+        if held is not None and shared:
+            logits = self._cache.resume(prompt, held.states, shared)
         else:
             logits = self._cache.prefill(row, prompt)
-        self._tokens = [tokens]
+        prefix.cache.reused, self._tokens = shared, [tokens]
         return logits
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
@@ -113,8 +130,9 @@ class PrefixedCache:
     def release(self, row: int) -> None:
         """Leave the sequence to the prefix, and give the cache back."""
         if self._tokens:
-            self._prefix.replace(np.concatenate(self._tokens), self._cache.states())
+            prefix, tokens = self._prefix, np.concatenate(self._tokens)
             self._tokens = []
+            prefix.cache.held = Held(prefix.owner, prefix.visual, tokens, self._cache.states())
         self._cache.release(row)
 
 
