@@ -89,6 +89,10 @@ CHATS: dict[str, tuple[Messages, str]] = {
         ],
         "\n what? \t",
     ),
+    "characters that are none": (
+        [turn("user", say("\ufdd0 0\ufdd0what\ufdd1"), say("\ufdd2?"))],
+        "\ufdd0 0\ufdd0what\ufdd1\ufdd2?",
+    ),
     "going on": (
         [turn("user", SHOWN, say("What is in the red star?")), turn("assistant", "It is a ")],
         "What is in the red star?",

@@ -105,7 +105,7 @@ def test_every_way_to_give_pictures_is_the_same(
 ) -> None:
     path = tmp_path / "scene.png"
     pictures[0].save(path)
-    options: dict[str, Any] = {"keep": 0.3, "max_new_tokens": 6}
+    options: dict[str, Any] = {"keep": 0.3, "max_new_tokens": 2}
     wanted = engine.generate(conversation(), images=pictures[:2], **options)
     carried = {"type": "image", "image": pictures[1]}
     by_path = {"type": "image", "path": str(path)}
@@ -121,14 +121,20 @@ def test_every_way_to_give_pictures_is_the_same(
         assert np.array_equal(answer.visual.indices, wanted.visual.indices)
 
 
-def test_the_last_user_turn_ranks(engine: Pipeline, pictures: list[Image.Image]) -> None:
-    """The same tokens are kept as by that turn's text alone; positions enter the ranking."""
+def test_the_last_user_turn_ranks(pipe: Pipeline, pictures: list[Image.Image]) -> None:
+    """Whether an answer is begun or not; and not the turns before it."""
     messages = user_turn(QUESTION, pictures)
-    options: dict[str, Any] = {"images": pictures, "keep": 0.25, "max_new_tokens": 1}
-    plain = engine.generate(QUESTION, **options)
-    assert np.array_equal(engine.generate(messages, **options).visual.indices, plain.visual.indices)
+    options: dict[str, Any] = {"keep": 0.25, "max_new_tokens": 1}
+    seen = pipe.encode(images=pictures)
+    plain = seen.generate(QUESTION, **options)
     begun = [*messages, {"role": "assistant", "content": "a circle"}]
-    assert np.array_equal(engine.generate(begun, **options).visual.indices, plain.visual.indices)
+    assert np.array_equal(seen.generate(begun, **options).visual.indices, plain.visual.indices)
+    later = [*begun, {"role": "user", "content": "How many stars are there?"}]
+    other = seen.generate(later, **options).visual.indices
+    assert not np.array_equal(other, plain.visual.indices)
+    instruction = pipe._prepare(Request(later, encoded=seen), 0).prompt
+    said = instruction.token_ids[instruction.instruction_index].tolist()
+    assert pipe._tokenizer.decode(said) == "How many stars are there?"
 
 
 def test_a_conversation_without_pictures(engine: Pipeline, reference: Reference) -> None:

@@ -144,4 +144,5 @@ def prompt_tokens(prompt: KeptPrompt) -> NDArray[np.int64]:
     ids = prompt.token_ids.copy()
     ids[prompt.visual] = -1 - prompt.selection().indices
     places = prompt.prompt.position_ids[:, prompt.kept_index]
-    return np.concatenate([ids[None], places]).T
+    tokens: NDArray[np.int64] = np.concatenate([ids[None], places]).T
+    return tokens
