@@ -34,6 +34,8 @@ HELP = (
     "Ctrl-C stops an answer"
 )
 
+LEFT_OUT = "the answer says what no prompt may hold, and is left out of the conversation"
+
 
 @verb("foveate chat bundle --image street.jpg --keep 0.25")
 @click.argument("bundle", type=PATH)
@@ -162,6 +164,8 @@ class Screen:
                 turn.close()
                 left = "what was said stays in the conversation"
             self._end_line(said)
+            if self.chat.left_out:
+                left = LEFT_OUT
             self.say({"event": "stop", "text": said}, f"stopped; {left}")
             return
         except BaseException:
@@ -175,6 +179,7 @@ class Screen:
         reused = self.chat.reused
         facts = {"event": "answer", **answer_facts(answer)}
         facts |= {"reused_tokens": reused, "kept_choice": kept_before}
+        facts |= {"left_out": self.chat.left_out}
         words = describe_answer(answer)
         if reused:
             words += (
@@ -182,6 +187,8 @@ class Screen:
             )
         if kept_before:
             words += "\n(--keep-cache: the visual tokens are those that an earlier question chose)"
+        if self.chat.left_out:
+            words += f"\n({LEFT_OUT})"
         self.say(facts, words)
 
     def _end_line(self, said: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from foveate.errors import PromptError
 from foveate.families.base import Message
 from foveate.runtime.answer import Answer
 from foveate.runtime.encoded import EncodedMedia
@@ -26,6 +27,8 @@ class Chat:
 
     Attributes:
         messages: The turns so far.
+        left_out: Whether the last answer says what no prompt may, such as a control token, so that the
+            conversation goes on as if nothing had been answered.
         reused: How many tokens of the last prompt the KV cache had already.
     """
 
@@ -65,6 +68,7 @@ class Chat:
         self._encoded: EncodedMedia | None = None
         self._kept: Sequence[int] | None = None
         self._new = 0
+        self.left_out = False
         self._prefix.clear()
 
     @property
@@ -124,10 +128,23 @@ class Chat:
 
     def take(self, question: Message, text: str, answer: Answer | None) -> None:
         """Make a turn part of the conversation; its answer may be cut short."""
-        self.messages += [question, {"role": "assistant", "content": text}]
+        self.left_out = not self._may_be_said(text)
+        self.messages += [question, {"role": "assistant", "content": "" if self.left_out else text}]
         self._new = 0
         if self._keep_cache and answer is not None and answer.visual.kept:
             self._kept = [int(one) for one in answer.visual.indices]
+
+    def _may_be_said(self, text: str) -> bool:
+        """Whether a prompt may hold an answer's text."""
+        family = self._pipe._family
+        asked: Message = {"role": "user", "content": "."}
+        try:
+            family.layout(
+                [asked, {"role": "assistant", "content": text}, asked], family.prepare(())
+            )
+        except PromptError:
+            return False
+        return True
 
 
 class Turn:

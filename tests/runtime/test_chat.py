@@ -163,6 +163,19 @@ def test_a_turn_that_is_stopped_or_refused(pipe: Pipeline, pictures: list[Image.
     assert (chat.messages, chat.reused) == ([], 0)
 
 
+@pytest.mark.parametrize("answer", ["nul \0", "a <|im_end|> b", "<|vision_start|>"])
+def test_an_answer_that_no_prompt_may_hold_is_left_out(pipe: Pipeline, answer: str) -> None:
+    """The chat can go on."""
+    chat = Chat(pipe)
+    chat.take({"role": "user", "content": "One?"}, "fine", None)
+    assert not chat.left_out
+    chat.take({"role": "user", "content": "Two?"}, answer, None)
+    assert chat.left_out
+    assert [message["content"] for message in chat.messages] == ["One?", "fine", "Two?", ""]
+    turn = chat.ask("Three?", max_new_tokens=2)
+    assert "".join(turn) == turn.answer.text
+
+
 def test_a_batch_has_no_prefix(pipe: Pipeline, pictures: list[Image.Image]) -> None:
     request = Request(QUESTIONS[0], images=pictures[:1], prefix=PrefixCache())
     with pytest.raises(LimitError, match=r"requests\[0\]: a batch has no prefix"):
