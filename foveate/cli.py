@@ -23,7 +23,18 @@ from foveate.commands.process import (
 from foveate.errors import FoveateError, OutputError
 from foveate.terminal import note, one_line
 
-VERBS = ("bench", "build", "calibrate", "demo", "doctor", "export", "inspect", "run", "verify")
+VERBS = (
+    "bench",
+    "build",
+    "calibrate",
+    "chat",
+    "demo",
+    "doctor",
+    "export",
+    "inspect",
+    "run",
+    "verify",
+)
 """Each is a module of `foveate.commands` that has a click command of the same name."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click import Choice, option
+from click import Choice, IntRange, option
 
 DEBUG = "foveate.debug"
 PATH = click.Path(readable=False, path_type=Path)
@@ -32,6 +32,17 @@ force = option("--force", is_flag=True, help="Replace what is already there.")
 device = option(
     "--device", type=Choice(["auto", "cpu", "cuda"]), default="auto",
     help="Where to run; a device that is not available is an error.",
+)  # fmt: skip
+system = option("--system", metavar="TEXT", help="A system prompt, in place of the checkpoint's.")
+keep_marks = option(
+    "--keep-marks", is_flag=True,
+    help="Leave special tokens in the answer's text, such as the marks of objects and boxes.",
+)  # fmt: skip
+pixels = (
+    option("--max-pixels", type=IntRange(min=1), metavar="N",
+           help="Shrink larger pictures and frames to this area.  [default: the bundle's]"),
+    option("--min-pixels", type=IntRange(min=1), metavar="N",
+           help="Enlarge smaller pictures and frames to this area.  [default: the bundle's]"),
 )  # fmt: skip
 decoder = option(
     "--decoder", type=Choice(["concat", "static"]),

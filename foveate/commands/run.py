@@ -15,7 +15,17 @@ import click
 from click import Choice, IntRange, option
 
 from foveate.bundle.reader import Bundle
-from foveate.commands.options import PATH, as_json, device, force, options, verb
+from foveate.commands.options import (
+    PATH,
+    as_json,
+    device,
+    force,
+    keep_marks,
+    options,
+    pixels,
+    system,
+    verb,
+)
 from foveate.errors import ImageError, KeepError, LimitError
 from foveate.terminal import duration, note, plain, plural, size, tell, tell_json
 
@@ -42,6 +52,8 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
            help="Where in it to end.  [default: its last frame]"),
     option("--max-picture-pixels", type=IntRange(1), metavar="N",
            help="Refuse larger pictures (width x height) by their header.  [default: 178956970]"),
+    *pixels,
+    system,
     option("--keep", metavar="RATIO|N",
            help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
@@ -52,6 +64,7 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
     option("--top-k", type=int,
            help="Sample from this many best tokens, 0 for all.  [default: the checkpoint's own]"),
     option("--seed", type=IntRange(min=0), help="Makes sampling repeatable."),
+    keep_marks,
     option("--heatmap", type=PATH, metavar="OUT.png",
            help="Draw what was relevant and what was kept."),
     force,
@@ -77,6 +90,8 @@ def run(
     end: float | None,
     max_picture_pixels: int | None,
     keep: str | None,
+    system: str | None,
+    keep_marks: bool,
     heatmap: Path | None,
     force: bool,
     as_json: bool,
@@ -126,7 +141,8 @@ def run(
     ):
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
-        stream = pipe.stream(prompt, keep=wanted, **media, **how)
+        how |= {"keep": wanted, "skip_special_tokens": not keep_marks}
+        stream = pipe.stream(asked(prompt, system, len(images)), **media, **how)
         answer = _read(stream, None if as_json else functools.partial(tell, newline=False))
     if heatmap is not None:
         if not answer.visual.kept:
@@ -158,6 +174,17 @@ def _warnings_as_notes() -> Iterator[None]:
         warnings.showwarning = show  # type: ignore[assignment]
         warnings.simplefilter("always", VideoWarning)
         yield
+
+
+def asked(prompt: str, system: str | None, images: int) -> str | list[dict[str, Any]]:
+    """A prompt, or the conversation that a system prompt makes of it, about pictures or else a video."""
+    if system is None:
+        return prompt
+    shown = [{"type": "image"}] * images or [{"type": "video"}]
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]},
+    ]
 
 
 def _image_source(image: str, images: Sequence[str]) -> str | bytes:

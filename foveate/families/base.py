@@ -89,6 +89,20 @@ class FrameRule:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """What a request asks of the size of its pictures and frames; None is the checkpoint's own.
+
+    Attributes:
+        min_pixels: Smaller ones are enlarged to about this area.
+        max_pixels: Larger ones are shrunk to at most this area; where it alone is given, below the
+            checkpoint's own min_pixels, none is enlarged.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One run of the vision graph.
 
@@ -223,6 +237,14 @@ class Family(Protocol):
         """
         ...
 
+    def limited(self, limits: PixelLimits) -> "Family":
+        """The same family with a request's limits of pictures and frames in place of the checkpoint's.
+
+        Raises:
+            LimitError: Limits that there cannot be.
+        """
+        ...
+
     def plan(self, media: Sequence[Medium]) -> VisualInput:
         """What `prepare` gives, but without calls: what sizes alone tell; no picture is opened.
 
@@ -236,9 +258,11 @@ class Family(Protocol):
 
         Args:
             media: In the order of the messages; any number, also none.
+            limits: Sizes in place of the checkpoint's own.
 
         Raises:
             ImageError: A picture or video that the family cannot take.
+            LimitError: Limits that there cannot be, or that the family cannot honour.
         """
         ...
 
@@ -247,10 +271,13 @@ class Family(Protocol):
 
         Args:
             messages: The conversation; parts of type "image" and "video" stand for `visual`'s media.
+                A last message of the assistant's is gone on with. The instruction is the last user
+                turn's text after its last picture, or else all its text.
             visual: What `prepare` gave for them.
 
         Raises:
-            PromptError: Empty text, text of a control token, or a template that refuses it.
+            PromptError: Messages that are none, no instruction, text that makes a control token,
+                other media than `visual` has, or a template that refuses the messages.
         """
         ...
 

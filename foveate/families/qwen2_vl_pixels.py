@@ -18,6 +18,7 @@ from foveate.families.base import (
     Call,
     Empty,
     Medium,
+    PixelLimits,
     Still,
     UnopenedPicture,
     Video,
@@ -25,7 +26,12 @@ from foveate.families.base import (
     opened,
 )
 from foveate.families.pixels import MOST_THREADS, for_each, level_table, resize_bicubic, to_rgb
-from foveate.families.qwen2_vl_settings import Settings, VideoSettings, fitted_size
+from foveate.families.qwen2_vl_settings import (
+    Settings,
+    VideoSettings,
+    fitted_size,
+    limited_settings,
+)
 
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns of visual tokens."""
@@ -126,6 +132,16 @@ class Pixels:
         self.videos = VideoSettings(**asdict(settings)) if videos is None else videos
         self.table = level_table(settings.image_mean, settings.image_std, settings.rescale_factor)
         self.unit = settings.patch_size * settings.merge_size
+
+    def limited(self, limits: PixelLimits) -> "Pixels":
+        """The same with the limits of a request in place of the checkpoint's.
+
+        Raises:
+            LimitError: Limits that there cannot be.
+        """
+        settings = limited_settings(self.settings, limits)
+        videos = limited_settings(self.videos, limits)
+        return Pixels(settings, videos, levels=self.levels)
 
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Resize pictures and videos, and for graphs of patches normalise and cut them.

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from foveate.errors import BundleError, CheckpointError, ImageError
-from foveate.families.base import FrameRule
+from foveate.errors import BundleError, CheckpointError, ImageError, LimitError
+from foveate.families.base import FrameRule, PixelLimits
 from foveate.families.pixels import image_section, video_section
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -233,6 +235,33 @@ def _read(found: Path, raw: Mapping[str, Any], kind: type[_Read], processor: str
 def _plain(settings: Settings) -> dict[str, Any]:
     """Settings as JSON types."""
     return dict(msgspec.json.decode(msgspec.json.encode(settings)))
+
+
+def limited_settings(settings: _Read, limits: PixelLimits) -> _Read:
+    """Settings with the limits of a request in place of the checkpoint's.
+
+    Where max_pixels alone is given, below the checkpoint's min_pixels, no picture is enlarged.
+
+    Raises:
+        LimitError: A limit that is no whole number from 1 on, or limits that leave no size.
+    """
+    wanted: dict[str, int] = {}
+    for name in ("min_pixels", "max_pixels"):
+        value = getattr(limits, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise LimitError(f"{name} is {value!r}; give a whole number of pixels from 1 on.")
+        wanted[name] = int(value)
+    most = wanted.get("max_pixels", settings.max_pixels)
+    if most < settings.min_pixels:
+        wanted.setdefault("min_pixels", 1)
+    least = wanted.get("min_pixels", settings.min_pixels)
+    if least > most:
+        raise LimitError(
+            f"min_pixels is {least} and max_pixels is {most}; give both, and max_pixels the larger."
+        )
+    return replace(settings, **wanted)
 
 
 def fitted_size(height: int, width: int, settings: Settings, number: int = 1) -> tuple[int, int]:

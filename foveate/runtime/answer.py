@@ -72,7 +72,8 @@ class Answer:
     """An answer with all that can be asked about it.
 
     Attributes:
-        text: The answer, without control tokens.
+        text: The answer, without special tokens unless the request keeps them; where it goes on with a
+            message of the assistant's, only what is new.
         token_ids: Generated tokens; the stop token is not among them.
         finish_reason: "stop" at a stop token or stop text, "length" at the limit; "deadline" and
             "cancelled" where it ended early: `text` and `token_ids` are what there was by then, and before

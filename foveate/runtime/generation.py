@@ -28,13 +28,16 @@ class AnswerText:
         answer: The whole answer; None before its end.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Stop, began: float) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Stop, began: float, skip_special_tokens: bool = True
+    ) -> None:
         """Begin with no token.
 
         Args:
             tokenizer: Turns tokens into text.
             stop: Says when it has to end early.
             began: `time.perf_counter()` when it was asked.
+            skip_special_tokens: Leave special tokens out of the text.
         """
         self.stop = stop
         self.prepared: PreparedRequest | None = None
@@ -43,7 +46,8 @@ class AnswerText:
         self.answer: Answer | None = None
         self.prefill_began = 0.0
         self._began = began
-        self._tokenizer, self._decoder = tokenizer, DecodeStream(skip_special_tokens=True)
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._tokens: list[int] = []
         self._emitted = ""
         self._started = False
@@ -82,7 +86,7 @@ class AnswerText:
 
     def end(self, reason: str, cache_bytes: int = 0) -> str:
         """Build the answer; the text that was held back."""
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip)
         self.timing.total = time.perf_counter() - self._began
         self.answer = Answer(
             text=text,

@@ -38,13 +38,16 @@ def read_family(bundle: Bundle, tokenizer: Tokenizer) -> Family:
                 f"{source}: the token {short(name)!r} is {token}, which "
                 f"{bundle.file('tokenizer')} does not have. {AGAIN}"
             )
+    # Prompts may hold no special token that ends an answer, whether it has another role or not.
+    added = tokenizer.get_added_tokens_decoder()
+    stops = {f"stop {token}": token for token in manifest.generation.eos if token in added}
     try:
         return families.create(
             manifest.family,
             preprocessing=manifest.preprocessing,
             tokenizer=tokenizer,
             chat_template=template,
-            tokens=manifest.tokens,
+            tokens={**stops, **manifest.tokens},
             levels=manifest.operators == "contrib",
         )
     except (BundleError, PromptError) as error:

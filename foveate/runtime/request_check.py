@@ -6,7 +6,7 @@ that names the field and the value.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
@@ -23,6 +23,8 @@ from foveate.errors import (
     RequestError,
     SamplingError,
 )
+from foveate.families.base import Message
+from foveate.families.messages import Conversation
 from foveate.runtime.checks import (
     Check,
     Unfit,
@@ -38,6 +40,7 @@ from foveate.runtime.checks import (
 )
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.keep import KEEP_FIX, checked_keep
+from foveate.runtime.language.prefix_cache import PrefixCache
 from foveate.runtime.media.sources import check_pictures, check_video
 from foveate.runtime.memory_estimate import parse_memory
 from foveate.runtime.request import Request
@@ -58,6 +61,14 @@ def _path(value: Any) -> str:
     return path
 
 
+def _prompt(value: Any) -> str | Sequence[Message]:
+    if isinstance(value, str):
+        return str.__str__(value)
+    messages: Sequence[Message] = value
+    Conversation.of(messages)
+    return messages
+
+
 def _flag(value: Any) -> Flag:
     if isinstance(value, type) or not isinstance(value, Flag):
         raise Unfit
@@ -65,11 +76,15 @@ def _flag(value: Any) -> Flag:
 
 
 REQUEST: Mapping[str, Check] = {
-    "prompt": text(PromptError, "the instruction as a str"),
+    "prompt": Check(PromptError, "the instruction as a str, or a list of messages", _prompt),
     "images": optional(Check(ImageError, "a list of pictures", check_pictures)),
     "video": optional(
         Check(ImageError, "a video file, or a list of frames of one size", check_video)
     ),
+    "prefix": optional(instance(LimitError, PrefixCache, "a PrefixCache")),
+    "max_pixels": optional(whole(LimitError, 1)),
+    "min_pixels": optional(whole(LimitError, 1)),
+    "skip_special_tokens": flag(LimitError),
     "encoded": optional(instance(ImageError, EncodedMedia, "what Pipeline.encode gave")),
     "keep": optional(Check(KeepError, KEEP_FIX.removeprefix("give "), checked_keep)),
     "kept": optional(

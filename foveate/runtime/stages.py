@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from foveate.errors import BackendError
-from foveate.families.base import Family, VisualInput
+from foveate.families.base import VisualInput
 from foveate.runtime.backends import VisualBackend
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import AnswerText
@@ -13,16 +13,16 @@ from foveate.runtime.tensors import wait
 
 
 def kept_prompts(
-    backend: VisualBackend, family: Family, texts: Iterable[AnswerText]
+    backend: VisualBackend, texts: Iterable[AnswerText]
 ) -> Iterator[KeptPrompt | None]:
     """Each request's kept prompt, made when the language model takes it in; None where it ended early."""
     for text in texts:
-        text.kept = compressed(backend, family, text)
+        text.kept = compressed(backend, text)
         text.prefill_began = time.perf_counter()
         yield text.kept
 
 
-def compressed(backend: VisualBackend, family: Family, text: AnswerText) -> KeptPrompt | None:
+def compressed(backend: VisualBackend, text: AnswerText) -> KeptPrompt | None:
     """Encode and compress what a prepared request is about; None where it ended early."""
     prepared, timing, stop = text.prepared, text.timing, text.stop
     if prepared is None or stop.reason() is not None:
@@ -30,7 +30,7 @@ def compressed(backend: VisualBackend, family: Family, text: AnswerText) -> Kept
     mark = time.perf_counter()
     embeds = prepared.media.embeds
     if embeds is None:
-        visual = decoded(family, prepared.media)
+        visual = decoded(prepared.media)
         now = time.perf_counter()
         timing.preprocess, mark = timing.preprocess + now - mark, now
         if stop.reason() is not None:
@@ -50,7 +50,7 @@ def compressed(backend: VisualBackend, family: Family, text: AnswerText) -> Kept
     return kept
 
 
-def decoded(family: Family, media: EncodedMedia) -> VisualInput:
+def decoded(media: EncodedMedia) -> VisualInput:
     """Pictures or a video, decoded and prepared.
 
     Raises:
@@ -58,7 +58,7 @@ def decoded(family: Family, media: EncodedMedia) -> VisualInput:
         BackendError: Memory does not suffice.
     """
     try:
-        return family.prepare(media.media)
+        return media.family.prepare(media.media)
     except MemoryError as error:
         raise BackendError(
             f"there is not enough memory to prepare pictures of {media.visual.tokens} visual tokens; "

@@ -67,6 +67,17 @@ class TestRun:
         )
         assert first == again != other
 
+    def test_system_prompt_and_sizes(self, bundle: Path, picture: Path) -> None:
+        words = ["run", bundle, "What?", "--image", picture, "--json", "--max-new-tokens", 2]
+        plain, asked, small = (
+            json.loads(invoke(*words, *more).stdout)
+            for more in ([], ["--system", "Be brief."], ["--max-pixels", 56 * 56])
+        )
+        assert asked["prompt_tokens"] != plain["prompt_tokens"]
+        assert (asked["visual"]["total"], small["visual"]["total"]) == (12, 2)
+        refused(invoke(*words, "--system", "Obey <|im_start|>"), "control token")
+        refused(invoke(*words, "--max-pixels", 99, "--min-pixels", 100), "give both")
+
     @pytest.mark.parametrize("keep", ["0", "1.5", "nan", "-3", "1000000000", "some", "", "inf"])
     def test_keep_that_is_none(self, bundle: Path, picture: Path, keep: str) -> None:
         refused(invoke("run", bundle, "What?", "--image", picture, f"--keep={keep}"), "keep is")

@@ -123,5 +123,5 @@ def test_what_is_no_video_is_refused(tokenizer: Tokenizer, family: Qwen2VL) -> N
     for frames in ([], [*noise(1), *noise(1, 56, 56)]):
         with pytest.raises(ImageError, match="frames of one size"):
             family.prepare([Video(tuple(frames))])
-    with pytest.raises(PromptError, match="0 places for 1 videos"):
+    with pytest.raises(PromptError, match="0 places for 1 video;"):
         lay_out(family, "What?", [Video(tuple(noise(2)))])

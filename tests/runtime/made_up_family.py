@@ -26,6 +26,7 @@ from foveate.families.base import (
     FrameRule,
     Medium,
     Message,
+    PixelLimits,
     Prompt,
     Video,
     VisualInput,
@@ -69,6 +70,9 @@ class MadeUp:
         return {}
 
     frame_rule = FrameRule()
+
+    def limited(self, limits: PixelLimits) -> "MadeUp":
+        return self
 
     def fit_frame(self, frame: Image.Image, frames: int) -> Image.Image:
         return frame

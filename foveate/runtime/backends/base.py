@@ -108,6 +108,9 @@ class VisualBackend(ABC):
             BackendError: The backend refused the inputs or failed.
             ClosedError: The backend was closed.
         """
+        if not visual.tokens:
+            rows = self.table.rows
+            return np.empty((0, rows.shape[1]), rows.dtype)
         features = self.run_vision(visual, lasting)
         if visual.rows is None or visual.weights is None:
             return features
@@ -159,7 +162,9 @@ class VisualBackend(ABC):
             relevance, scores = ranked.selection().relevance, ranked.scores
             assert scores is not None
             kept = KeptRows.of(prompt, selection.choose(scores.numpy()))
-        embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
+        embeds: Tensor = staged.text_embeds[None]
+        if selection.total:
+            embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
         length = len(kept.order)
         return KeptPrompt(
             prompt,

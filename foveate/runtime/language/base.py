@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from foveate.runtime.sampling import Sampling
 from foveate.runtime.stopping import Stop
 from foveate.runtime.tensors import held
 
+if TYPE_CHECKING:
+    from foveate.runtime.language.prefix_cache import Prefix
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -28,7 +31,7 @@ class Capabilities:
         most_tokens: The most tokens of one sequence, prompt and answer together.
         sampling: The fields of `Sampling` that are honoured.
         any_positions: Whether kept tokens keep their original positions.
-        prefix_reuse: Whether prompts with the same beginning share it.
+        prefix_reuse: Whether a prompt may begin with keys and values of an earlier one.
     """
 
     batch: int | None
@@ -123,13 +126,20 @@ class LanguageModel(Protocol):
     name: str
     capabilities: Capabilities
 
-    def generate(self, prompts: Iterable[KeptPrompt | None], settings: Sequence[Generation]) -> Run:
+    def generate(
+        self,
+        prompts: Iterable[KeptPrompt | None],
+        settings: Sequence[Generation],
+        prefix: "Prefix | None" = None,
+    ) -> Run:
         """Answer prompts; later tokens of all of them come together.
 
         Args:
             prompts: Taken one by one, each when the one before has its first token; None for one that
                 ended early.
             settings: Of each prompt.
+            prefix: What the only prompt begins with, and where its keys and values go; None where
+                `capabilities.prefix_reuse` is False.
 
         Raises:
             LimitError: More tokens than the engine takes.

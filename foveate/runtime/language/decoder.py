@@ -3,10 +3,19 @@
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from foveate.errors import BackendError
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import DecoderGraph, Generation, NextLogits, Step, Token
+from foveate.runtime.language.base import (
+    DecoderGraph,
+    Generation,
+    KVCache,
+    NextLogits,
+    Step,
+    Token,
+)
+from foveate.runtime.language.prefix_cache import Prefix, PrefixedCache
 from foveate.runtime.sampling import Sampler
 
 
@@ -21,10 +30,15 @@ class Decoder:
         self.capabilities = graph.capabilities
 
     def generate(
-        self, prompts: Iterable[KeptPrompt | None], settings: Sequence[Generation]
+        self,
+        prompts: Iterable[KeptPrompt | None],
+        settings: Sequence[Generation],
+        prefix: Prefix | None = None,
     ) -> "DecoderRun":
         """Answer prompts; see `LanguageModel.generate`."""
-        return DecoderRun(self.graph, prompts, settings)
+        cache: Any = self.graph.allocate(settings)
+        whole = cache if prefix is None else PrefixedCache(prefix, cache)
+        return DecoderRun(whole, prompts, settings)
 
     def close(self) -> None:
         """Free the graph."""
@@ -47,14 +61,13 @@ class DecoderRun:
 
     def __init__(
         self,
-        graph: DecoderGraph,
+        cache: KVCache,
         prompts: Iterable[KeptPrompt | None],
         settings: Sequence[Generation],
     ) -> None:
-        """Take memory for all sequences; nothing runs before the first step is asked for."""
+        """Fill a cache for all sequences; nothing runs before the first step is asked for."""
         self.at: int | None = None
-        self._prompts, self._settings = prompts, settings
-        self._cache = graph.allocate(settings)
+        self._prompts, self._settings, self._cache = prompts, settings, cache
         self._bytes = [0] * len(settings)
         self._going: dict[int, Going] = {}
         self._cancelled = threading.Event()

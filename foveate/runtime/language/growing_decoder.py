@@ -77,16 +77,7 @@ class GrowingCache:
         """Take in a row's prompt; see `KVCache.prefill`."""
         self.axes = prompt.position_ids.shape[0]
         self.rows[row] = self.decoder.empty(self.memory[row])
-        length, chunk = prompt.length, self.decoder.prefill_chunk(prompt.length)
-        if chunk >= length:
-            return self._append(row, prompt.embeds, prompt.position_ids, length, first=True)
-        embeds, positions = on_host(prompt.embeds), on_host(prompt.position_ids)
-        for begin in range(0, length, chunk):
-            part = slice(begin, min(begin + chunk, length))
-            count = part.stop - begin
-            rows, places = embeds[:, part], positions[..., part]
-            logits = self._append(row, rows, places, count, first=begin == 0)
-        return logits
+        return self._take_in(row, prompt, 0)
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
         """Take in a token for each row that goes on; see `KVCache.decode`."""
@@ -121,6 +112,16 @@ class GrowingCache:
             for place, row in enumerate(tokens)
         }
 
+    def states(self) -> dict[str, Tensor]:
+        """The only row's keys and values; see `ResumableCache.states`."""
+        return self.rows[0]
+
+    def resume(self, prompt: KeptPrompt, states: Mapping[str, Tensor], count: int) -> NextLogits:
+        """Take in the only row's prompt after keys and values that are there; see `ResumableCache`."""
+        self.axes, self.lengths[0] = prompt.position_ids.shape[0], count
+        self.rows[0] = {name: on_host(state)[:, :, :count] for name, state in states.items()}
+        return self._take_in(0, prompt, count)
+
     def nbytes(self, row: int) -> int:
         """Bytes of keys and values that a row holds now."""
         return self.lengths[row] * self.decoder.token_bytes
@@ -136,6 +137,19 @@ class GrowingCache:
         """End all rows; no other sequence reads their memory."""
         for row in list(self.open):
             self.release(row)
+
+    def _take_in(self, row: int, prompt: KeptPrompt, begin: int) -> NextLogits:
+        """Take a prompt's tokens from `begin` on into a row of its own, some at a time."""
+        length, chunk = prompt.length, self.decoder.prefill_chunk(prompt.length)
+        if begin == 0 and chunk >= length:
+            return self._append(row, prompt.embeds, prompt.position_ids, length, first=True)
+        embeds, positions = on_host(prompt.embeds), on_host(prompt.position_ids)
+        for start in range(begin, length, chunk):
+            part = slice(start, min(start + chunk, length))
+            count = part.stop - start
+            rows, places = embeds[:, part], positions[..., part]
+            logits = self._append(row, rows, places, count, first=start == 0)
+        return logits
 
     def _append(
         self, row: int, embeds: Tensor, positions: Any, count: int, *, first: bool

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.errors import ClosedError, LimitError
+from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import DecoderGraph, Generation, NextLogits
 from foveate.runtime.language.cache_pool import CacheMemory, CachePool
-from foveate.runtime.tensors import Call, DeviceTensor, Feeds
+from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, held, on_host
 
 BEST = "best_or_nan"
 """A decoder's output float32 [B]: the argmax of the logits, or NaN where they may not be finite."""
@@ -64,6 +64,19 @@ class StaticDecoder(DecoderGraph):
         self, known: Any, memory: CacheMemory, row: int, prompt: KeptPrompt
     ) -> dict[str, DeviceTensor]:
         """Enqueue a row's prefill; gives the decoder's outputs."""
+
+    def run_rest(
+        self, memory: CacheMemory, prompt: KeptPrompt, states: Feeds, count: int
+    ) -> dict[str, DeviceTensor]:
+        """Run a sequence's prefill from token `count` on, where that can be done.
+
+        Args:
+            memory: Where its cache is written.
+            prompt: All of it.
+            states: Keys and values of its first `count` tokens, as long as the memory's.
+            count: How many tokens they are.
+        """
+        raise BackendError("this decoder takes prompts from their beginning alone")
 
     def allocate(self, settings: Sequence[Generation]) -> "StaticCache":
         """Take a cache from the pool; see `DecoderGraph.allocate`."""
@@ -132,6 +145,28 @@ class StaticCache:
             decoder.engine.repeat(call)
             self.lengths[list(tokens)] += 1
         return self._next_logits(call.outputs, tokens)
+
+    def states(self) -> dict[str, Tensor]:
+        """A copy of the only row's keys and values; see `ResumableCache.states`."""
+        length = int(self.lengths[0])
+        return {name: one.numpy()[:, :, :length].copy() for name, one in self.memory.states.items()}
+
+    def resume(self, prompt: KeptPrompt, states: Mapping[str, Tensor], count: int) -> NextLogits:
+        """Take in the only row's prompt after keys and values that are there; see `ResumableCache`.
+
+        Raises:
+            LimitError: The cache has no room for it.
+        """
+        self._check_room({0: 0}, prompt.length)
+        filled: dict[str, Tensor] = {}
+        for name, memory in self.memory.states.items():
+            whole = np.zeros(memory.shape, held(memory.dtype))
+            whole[:, :, :count] = on_host(states[name])[:, :, :count]
+            filled[name] = whole
+        with self.decoder.engine.lock:
+            outputs = self.decoder.run_rest(self.memory, prompt, filled, count)
+            self.lengths[0] = prompt.length
+        return self._next_logits(outputs, [0])[0]
 
     def nbytes(self, row: int) -> int:
         """Bytes of keys and values that a row holds now; its memory has room for more."""

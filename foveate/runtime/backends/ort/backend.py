@@ -119,7 +119,9 @@ class OrtDecoder(GrowingDecoder):
         advice = remedy(manifest.precision, f"export the checkpoint with --precision {wider}")
         super().__init__(engine, past.dtype, manifest.model, table, advice)
         most = manifest.limits.prompt_tokens
-        self.capabilities = Capabilities(batch=None, most_tokens=most)
+        self.capabilities = Capabilities(
+            batch=None, most_tokens=most, prefix_reuse=engine.device == "cpu"
+        )
 
     def prefill_chunk(self, length: int) -> int:
         """Equal parts of the prompt, whose attention scores are bounded."""

@@ -56,7 +56,9 @@ class SlotDecoder(StaticDecoder):
     ) -> None:
         """Drive `engine` for sequences of up to `most` tokens; see `DecoderGraph`."""
         super().__init__(engine, engine.types["inputs_embeds"], model, table, advice)
-        self.capabilities = Capabilities(batch=None, most_tokens=most)
+        self.capabilities = Capabilities(
+            batch=None, most_tokens=most, prefix_reuse=engine.device == "cpu"
+        )
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[1])
         self.repeats = Repeats()
@@ -145,6 +147,25 @@ class SlotDecoder(StaticDecoder):
             written,
             # Each row of a batch would be a CUDA graph of its own, of which there are few.
             capture=None if memory.rows == 1 and count <= CAPTURED else False,
+        )
+
+    def run_rest(
+        self, memory: CacheMemory, prompt: KeptPrompt, states: Feeds, count: int
+    ) -> dict[str, DeviceTensor]:
+        """Run a prefill from token `count` on; see `StaticDecoder.run_rest`."""
+        total = prompt.length
+        return self.engine.run(
+            {
+                "inputs_embeds": on_host(prompt.embeds)[:, count:total],
+                "position_ids": on_host(prompt.position_ids)[:, 0, :total].T.copy(),
+                "seqlens_k": np.array([total - 1], np.int32),
+                "total_sequence_length": np.array([total], np.int32),
+                "last": np.array([total - count - 1], np.int64),
+                **{f"past.{name}": states[name] for name in self.names},
+            },
+            {},
+            memory.prompts[0],
+            capture=False,
         )
 
     def padded_length(self, count: int) -> int:
