@@ -107,6 +107,15 @@ class TestRun:
             (tmp_path / name).write_bytes(data)  # type: ignore[arg-type]
         refused(invoke("run", bundle, "What?", "--image", tmp_path / name), word)
 
+    def test_a_picture_over_the_limit(self, bundle: Path, picture: Path) -> None:
+        words = ["run", bundle, "What?", "--image", picture, "--max-new-tokens", 1]
+        assert invoke(*words, "--max-picture-pixels", 112 * 84).exit_code == 0
+        for more in ([], ["--heatmap", "x.png"]):
+            told = refused(
+                invoke(*words, "--max-picture-pixels", 112 * 84 - 1, *more), "over the limit"
+            )
+            assert "--max-picture-pixels" in told
+
     def test_standard_input_twice(self, bundle: Path) -> None:
         refused(invoke("run", bundle, "What?", "--image", "-", "--image", "-"), "one picture")
 
