@@ -188,12 +188,12 @@ def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, i
             f"{checkpoint.name}: the chat template writes eos_token, which is {eos!r} in the tokenizer's "
             f"settings, where turns end with {END_OF_TURN}; write {END_OF_TURN} into the template"
         )
-    named = {role: texts.get(f"{role}_token") for role in ("bos", "pad", "unk")}
-    return {
-        role: tokenizer.token_to_id(text)
-        for role, text in named.items()
-        if text is not None and f"{role}_token" in template
+    found = {
+        role: tokenizer.token_to_id(texts[f"{role}_token"])
+        for role in ("bos", "pad", "unk")
+        if f"{role}_token" in texts and f"{role}_token" in template
     }
+    return {role: index for role, index in found.items() if index is not None}
 
 
 class PatchProjection(nn.Module):

@@ -21,9 +21,9 @@ PROMPT = "Describe the picture."
 SETTINGS: dict[str, dict[str, Any]] = {
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "min_new_tokens": {"min_new_tokens": 40},
-    "bad_words_ids": {"bad_words_ids": [[386, 369]]},
-    "suppress_tokens": {"suppress_tokens": [366, 424], "begin_suppress_tokens": [450]},
-    "repetition_penalty": {"repetition_penalty": 1.4, "sequence_bias": [[[11], 2.0]]},
+    "bad_words_ids": {"bad_words_ids": [[448, 363], [427]]},
+    "suppress_tokens": {"suppress_tokens": [427, 385], "begin_suppress_tokens": [448]},
+    "repetition_penalty": {"repetition_penalty": 1.4, "sequence_bias": [[[448], -50.0]]},
     "forced_eos_token_id": {"forced_eos_token_id": [479], "max_new_tokens": 6},
 }
 
