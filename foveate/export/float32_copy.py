@@ -34,8 +34,8 @@ def write_float32_copy(source: Path, target: Path) -> Path:
             values = node.attributes["value"].as_tensor().numpy().astype("float32")
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(values))
     graphs = [graph, *(node.graph for node in nodes if isinstance(node.graph, ir.Graph))]
-    values = [value for one in graphs for value in one.inputs]
-    for value in [*values, *(output for node in nodes for output in node.outputs)]:
+    given = [value for one in graphs for value in one.inputs]
+    for value in [*given, *(output for node in nodes for output in node.outputs)]:
         if value.dtype in HALVES and value not in kept:
             value.dtype = FLOAT
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,9 @@ def pictures_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each picture, [1, heads, N · L, D] of N of L patches; only the borders' number counts."""
     pictures = cu_seq_lens_q.shape[0] - 1
+    heads, patches, width = query.shape[1:]
     query, key, value = (
-        one[0].unflatten(1, (pictures, one.shape[2] // pictures)).transpose(0, 1)
+        one[0].reshape(heads, pictures, patches // pictures, width).transpose(0, 1)
         for one in (query * scaling, key, value)
     )
     attended = blockwise_attention(query, key, value).transpose(1, 2)
@@ -41,7 +42,8 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Traced, it is a Scan over the blocks of queries.
     """
     count, heads, length, width = query.shape
-    rows = torch.sym_max(1, torch.sym_min(length, MOST_SCORES // (count * heads * length)))
+    rows = torch.sym_min(length, MOST_SCORES // (count * heads * length))  # type: ignore[no-untyped-call]
+    rows = torch.sym_max(1, rows)  # type: ignore[no-untyped-call]
     blocks = (length + rows - 1) // rows
     padded = nn.functional.pad(query, (0, 0, 0, blocks * rows - length))
     stacked = padded.reshape(count, heads, blocks, rows, width).permute(2, 0, 1, 3, 4)
@@ -54,7 +56,8 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     _, attended = scan(attend, torch.zeros(1), stacked)
     attended = attended.permute(1, 2, 0, 3, 4).reshape(count, heads, blocks * rows, width)
-    return attended[:, :, :length]
+    found: Tensor = attended[:, :, :length]
+    return found
 
 
 def grouped_attention(
