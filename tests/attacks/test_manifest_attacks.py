@@ -246,7 +246,7 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
             "'vision_axes' names '",
             AGAIN,
         )
-        for axis in ("borders", "Patches", "4", "\x1b[2J" * 999)
+        for axis in ("borders", "Patches", "4", "\x1b[2J" * 99)
     },
     "vision axis without a name": (put("vision_axes/", {}), "manifest.json", AGAIN),
     "vision axis with an unknown field": (

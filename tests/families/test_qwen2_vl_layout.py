@@ -133,7 +133,7 @@ def test_pictures_of_several_frames_are_placed_in_time(
     ids = torch.from_numpy(placed.token_ids)[None]
     kinds = (ids == control_ids(tokenizer)["image"]).int()
     patches = torch.tensor([[t, 2 * h, 2 * w] for t, h, w in grids])
-    counted = counted_positions(ids[0].tolist(), [control_ids(family._tokenizer)["image"]], grids)
+    counted = counted_positions(ids[0].tolist(), [control_ids(tokenizer)["image"]], grids)
     np.testing.assert_array_equal(placed.position_ids.T, counted)
     assert placed.next_position == max(map(max, counted)) + 1
     if all(steps <= max(rows, columns) for steps, rows, columns in grids):
