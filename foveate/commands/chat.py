@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click import Choice, IntRange, option
+from click import IntRange, option
 
 from foveate.commands.options import (
+    LOADING,
     PATH,
-    device,
     keep_marks,
+    loading,
     options,
     pixels,
     system,
@@ -49,17 +50,11 @@ LEFT_OUT = "the answer says what no prompt may hold, and is left out of the conv
            help="Keep the visual tokens that the first question chose, and the whole KV cache with them."),
     *pixels,
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
-    option("--temperature", type=float, default=0.0, help="0 is greedy."),
+    option("--temperature", type=float, help="0 is greedy.  [default: the checkpoint's own]"),
     option("--seed", type=IntRange(min=0), help="Makes sampling repeatable."),
     keep_marks,
     option("--json", "as_json", is_flag=True, help="Print a line of JSON for each event."),
-    option("--backend", type=Choice(["auto", "onnxruntime", "tensorrt"]), default="auto",
-           help="What runs the graphs; auto is onnxruntime."),
-    option("--target", metavar="NAME",
-           help="Whose TensorRT engines to run, where those of several targets run here."),
-    device,
-    option("--threads", type=IntRange(0, 1024), default=0, show_default=False, metavar="N",
-           help="Threads within an operator.  [default: the backend's choice]"),
+    *loading,
 )  # fmt: skip
 def chat(
     bundle: Path,
@@ -86,8 +81,7 @@ def chat(
         "keep": None if keep is None else parse_keep(keep),
         "skip_special_tokens": not keep_marks,
     }
-    loading = {name: how.pop(name) for name in ("backend", "target", "device", "threads")}
-    with Pipeline.load(bundle, **loading) as pipe:
+    with Pipeline.load(bundle, **{name: how.pop(name) for name in LOADING}) as pipe:
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answers mean nothing")
         talk = Chat(

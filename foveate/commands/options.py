@@ -44,6 +44,21 @@ pixels = (
     option("--min-pixels", type=IntRange(min=1), metavar="N",
            help="Enlarge smaller pictures and frames to this area.  [default: the bundle's]"),
 )  # fmt: skip
+loading = (
+    option("--backend", type=Choice(["auto", "onnxruntime", "tensorrt"]), default="auto",
+           help="What runs the graphs; auto is onnxruntime."),
+    option("--target", metavar="NAME",
+           help="Whose TensorRT engines to run, where those of several targets run here."),
+    device,
+    option("--memory-limit", metavar="SIZE",
+           help="The most memory to take, such as 2GB.  [default: what the machine has]"),
+    option("--max-picture-pixels", type=IntRange(1), default=178_956_970, metavar="N",
+           help="Refuse larger pictures (width x height) by their header."),
+    option("--threads", type=IntRange(0, 1024), default=0, show_default=False, metavar="N",
+           help="Threads within an operator.  [default: the backend's choice]"),
+)  # fmt: skip
+"""How a bundle is loaded."""
+LOADING = ("backend", "target", "device", "memory_limit", "max_picture_pixels", "threads")
 decoder = option(
     "--decoder", type=Choice(["concat", "static"]),
     help="The engine's KV cache: one that grows, or one of fixed memory written in place (TensorRT from "

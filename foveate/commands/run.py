@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click import Choice, IntRange, option
+from click import IntRange, option
 
 from foveate.bundle.reader import Bundle
 from foveate.commands.options import (
+    LOADING,
     PATH,
     as_json,
-    device,
     force,
     keep_marks,
+    loading,
     options,
     pixels,
     system,
@@ -50,8 +51,6 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
            help="Where in the video to begin.  [default: its first frame]"),
     option("--end", type=float, metavar="SECONDS",
            help="Where in it to end.  [default: its last frame]"),
-    option("--max-picture-pixels", type=IntRange(1), metavar="N",
-           help="Refuse larger pictures (width x height) by their header.  [default: 178956970]"),
     *pixels,
     system,
     option("--keep", metavar="RATIO|N",
@@ -69,15 +68,7 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
            help="Draw what was relevant and what was kept."),
     force,
     as_json,
-    option("--backend", type=Choice(["auto", "onnxruntime", "tensorrt"]), default="auto",
-           help="What runs the graphs; auto is onnxruntime."),
-    option("--target", metavar="NAME",
-           help="Whose TensorRT engines to run, where those of several targets run here."),
-    device,
-    option("--memory-limit", metavar="SIZE",
-           help="The most memory to take, such as 2GB.  [default: what the machine has]"),
-    option("--threads", type=IntRange(0, 1024), default=0, show_default=False, metavar="N",
-           help="Threads within an operator.  [default: the backend's choice]"),
+    *loading,
 )  # fmt: skip
 def run(
     bundle: Path,
@@ -88,7 +79,6 @@ def run(
     frames: int | None,
     start: float,
     end: float | None,
-    max_picture_pixels: int | None,
     keep: str | None,
     system: str | None,
     keep_marks: bool,
@@ -109,14 +99,15 @@ def run(
     from foveate.runtime.heatmap import check_target, write_heatmap
     from foveate.runtime.keep import parse_keep
     from foveate.runtime.media.files import open_local
-    from foveate.runtime.media.pictures import MAX_PIXELS, find_pictures, open_pictures
+    from foveate.runtime.media.pictures import find_pictures, open_pictures
     from foveate.runtime.media.video import VideoFile, check_options
 
     wanted = None if keep is None else parse_keep(keep)
     sources = [_image_source(image, images) for image in images]
     if video is not None and heatmap is not None:
         raise ImageError("a heatmap is drawn over pictures; leave it out with a video")
-    most = max_picture_pixels or MAX_PIXELS
+    opening = {name: how.pop(name) for name in LOADING}
+    most = opening["max_picture_pixels"]
     # Headers say early what is no picture; pixels are decoded here only to be drawn on.
     list(find_pictures(sources, max_pixels=most))
     pictures = [] if heatmap is None else open_pictures(sources, max_pixels=most)
@@ -132,13 +123,7 @@ def run(
     if heatmap is not None:
         check_target(heatmap, force=force)
         _check_ranking(bundle, wanted)
-    loading = {
-        name: how.pop(name) for name in ("backend", "target", "device", "threads", "memory_limit")
-    }
-    with (
-        _warnings_as_notes(),
-        Pipeline.load(bundle, **loading, max_picture_pixels=most) as pipe,
-    ):
+    with _warnings_as_notes(), Pipeline.load(bundle, **opening) as pipe:
         if pipe.bundle.manifest.weights == "random":
             note(f"{bundle}: its weights are random, so that the answer means nothing")
         how |= {"keep": wanted, "skip_special_tokens": not keep_marks}

@@ -81,17 +81,16 @@ REQUEST: Mapping[str, Check] = {
     "video": optional(
         Check(ImageError, "a video file, or a list of frames of one size", check_video)
     ),
-    "prefix": optional(instance(LimitError, PrefixCache, "a PrefixCache")),
-    "max_pixels": optional(whole(LimitError, 1)),
-    "min_pixels": optional(whole(LimitError, 1)),
-    "skip_special_tokens": flag(LimitError),
     "encoded": optional(instance(ImageError, EncodedMedia, "what Pipeline.encode gave")),
+    "prefix": optional(instance(RequestError, PrefixCache, "a PrefixCache")),
     "keep": optional(Check(KeepError, KEEP_FIX.removeprefix("give "), checked_keep)),
     "kept": optional(
         whole_numbers(KeepError, "a list of visual tokens' ordinals, whole numbers from 0 on")
     ),
     "rank_by": optional(text(PromptError, "the text to rank by as a str")),
     "rank": text(KeepError, "'together' or 'each'", ("together", "each")),
+    "max_pixels": optional(whole(LimitError, 1)),
+    "min_pixels": optional(whole(LimitError, 1)),
     "max_new_tokens": optional(whole(LimitError, 1)),
     **{
         name: check if name in ("top_k", "seed") else optional(check)
@@ -101,6 +100,7 @@ REQUEST: Mapping[str, Check] = {
     "ignore_eos": flag(SamplingError),
     "deadline": optional(number(LimitError, "seconds above 0", lambda value: value > 0)),
     "cancel": optional(Check(LimitError, "a threading.Event, which another thread sets", _flag)),
+    "skip_special_tokens": flag(RequestError),
 }
 """What each field of a `Request` may be."""
 
@@ -190,7 +190,7 @@ def check_loading(**arguments: object) -> dict[str, Any]:
         FoveateError: One of another type or range, of the class that fits.
     """
     given = {name: LOADING[name](name, value) for name, value in arguments.items()}
-    if given["most_requests"] is None and given["most_waiting"] is not None:
+    if given.get("most_requests") is None and given.get("most_waiting") is not None:
         raise LimitError(
             "most_waiting says how many requests wait beyond most_requests; give that, too"
         )

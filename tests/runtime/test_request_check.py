@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -55,7 +56,6 @@ def test_every_field_and_argument_has_a_line() -> None:
 
 NUMBERS = (
     "0.5",
-    None,
     Decimal("0.5"),
     [0.5],
     {"a": 1},
@@ -71,7 +71,7 @@ WRONG: list[tuple[str, Any, type[FoveateError]]] = [
     *(("temperature", value, SamplingError) for value in (*NUMBERS, NAN, math.inf, -0.1)),
     *(("top_p", value, SamplingError) for value in (*NUMBERS, NAN, 0, 1.01)),
     *(("repetition_penalty", value, SamplingError) for value in ("1", Decimal(1), [1], True, NAN, 1e9)),
-    *(("top_k", value, SamplingError) for value in (*COUNTS, 0)),
+    *(("top_k", value, SamplingError) for value in (*COUNTS, -1)),
     *(("seed", value, SamplingError) for value in (*COUNTS, -1)),
     *(("max_new_tokens", value, LimitError) for value in (*COUNTS, 0, 10**30)),
     *(("stop_tokens", value, SamplingError) for value in (*LISTS, None, [10**9], iter(int, 1))),
@@ -83,6 +83,12 @@ WRONG: list[tuple[str, Any, type[FoveateError]]] = [
     *(("rank", value, KeepError) for value in (None, 5, ["each"], "apart", np.array(["each"]))),
     *(("images", value, ImageError) for value in (5, True, None, {"a": 1}, [5], [None], [["a.png"]])),
     *(("images", value, ImageError) for value in (["a\0b.png"], ["\ud800.png"], np.zeros(3), object())),
+    *(("deadline", value, LimitError) for value in (*NUMBERS, NAN, math.inf, 0, -1)),
+    *(("cancel", value, LimitError) for value in (5, "now", True, threading.Event)),
+    *(("prefix", value, RequestError) for value in (5, "a", {})),
+    *(("max_pixels", value, LimitError) for value in (*COUNTS, 0)),
+    *(("min_pixels", value, LimitError) for value in (*COUNTS, 0)),
+    *(("skip_special_tokens", value, RequestError) for value in (1, "yes", None)),
     *(("encoded", value, ImageError) for value in (5, "a.png", SMALL)),
     *(("video", value, ImageError) for value in (5, SMALL, np.zeros((4, 4)), "no such.gif", {"a": 1})),
 ]  # fmt: skip
@@ -101,7 +107,7 @@ def test_other_types_are_refused_by_name(
         pipe.generate(request.pop("prompt"), **request)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 600
-    if field not in ("images", "video"):
+    if field not in ("images", "video", "prompt"):
         assert message.startswith(field) or field in ("max_new_tokens", "kept", "stop_tokens")
 
 

@@ -121,9 +121,9 @@ def find_animation(
         data, name = read_file(path, max_pixels), f"The animation {path!r}"
     if not may_move(data[:PREFIX]):
         return None
-    if data.startswith(SIGNATURE):
-        data = essential(io.BytesIO(data), pixels=True)
     with refusing(name):
+        if data.startswith(SIGNATURE):
+            data = essential(io.BytesIO(data), pixels=True)
         if not is_animation(read_header(io.BytesIO(data), data[:PREFIX], name, max_pixels)):
             return None
     return Animation(data, name, max_pixels)

@@ -196,7 +196,7 @@ def _path(source: object) -> str:
         path = os.fsdecode(source)
     except (TypeError, ValueError) as error:
         raise ImageError(f"The path of a picture is none ({error}); pass a str.") from error
-    if _URL.match(path):
+    if _URL.match(path) and not os.path.lexists(path):
         raise ImageError(
             f"{path[:80]!r} is a URL; download it first and pass the file or its bytes."
         )

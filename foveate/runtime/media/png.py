@@ -25,6 +25,9 @@ def essential(file: BinaryIO, *, pixels: bool) -> bytes:
     Args:
         file: Begins with `SIGNATURE`; is read from its beginning.
         pixels: Whether to take compressed pixels too, or the header alone.
+
+    Raises:
+        ValueError: Compressed pixels are taken, and a chunk does not match its checksum.
     """
     end = file.seek(0, io.SEEK_END)
     head: list[bytes] = []
@@ -47,10 +50,20 @@ def essential(file: BinaryIO, *, pixels: bool) -> bytes:
             body += [] if kind == b"fdAT" or _EMPTY in body else [_EMPTY]
         elif kind[:1].isupper() or kind in _OPTIONAL:
             begun = body or kind in (b"IDAT", b"fcTL")
-            (body if begun else head).append(start + file.read(rest))
+            data = file.read(rest)
+            if pixels:
+                _check(kind, data, length)
+            (body if begun else head).append(start + data)
     file.seek(place)
     broken = b"" if kind == b"IEND" else file.read(-1 if pixels else _HEAD)
     return b"".join((SIGNATURE, *head, *turned.values(), *body, broken))
+
+
+def _check(kind: bytes, data: bytes, length: int) -> None:
+    """Refuse a whole chunk's data and checksum that do not belong together, as Pillow does not for pixels."""
+    checksum = int.from_bytes(data[length:], "big")
+    if len(data) == length + _CHECKSUM and zlib.crc32(data[:length], zlib.crc32(kind)) != checksum:
+        raise ValueError(f"wrong checksum of the chunk {kind.decode('ascii', 'replace')}")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

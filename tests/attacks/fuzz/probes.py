@@ -33,14 +33,6 @@ HONOURED = ("generation", "limits", "preprocessing", "compressor")
 """Fields of the manifest that rightly change an answer."""
 ASKED = 8
 """Of the manifests that are read, one in so many is asked."""
-LEFT_OUT: dict[str, tuple[str, ...]] = {
-    "checkpoints": (
-        "chat_template.jinja", "model.safetensors", "preprocessor_config.json", "tokenizer.json",
-    ),
-    "pictures": ("checksums of PNG",),
-    "videos": ("mkv",),
-}  # fmt: skip
-"""What is not tried, by kind: files whose readers raise errors that are none of Foveate's, or miss damage."""
 
 
 def picture() -> Image.Image:
@@ -232,7 +224,7 @@ class Pictures:
         case.reach(name)
         pixels = np.asarray(open_picture(data).convert("RGB"))
         case.equal = np.array_equal(pixels, self.pixels[name])
-        checked = name == "PNG" and not resealed and not LEFT_OUT["pictures"]
+        checked = name == "PNG" and not resealed
         if checked and not case.equal:
             raise AssertionError("other pixels, though each chunk has a checksum")
 
@@ -298,8 +290,6 @@ class Videos:
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode())
             self.files[suffix] = data.getvalue()
-        for suffix in LEFT_OUT["videos"]:
-            del self.files[suffix]
         self.frames = {name: self.read(folder, name, data) for name, data in self.files.items()}
 
     def __call__(self, case: Case) -> None:
@@ -360,7 +350,7 @@ class Checkpoints:
         """Mutate one file, by its structure or its bytes."""
         random = case.random
         files = sorted(path.name for path in self.root.iterdir())
-        name = random.choice([one for one in files if one not in LEFT_OUT["checkpoints"]])
+        name = random.choice(files)
         content = (self.root / name).read_bytes()
         if name.endswith(".json") and random.random() < 0.8:
             content = dumps(mutate_json(json.loads(content), random), random)

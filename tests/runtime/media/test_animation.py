@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.errors import ImageError
-from foveate.families.base import FrameRule, UnopenedPicture, Video
+from foveate.families.base import FrameRule, Video
 from foveate.runtime.media.animation import Animation, find_animation
 from foveate.runtime.media.sources import open_media
 from foveate.runtime.media.video import VideoFile, choose
@@ -19,6 +20,7 @@ from tests.command import invoke, refused
 from tests.runtime.media.made import animation, encoded, smooth
 
 FORMS = ("GIF", "PNG", "WEBP", "AVIF")
+FAMILY: Any = SimpleNamespace(frame_rule=FrameRule())
 LEVELS = range(0, 240, 20)
 
 
@@ -102,7 +104,7 @@ def test_what_is_no_animation(tmp_path: Path) -> None:
                    encoded(smooth(), "TIFF"), animation("TIFF")):  # fmt: skip
         assert find_animation(source) is None
         with pytest.raises(ImageError, match="no animated picture"):
-            open_media(None, source)  # type: ignore[arg-type]
+            open_media(None, source, FAMILY)
     for form in FORMS:
         data = film(form, [100] * 6)
         with pytest.raises(ImageError, match="cut short or damaged"):
@@ -127,9 +129,9 @@ def test_an_animation_is_asked_about_as_a_video(tiny_bundle: Bundle, tmp_path: P
     data = film("GIF", [250] * 12)
     path = tmp_path / "a.gif"
     path.write_bytes(data)
-    (video,) = open_media(None, data)  # type: ignore[arg-type]
+    (video,) = open_media(None, data, FAMILY)
     assert isinstance(video, Video)
-    frames = [one.open() for one in video.frames if isinstance(one, UnopenedPicture)]
+    frames: list[Any] = list(video.frames)
     assert numbers(frames) == [0, 2, 4, 6, 8, 10]
     with Pipeline.load(tiny_bundle.root, device="cpu") as pipe:
         wanted = pipe.generate("What?", video=frames, max_new_tokens=2)
