@@ -325,7 +325,8 @@ class Checkpoints:
             reach("open")
             checkpoint = Checkpoint.open(root)
             reach("texts")
-            write_texts(checkpoint, options, scratch)
+            tokenizer = checkpoint.tokenizer()
+            write_texts(checkpoint, tokenizer, options, scratch)
             reach("settings")
             settings = settings_from_checkpoint(checkpoint.family, root)
             reach("weights")
@@ -337,7 +338,7 @@ class Checkpoints:
                 self.model = self.model or model
             reach("description")
             model = self.model if unchanged else model
-            return describe(family, checkpoint, model, options, settings, compressor)
+            return describe(family, checkpoint, model, tokenizer, options, settings, compressor)
 
         from foveate.export.exporter import choose_compressor
 
