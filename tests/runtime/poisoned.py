@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from foveate.bundle.embeddings_file import read_table
 from foveate.bundle.reader import Bundle
-from foveate.runtime.embeddings import read_header
 
 
 def copied(bundle: Bundle, folder: Path, role: str) -> Path:
@@ -23,7 +23,7 @@ def copied(bundle: Bundle, folder: Path, role: str) -> Path:
 def poison_word(bundle: Bundle, folder: Path, token: int, value: float = np.nan) -> Path:
     """A bundle in whose embedding table a token's row is `value`; load it without checksums."""
     path = copied(bundle, folder, "embeddings")
-    entry, begin = read_header(path)
+    entry, begin = read_table(path, bundle.manifest.model)
     kind = np.dtype({"F32": np.float32, "F16": np.float16}[entry.dtype])
     table = np.memmap(path, kind, "r+", begin, entry.shape)
     table[token] = value
