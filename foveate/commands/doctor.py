@@ -18,8 +18,8 @@ EXTRAS = {
     "calibrate": ("calibrate", "accelerate matplotlib pyarrow tensorboard"),
     "bench": ("bench --plot", "matplotlib"),
     "gpu": ("CUDA", "onnxruntime-gpu"),
-    "tensorrt": ("TensorRT engines of this machine's GPU", "cuda-bindings tensorrt"),
-    "rtx": ("TensorRT engines of RTX GPUs, wherever they are", "cuda-bindings tensorrt-rtx"),
+    "tensorrt": ("TensorRT engines of this machine's GPU", "cuda-bindings onnx tensorrt"),
+    "rtx": ("TensorRT engines of RTX GPUs, wherever they are", "cuda-bindings onnx tensorrt-rtx"),
     "video": ("video", "av"),
     "heic": ("HEIC pictures", "pillow-heif"),
 }

@@ -1,9 +1,14 @@
 """How a request is answered where it does not say: by the bundle's own generation settings."""
 
+from typing import Any
+
 from foveate.bundle.generation import Generation
 from foveate.errors import LimitError
 from foveate.runtime.request import Request
 from foveate.runtime.sampling import Sampling
+
+FILTERS = ("top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+"""Settings that count only where tokens are sampled."""
 
 
 def choose_sampling(asked: Request, usual: Generation, prompt_tokens: int) -> Sampling:
@@ -17,21 +22,25 @@ def choose_sampling(asked: Request, usual: Generation, prompt_tokens: int) -> Sa
     Raises:
         SamplingError: A field out of range.
     """
-    temperature = usual.temperature if usual.do_sample else 0.0
+    temperature = asked.temperature
+    if temperature is None:
+        temperature = usual.temperature if usual.do_sample else 0.0
+    filters: dict[str, Any] = (
+        {} if temperature == 0 else {name: getattr(usual, name) for name in FILTERS}
+    )
+    filters |= {
+        name: getattr(asked, name)
+        for name in ("top_p", "top_k")
+        if getattr(asked, name) is not None
+    }
     penalty = asked.repetition_penalty
     least = max(usual.min_new_tokens, usual.min_length - prompt_tokens, 0)
     decay = usual.exponential_decay_length_penalty
     return Sampling(
-        temperature=temperature if asked.temperature is None else asked.temperature,
-        top_p=usual.top_p if asked.top_p is None else asked.top_p,
-        top_k=usual.top_k if asked.top_k is None else asked.top_k,
+        temperature=temperature,
+        **filters,
         seed=asked.seed,
         repetition_penalty=usual.repetition_penalty if penalty is None else penalty,
-        min_p=usual.min_p,
-        typical_p=usual.typical_p,
-        epsilon_cutoff=usual.epsilon_cutoff,
-        eta_cutoff=usual.eta_cutoff,
-        top_h=usual.top_h,
         no_repeat_ngram_size=usual.no_repeat_ngram_size,
         sequence_bias=tuple((tuple(tokens), bias) for tokens, bias in usual.sequence_bias),
         bad_words=tuple(map(tuple, usual.bad_words_ids)),

@@ -53,9 +53,14 @@ class Preparation:
         """Prepare for opened parts; see `Pipeline.load`."""
         self._pipeline = pipeline
         self._backend, self._language, self._family = backend, language, family
-        self._manifest: Manifest = pipeline.bundle.manifest
-        self._text_limit = TextLimit(tokenizer, self._manifest.limits.prompt_tokens)
+        limits = pipeline.bundle.manifest.limits
+        self._text_limit = TextLimit(tokenizer, limits.prompt_tokens)
         self._max_picture_pixels, self._memory_limit = max_picture_pixels, memory_limit
+
+    @property
+    def _manifest(self) -> Manifest:
+        """The bundle's."""
+        return self._pipeline.bundle.manifest
 
     def prepare(self, request: Request, stop: Stop) -> PreparedRequest:
         """Look at the pictures' headers and lay the prompt out; no picture is decoded.

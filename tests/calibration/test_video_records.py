@@ -57,7 +57,7 @@ def test_videos_that_cannot_be_taken(model: TorchModel, tmp_path: Path, record: 
     judged = judge(model, gone, find_rankings(["random"]), [0.5], EvaluateOptions())
     assert "There is no file" in judged.unreadable
     long = write_film(tmp_path / "long.mp4", seconds(400, 2), options={"preset": "ultrafast"})
-    with pytest.raises(LimitError, match="visual tokens and 4096"):
+    with pytest.raises(LimitError, match=r"visual tokens, and the model.s context has 4096"):
         model.open(Record("3", (long,), QUESTION, ("E",), moving=True))
     assert VideoFile(long).fps is None
     with pytest.raises(ImageError, match="sheets show pictures"):

@@ -121,7 +121,7 @@ class TestRun:
 
     @pytest.mark.parametrize(
         "option", [("--max-new-tokens", 0), ("--max-new-tokens", 10**9), ("--temperature", "nan"),
-                   ("--top-p", 0), ("--top-k", 0)]
+                   ("--top-p", 0), ("--top-k", -1)]
     )  # fmt: skip
     def test_options_out_of_range(
         self, bundle: Path, picture: Path, option: tuple[str, object]

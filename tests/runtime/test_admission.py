@@ -9,6 +9,7 @@ import pytest
 
 from foveate.errors import BusyError, ClosedError, LimitError
 from foveate.runtime.admission import Admission
+from foveate.runtime.request_check import check_loading
 from foveate.runtime.stopping import Stop
 
 SOON = 10.0
@@ -168,4 +169,4 @@ def test_many_threads_never_run_more_than_may() -> None:
 )  # fmt: skip
 def test_limits_that_are_none(limits: tuple[Any, Any]) -> None:
     with pytest.raises(LimitError, match="most_"):
-        Admission(*limits, lambda: None)
+        check_loading(most_requests=limits[0], most_waiting=limits[1])

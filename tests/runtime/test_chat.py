@@ -10,6 +10,7 @@ from PIL import Image
 from foveate import Pipeline, Request
 from foveate.errors import ImageError, LimitError, PromptError
 from foveate.runtime import Chat, PrefixCache
+from foveate.runtime.stopping import Stop
 from tests.runtime.watched import watch
 
 QUESTIONS = (
@@ -102,7 +103,7 @@ def test_other_pictures_share_what_comes_before_them(
         options: dict[str, Any] = {"images": [picture], "keep": 1.0, "max_new_tokens": 4}
         answer = pipe.generate(messages, **options, prefix=prefix)
         assert answer.token_ids == pipe.generate(messages, **options).token_ids
-    before = pipe._prepare(Request(messages, **options), 0).prompt.visual_index[0]
+    before = pipe._preparation.prepare(Request(messages, **options), Stop()).prompt.visual_index[0]
     assert prefix.reused == before
 
 

@@ -16,6 +16,7 @@ from foveate.bundle.reader import Bundle
 from foveate.errors import FoveateError, ImageError, LimitError, PromptError
 from foveate.families.base import Video, user_turn
 from foveate.runtime.load import read_family, read_tokenizer
+from foveate.runtime.stopping import Stop
 from tests.conftest import NANO, Sample
 from tests.reference import Reference
 
@@ -61,7 +62,8 @@ def answered(reference: Reference, pipe: Pipeline, messages: Any, media: Any) ->
         if ours:
             prepared: Any = family.prepare(ours)
             grids = torch.tensor([[t, 2 * h, 2 * w] for t, h, w in prepared.grids])
-            pixels = torch.from_numpy(prepared.calls[0].inputs["pixel_values"])
+            parts = [np.concatenate(call.inputs["pixel_values"]) for call in prepared.calls]
+            pixels = torch.from_numpy(np.concatenate(parts))
             given |= {f"pixel_values{name}": pixels}
             given |= {"video_grid_thw" if name else "image_grid_thw": grids}
     kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
@@ -132,7 +134,7 @@ def test_the_last_user_turn_ranks(pipe: Pipeline, pictures: list[Image.Image]) -
     later = [*begun, {"role": "user", "content": "How many stars are there?"}]
     other = seen.generate(later, **options).visual.indices
     assert not np.array_equal(other, plain.visual.indices)
-    instruction = pipe._prepare(Request(later, encoded=seen), 0).prompt
+    instruction = pipe._preparation.prepare(Request(later, encoded=seen), Stop()).prompt
     said = instruction.token_ids[instruction.instruction_index].tolist()
     assert pipe._tokenizer.decode(said) == "How many stars are there?"
 

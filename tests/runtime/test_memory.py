@@ -32,17 +32,21 @@ import json, sys
 import numpy as np
 from PIL import Image
 from foveate import Pipeline
+from foveate.families.base import PixelLimits
 from foveate.machine import Peak, resident
+from foveate.runtime.stages import decoded
 
 bundle, kind, count, side = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 random = np.random.default_rng(0)
 pictures = [random.integers(0, 256, (side, side, 3), np.uint8) for _ in range(count)]
 with Pipeline.load(bundle, device="cpu", threads=2) as pipe:
     pipe.generate("What?", images=[pictures[0][:112, :112]], keep=0.5, max_new_tokens=1)
-    prepared = pipe._open(*((pictures, None) if kind == "images" else (None, pictures)))
+    media = (pictures, None) if kind == "images" else (None, pictures)
+    prepared = pipe._preparation.open(*media, PixelLimits())
+    visual = decoded(prepared)
     before = resident()
     with Peak(resident) as peak:
-        pipe._backend.encode(prepared.visual)
+        pipe._backend.encode(visual)
     largest = pipe._backend.largest_run(prepared.visual)
     from foveate.runtime.memory_estimate import Work
     estimate = pipe._backend.memory.peak([Work(visual=prepared.visual.tokens, largest=largest)])
@@ -197,10 +201,12 @@ def test_memory_that_runs_out_is_told(nano_bundle: Bundle) -> None:
         "import numpy as np\n"
         "from foveate import Pipeline\n"
         "from foveate.errors import BackendError\n"
+        "from foveate.families.base import PixelLimits\n"
+        "from foveate.runtime.stages import decoded\n"
         "pipe = Pipeline.load(sys.argv[1], device='cpu', threads=1)\n"
         "pictures = [np.zeros((448, 448, 3), np.uint8)]\n"
         "pipe.generate('What?', images=[p[:112, :112] for p in pictures], max_new_tokens=1)\n"
-        "visual = pipe._open(pictures, None).visual\n"
+        "visual = decoded(pipe._preparation.open(pictures, None, PixelLimits()))\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "room = pages * resource.getpagesize() + 4 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (room, room))\n"

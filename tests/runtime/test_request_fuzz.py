@@ -1,6 +1,7 @@
 """Random values in every field of a request: an answer equal to that of plain values, or our own error."""
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
@@ -62,18 +63,24 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "images": st.sampled_from([[SMALL], [encoded(SMALL)], (SMALL,), np.asarray(SMALL)[None]]),
     "video": st.sampled_from([[SMALL] * 2, np.stack([np.asarray(SMALL)] * 2)]),
     "encoded": st.none(),
+    "prefix": st.none(),
     "keep": st.one_of(as_real(0.0, 1.0), as_any(1, 12)),
     "kept": st.lists(as_any(0, 11), max_size=4),
     "rank_by": st.text(max_size=8),
     "rank": st.sampled_from(["together", "each"]),
+    "max_pixels": st.integers(784, 20000),
+    "min_pixels": st.integers(1, 784),
     "max_new_tokens": as_any(1, 2),
     "temperature": as_real(0.0, 4.0),
     "top_p": as_real(0.0, 1.0),
-    "top_k": as_any(1, 50),
+    "top_k": as_any(0, 50),
     "seed": as_any(0, 200),
     "repetition_penalty": as_real(0.5, 2.0),
     "stop_tokens": st.lists(as_any(0, 200), max_size=3),
     "ignore_eos": st.sampled_from([True, False, np.True_, np.False_]),
+    "deadline": as_real(60.0, 120.0),
+    "cancel": st.just(threading.Event()),
+    "skip_special_tokens": st.sampled_from([True, np.False_]),
 }
 """What a field takes, nearly always; written down apart from the check itself."""
 

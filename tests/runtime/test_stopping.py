@@ -15,6 +15,7 @@ from foveate.bundle.reader import Bundle
 from foveate.errors import BusyError, ClosedError, LimitError
 from foveate.runtime.answer import Answer
 from foveate.runtime.language.decoder import DecoderRun
+from foveate.runtime.request_check import REQUEST
 from foveate.runtime.stopping import Stop
 from tests.conftest import Sample
 from tests.runtime.prompts import generation, kept_prompt
@@ -169,7 +170,7 @@ def test_what_ends_before_its_first_token_is_not_answered(
 )
 def test_deadlines_that_are_none(deadline: Any) -> None:
     with pytest.raises(LimitError, match="give seconds above 0"):
-        Stop.of(deadline, None, 0.0)
+        REQUEST["deadline"]("deadline", deadline)
 
 
 def test_what_may_be_given(engine: Pipeline, scene: Sample) -> None:

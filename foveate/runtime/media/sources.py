@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from foveate.errors import ImageError
+from foveate.errors import ImageError, LimitError
 from foveate.families.base import Family, Medium, UnopenedPicture, Video
 from foveate.runtime.media.animation import find_animation
 from foveate.runtime.media.pictures import MAX_PIXELS, Picture, check_list, find_pictures
@@ -65,6 +65,7 @@ def open_file(source: VideoFile | bytes, family: Family, max_pixels: int, check:
 
     Raises:
         ImageError: No video that can be read.
+        LimitError: `check` refuses its frames; none is decoded then.
     """
     rule = family.frame_rule
     file = VideoFile("") if isinstance(source, bytes) else source
@@ -79,7 +80,12 @@ def open_file(source: VideoFile | bytes, family: Family, max_pixels: int, check:
         raise ImageError("the bytes of the video are no animated picture; pass a video as a file")
     plan = plan_frames(file, rule)
     count, film = len(plan.chosen), plan.film
-    check([Video((UnopenedPicture((film.width, film.height), _never),) * count)])
+    try:
+        check([Video((UnopenedPicture((film.width, film.height), _never),) * count)])
+    except LimitError as error:
+        raise LimitError(
+            f"{count} frames of {film.name}: {error}; or take fewer of them (fps or frames)"
+        ) from error
     return Video(tuple(plan.pictures(lambda frame: family.fit_frame(frame, count))))
 
 

@@ -23,7 +23,7 @@ from foveate.export.tensorrt.targets import read_targets
 from tests.attacks.harness import resealed
 from tests.bundle.test_bundle import contents
 from tests.command import invoke, refused
-from tests.conftest import VerbExport
+from tests.conftest import NANO, VerbExport
 
 pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'foveate[rtx]'"
@@ -31,6 +31,7 @@ pytest.importorskip(
 
 FOUR = '[rtx]\ncompute_capabilities = ["8.0", "8.6", "8.9", "12.0"]\n'
 ROLES = ["vision", "compressor", "decoder"]
+DATA = NANO / "samples" / "data.jsonl"
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def test_export_refuses_a_target_before_it_writes_anything(
     for options, words in (
         (("--target", "rtx-9000"), ("rtx-9000",)),
         (("--target", "rtx", "--operators", "contrib"), ("--operators standard",)),
-        (("--target", "rtx", "--precision", "fp8"), ("fp8", "rtx")),
+        (("--target", "rtx", "--precision", "fp8", "--calibration", DATA), ("fp8", "rtx")),
         (("--target", "h100"), ("h100",)),
     ):
         refused(invoke("export", tiny_checkpoint, tmp_path / "bundle", *options), *words)

@@ -34,6 +34,7 @@ class OrtBackend(StandardBackend):
     name = "onnxruntime"
     remedy = "export with a higher --visual-tokens"
     engines: Mapping[str, OnnxEngine]
+    graph: "OrtDecoder"
 
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, OnnxEngine], table: EmbeddingTable, device: str
@@ -43,11 +44,7 @@ class OrtBackend(StandardBackend):
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
         self.engines, self.width = engines, manifest.model.hidden_size
-        decoder = self.graph = OrtDecoder(engines["decoder"], bundle, table)
-        if device == "cpu":
-            self.memory = MemoryModel.of(
-                bundle, decoder.dtype, VISION_SCORES, decoder.prefill_chunk
-            )
+        self.graph = OrtDecoder(engines["decoder"], bundle, table)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "OrtBackend":
@@ -71,7 +68,11 @@ class OrtBackend(StandardBackend):
             own = replace(options, arena=role == "vision")
             engine = engines[role] = OnnxEngine(bundle.file(role), own)
             bundle.check_graph(role, engine.inputs, engine.outputs)
-        return cls(bundle, engines, table, device)
+        backend = cls(bundle, engines, table, device)
+        if device == "cpu":
+            graph = backend.graph
+            backend.memory = MemoryModel.of(bundle, graph.dtype, VISION_SCORES, graph.prefill_chunk)
+        return backend
 
     def largest_run(self, visual: VisualInput) -> int:
         """The visual tokens of the largest part: one picture, or several small ones."""
