@@ -136,8 +136,9 @@ def test_a_request_goes_before_the_checkpoint() -> None:
     assert ours(fields).options.temperature == 0.7
     asked = ours(fields, temperature=0, top_k=0, top_p=0.5, repetition_penalty=1.0).options
     assert (asked.temperature, asked.top_k, asked.top_p, asked.repetition_penalty) == (0, 0, 0.5, 1)
-    greedy = ours({"temperature": 0.7})
-    assert (greedy.options.temperature, greedy.options.top_k) == (0, 50)
+    greedy, sampled = ours({"temperature": 0.7}), ours({"temperature": 0.7}, temperature=0.7)
+    assert (greedy.options.temperature, greedy.options.top_k) == (0, None)
+    assert (sampled.options.temperature, sampled.options.top_k) == (0.7, 50)
 
 
 def test_lengths_are_those_of_transformers() -> None:

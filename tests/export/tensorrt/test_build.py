@@ -131,7 +131,8 @@ def test_the_verb_inspect_and_verify(copy: Path, targets_file: Callable[[str], P
     engines = json.loads(invoke("verify", copy, "--json").stdout)["engines"]
     assert list(engines) == [f"rtx {role}" for role in ROLES]
 
-    engine = copy / facts["engines"][0]["file"]
+    bundle = Bundle.open(copy)
+    engine = bundle.file(bundle.manifest.engines[0].file)
     engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
     refused(invoke("verify", copy), "does not match its checksum")
     os.truncate(engine, 1000)
