@@ -57,7 +57,11 @@ def write_reference(bundle: Bundle, samples: Path, count: int, out: Path) -> Non
             answers = {}
             for keep in KEEPS:
                 answer = pipe.generate(
-                    record["question"], images=[picture], keep=keep, max_new_tokens=TOKENS
+                    record["question"],
+                    images=[picture],
+                    keep=keep,
+                    max_new_tokens=TOKENS,
+                    temperature=0,
                 )
                 answers[str(keep)] = {
                     "token_ids": answer.token_ids,
@@ -143,7 +147,11 @@ def compare(root: Path, reference: Any, target: str, runs: int) -> dict[str, Any
             for keep in KEEPS:
                 wanted = question["answers"][str(keep)]
                 answer = pipe.generate(
-                    question["question"], images=[picture], keep=keep, max_new_tokens=TOKENS
+                    question["question"],
+                    images=[picture],
+                    keep=keep,
+                    max_new_tokens=TOKENS,
+                    temperature=0,
                 )
                 answers.append(
                     {

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -12,12 +13,88 @@ from typing import BinaryIO
 
 from foveate.errors import FoveateError, OutputError, OutputExistsError
 
+if os.name == "posix":
+    import fcntl
+
 EXISTS = "is already there. Give another path, or replace it with force (--force)."
 
 
 def sibling(path: Path, state: str) -> Path:
     """A new name beside `path`, hidden, that says what it belongs to."""
     return path.with_name(f".{path.name}.{state}-{secrets.token_hex(4)}")
+
+
+def new_folder(path: Path, state: str) -> tuple[Path, int]:
+    """Make a hidden folder beside `path`, held so that `clear_dead` of other processes leaves it.
+
+    Returns:
+        The folder, and a descriptor that holds it until it is closed or the process ends.
+    """
+    while True:
+        folder = sibling(path, state)
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            return folder, _hold(folder)
+
+
+def _hold(folder: Path) -> int:
+    """Open and lock a new folder; FileNotFoundError where another process was quicker to clear it."""
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else os.open(os.devnull, 0)
+    try:
+        _lock(descriptor)
+        os.stat(folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, *, wait: bool = True) -> bool:
+    """Lock an open file or folder until it is closed, however its process ends; whether that went."""
+    if os.name != "posix":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def clear_dead(path: Path, state: str) -> None:
+    """Delete what killed processes left beside `path`: its siblings in `state` that nobody holds.
+
+    Where locks cannot tell, as on some network disks, everything stays.
+    """
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.{state}-[0-9a-f]{{8}}")
+    with contextlib.suppress(OSError):
+        for name in filter(leftover.fullmatch, os.listdir(path.parent)):
+            with contextlib.suppress(OSError):
+                _clear(path.parent / name)
+
+
+def _clear(path: Path) -> None:
+    """Delete a file or folder that no process holds."""
+    kind = path.lstat().st_mode
+    if os.name != "posix" or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        if _lock(descriptor, wait=False):
+            shutil.rmtree(path) if stat.S_ISDIR(kind) else path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for large intermediate files, removed at the end of the block."""
+    clear_dead(path, "scratch")
+    folder, held = new_folder(path, "scratch")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def sync(path: Path) -> None:
@@ -88,10 +165,15 @@ def check_file(path: str | os.PathLike[str], *, force: bool = False) -> None:
     """
     target = Path(path)
     with writing(target):
-        os.stat(f"{target.parent}/.")
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{target.parent} may not be written to; give another folder")
+        check_parent(target)
         _check_replaceable(target, force)
+
+
+def check_parent(target: Path) -> None:
+    """OSError or OutputError where nothing can be written beside `target`."""
+    os.stat(f"{target.parent}/.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target.parent} may not be written to; give another folder")
 
 
 def _check_replaceable(target: Path, force: bool) -> None:
@@ -121,18 +203,31 @@ def replace_file(
         OutputError: The disk did not take it.
     """
     target = Path(os.path.abspath(path))
-    partial = sibling(target, "partial")
     with writing(target):
+        clear_dead(target, "partial")
         _check_replaceable(target, force)
+        partial, file = _new_file(target)
         try:
-            with open(partial, "xb") as file:
+            with file:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
                     content(file)
-            sync(partial)
-            os.replace(partial, target)
+                file.flush()
+                sync(partial)
+                os.replace(partial, target)
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
         sync(target.parent)
+
+
+def _new_file(target: Path) -> tuple[Path, BinaryIO]:
+    """A hidden file beside `target`, open and held so that `clear_dead` of other processes leaves it."""
+    while True:
+        partial = sibling(target, "partial")
+        file = open(partial, "xb")  # noqa: SIM115
+        _lock(file.fileno())
+        if partial.exists():
+            return partial, file
+        file.close()

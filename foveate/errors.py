@@ -40,6 +40,10 @@ class DataError(FoveateError, ValueError):
     """A data set, or a store made from one, that cannot be read."""
 
 
+class RequestError(FoveateError, TypeError):
+    """What is no request, or no list of requests."""
+
+
 class ImageError(FoveateError, ValueError):
     """A picture that cannot be read or that the model cannot take."""
 
@@ -66,6 +70,10 @@ class BackendError(FoveateError, RuntimeError):
 
 class ClosedError(FoveateError, RuntimeError):
     """A pipeline or engine used after it was closed."""
+
+
+class BusyError(FoveateError, RuntimeError):
+    """A request that found too many others running or waiting, or waited past its deadline."""
 
 
 class MissingDependencyError(FoveateError, ImportError):

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ TICK = 0.002
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers")
 TEGRA, BOARD = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model")
 PROCESSOR, MEMORY = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+STATUS, GROUPS = Path("/proc/self/status"), Path("/proc/self/cgroup")
+GROUP_ROOT = Path("/sys/fs/cgroup")
 QUERY = "name,memory.total,driver_version,compute_cap"
 TIMEOUT = 10
 
@@ -184,6 +186,58 @@ def resident_peak() -> int | None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: the least of the system's, its container's and its own limits."""
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read_text(MEMORY), re.MULTILINE))
+    rooms = [int(found["MemAvailable"]) * 1024] if "MemAvailable" in found else []
+    rooms += [*_container_rooms(), *_own_rooms()]
+    return max(0, min(rooms)) if rooms else None
+
+
+def _container_rooms() -> Iterator[int]:
+    """What each control group of this process has left; cached files count as free."""
+    for line in _read_text(GROUPS).splitlines():
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0":
+            root, limit, used = GROUP_ROOT, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root = GROUP_ROOT / "memory"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # Within a container the path may be the host's, and the root its own.
+        folders = [root, *(root.joinpath(*part) for part in _beginnings(path))]
+        for folder in folders:
+            numbers = [_read_text(folder / name).strip() for name in (limit, used)]
+            if all(one.isdigit() for one in numbers):
+                cached = re.search(
+                    r"^(?:total_)?inactive_file (\d+)$",
+                    _read_text(folder / "memory.stat"),
+                    re.MULTILINE,
+                )
+                yield int(numbers[0]) - int(numbers[1]) + (int(cached[1]) if cached else 0)
+
+
+def _beginnings(path: str) -> Iterator[tuple[str, ...]]:
+    """The folders on the way down a path."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for count in range(1, len(parts) + 1):
+        yield tuple(parts[:count])
+
+
+def _own_rooms() -> Iterator[int]:
+    """What the process's limits on its address space and its data (ulimit -v, -d) leave."""
+    try:
+        import resource
+    except ImportError:
+        return
+    used = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read_text(STATUS), re.MULTILINE))
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY and name in used:
+            yield most - int(used[name]) * 1024
 
 
 def system_used() -> int | None:

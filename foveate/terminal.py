@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from foveate.errors import OutputError
 from foveate.ticking import ticking
 
 TICK = 0.1
@@ -77,18 +76,8 @@ class Progress:
 
 
 def tell(text: str, *, newline: bool = True) -> None:
-    """Write a result to standard output, at once; a terminal gets no control characters from it.
-
-    Raises:
-        OutputError: It could not be written, for another reason than a reader that has gone.
-    """
-    try:
-        click.echo(_harmless(text) if sys.stdout.isatty() else text, nl=newline)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"the result could not be written to standard output: {reason}") from None
+    """Write a result to standard output, at once; a terminal gets no control characters from it."""
+    click.echo(_harmless(text) if sys.stdout.isatty() else text, nl=newline)
 
 
 def tell_json(document: object) -> None:

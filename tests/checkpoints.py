@@ -1,9 +1,12 @@
 """Small random Qwen2-VL checkpoints, whole: weights, tokenizer, chat template, image settings."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -140,3 +143,27 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.train_from_iterator([TEMPLATE, "What can be seen in the two pictures?"], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
     return tokenizer
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Change what a JSON file says, or begin one."""
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def write_shards(folder: Path, *, dtype: torch.dtype | None = None) -> list[Path]:
+    """A checkpoint's weights in two files with an index, in place of one file."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files, placed = [], {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = folder / f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name].to(dtype or tensors[name].dtype) for name in part}, file)
+        files.append(file)
+        placed |= dict.fromkeys(part, file.name)
+    index = {"metadata": {}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return files

@@ -1,6 +1,7 @@
 """What a machine says of itself: as it is, and through drivers that are not there."""
 
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,3 +125,50 @@ def test_nvidia_smi_that_hangs_or_fails(monkeypatch: pytest.MonkeyPatch, error: 
     monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(machine.subprocess, "run", fail)
     assert machine.find_gpus() == []
+
+
+def group(folder: Path, limit: str, used: int, cached: int, names: tuple[str, str]) -> None:
+    """A control group's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+
+
+V1, V2 = (
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("memory.max", "memory.current"),
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "folder", "names"),
+    [
+        ("0::/a/b", "a", V2),
+        ("0::/a/b", "a/b", V2),
+        ("0::/elsewhere", "", V2),
+        ("4:cpu:/\n3:memory:/a", "memory/a", V1),
+    ],
+)
+def test_a_containers_limit_is_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, folder: str, names: tuple[str, str]
+) -> None:
+    group(tmp_path / folder, "5000", 3000, 500, names)
+    group(tmp_path / "a/c", "10", 10, 0, names)
+    if folder:
+        group(tmp_path, "max", 1, 0, V2)
+    (tmp_path / "groups").write_text(lines)
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "GROUP_ROOT", tmp_path)
+    assert machine.available_memory() == 2500
+
+
+def test_a_limit_on_the_address_space_counts() -> None:
+    code = (
+        "import resource\n"
+        "from foveate.machine import available_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
+        "print(available_memory())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**29 < int(done.stdout) < 2**30

@@ -162,6 +162,7 @@ def _run_foveate(pipe: Pipeline, work: Work, options: BenchOptions, batch: int) 
         "video" if work.scene.frames else "images": work.pictures,
         "max_new_tokens": options.new_tokens,
         "ignore_eos": True,
+        "temperature": 0,
     }
     for keep in options.keeps:
         if batch == 1:

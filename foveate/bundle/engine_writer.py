@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from foveate.atomic_write import replace_file, sync, writing
-from foveate.bundle.manifest import MANIFEST, EngineVariant, FileEntry, encode, outdated
+from foveate.bundle.manifest import MANIFEST, EngineVariant, FileEntry, outdated
+from foveate.bundle.manifest_json import encode
 from foveate.bundle.reader import Bundle, file_entry
 from foveate.bundle.writer import FolderWriter
 from foveate.errors import BundleError, OutputExistsError

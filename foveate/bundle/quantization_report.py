@@ -1,9 +1,10 @@
 """What quantization cost a bundle, as its export noted it: as plain data, and as text for people."""
 
-import json
 from typing import Any
 
+from foveate.bundle.manifest_json import parse
 from foveate.bundle.reader import Bundle
+from foveate.bundle.reading import reading
 from foveate.terminal import plural, size, table
 
 ROLE = "quantization"
@@ -11,10 +12,17 @@ FILE = "quantization.json"
 
 
 def cost_facts(bundle: Bundle) -> dict[str, Any] | None:
-    """What quantization cost a bundle; None where its graphs are not quantized."""
+    """What quantization cost a bundle; None where its graphs are not quantized.
+
+    Raises:
+        BundleError: The file does not hold that.
+    """
     if ROLE not in bundle.manifest.files:
         return None
-    facts: dict[str, Any] = json.loads(bundle.file(ROLE).read_text(encoding="utf-8"))
+    path = bundle.file(ROLE)
+    with reading(path, "what quantization cost"):
+        facts: dict[str, Any] = parse(path.read_bytes())
+        describe_cost(facts)
     return facts
 
 

@@ -3,20 +3,30 @@
 docs/bundle-format.md is the specification.
 """
 
-import contextlib
 import glob
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from foveate.bundle import manifest as spec
-from foveate.bundle.manifest import AGAIN, MANIFEST, FileEntry, GraphSpec, Manifest, TensorSpec
-from foveate.bundle.onnx_file import external_data
+from foveate.bundle.embeddings_file import TYPES, TableEntry, read_table
+from foveate.bundle.manifest import (
+    AGAIN,
+    EMBEDDINGS,
+    MANIFEST,
+    FileEntry,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+)
+from foveate.bundle.manifest_json import decode
+from foveate.bundle.onnx_file import external_tensors, graph_spec
+from foveate.bundle.reading import reading
 from foveate.errors import BundleError, BundleNotFoundError
 
 T = TypeVar("T")
@@ -49,7 +59,7 @@ class Bundle:
             BundleError: The bundle cannot be trusted.
         """
         root = Path(os.path.abspath(path))
-        with _reading(root):
+        with reading(root):
             reason = _why_no_bundle(root)
         if reason:
             raise BundleNotFoundError(reason)
@@ -58,11 +68,16 @@ class Bundle:
     @classmethod
     def read(cls, root: Path, *, checksums: bool) -> "Bundle":
         """Read a bundle as `open` does, but also one that is still being written."""
-        manifest = spec.decode(read_manifest(root), root / MANIFEST)
+        manifest = decode(read_manifest(root), root / MANIFEST)
         for entry in manifest.files.values():
             _check_file(root, entry, checksums=checksums)
-        _check_weights(root, [entry.path for entry in manifest.files.values()])
-        return cls(root, manifest)
+        _check_weights(root, {entry.path: entry.bytes for entry in manifest.files.values()})
+        bundle = cls(root, manifest)
+        for role in manifest.graphs:
+            with reading(bundle.file(role), "a readable ONNX graph"):
+                bundle._check_graph_file(role)
+        bundle._check_embeddings()
+        return bundle
 
     def file(self, role: str) -> Path:
         """The path of a role's file.
@@ -79,6 +94,37 @@ class Bundle:
             BundleError: The bundle has no such graph.
         """
         return self._of(self.manifest.graphs, role, "graph")
+
+    def embeddings(self) -> tuple[Path, TableEntry, int]:
+        """The file of the embedding table, what it says of the table, and where the data begin.
+
+        Raises:
+            BundleError: The file does not hold one table of the manifest's sizes.
+        """
+        path = self.file(EMBEDDINGS)
+        with reading(path, "the embedding table"):
+            return path, *read_table(path, self.manifest.model)
+
+    def _check_embeddings(self) -> None:
+        """Compare the embedding table with the graphs that take its rows; BundleError where they differ."""
+        path, entry, _ = self.embeddings()
+        dtype = TYPES[entry.dtype][0]
+        for role, graph in self.manifest.graphs.items():
+            for tensor in graph.inputs:
+                if tensor.name == "text_embeds" and tensor.dtype != dtype:
+                    raise BundleError(
+                        f"{path} holds {dtype}, and the graph {role!r} takes {tensor.dtype}. {AGAIN}"
+                    )
+
+    def _check_graph_file(self, role: str) -> None:
+        """Compare a graph's file with what the manifest promises; BundleError where they differ."""
+        found, promised, path = graph_spec(self.file(role)), self.graph(role), self.file(role)
+        if found.opset != promised.opset:
+            raise BundleError(
+                f"{path}: opset {found.opset} in the graph and {promised.opset} in {MANIFEST}. "
+                "Export the checkpoint again."
+            )
+        self.check_graph(role, found.inputs, found.outputs)
 
     def _of(self, entries: Mapping[str, T], role: str, what: str) -> T:
         """The entry of a role, or BundleError naming the roles there are."""
@@ -152,24 +198,12 @@ def _why_no_bundle(root: Path) -> str | None:
     )
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn an OSError into a BundleError about `path`."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise BundleError(f"{path} is missing. {AGAIN}") from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"{path} cannot be read: {reason}. Check its permissions.") from error
-
-
 def read_manifest(root: Path) -> bytes:
     """The bytes of a folder's manifest.json: a plain file of reasonable size."""
     path = root / MANIFEST
     _status(root, MANIFEST)
     limit = spec.MANIFEST_LIMIT
-    with _reading(path), open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BundleError(f"{path} is over {limit} bytes: it is no manifest. {AGAIN}")
@@ -181,7 +215,7 @@ def _status(root: Path, relative: str) -> os.stat_result:
     path = root / relative
     folders = [root / part for part in PurePosixPath(relative).parents[:-1]]
     for step in [*reversed(folders), path]:
-        with _reading(step):
+        with reading(step):
             status = step.lstat()
         if stat.S_ISLNK(status.st_mode):
             raise BundleError(
@@ -202,7 +236,7 @@ def _check_file(root: Path, entry: FileEntry, *, checksums: bool) -> None:
             f"changed. {AGAIN}"
         )
     if checksums:
-        with _reading(path):
+        with reading(path):
             found = file_digest(path)
         if found != entry.sha256:
             raise BundleError(f"{path} does not match its checksum: it was changed. {AGAIN}")
@@ -222,20 +256,23 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_weights(root: Path, listed: list[str]) -> None:
-    """BundleError for a graph that takes weights from a file that the manifest does not list.
+def _check_weights(root: Path, listed: Mapping[str, int]) -> None:
+    """BundleError for a graph that takes weights from where the manifest lists no file, or not so many.
 
     Some engines follow such a path wherever it leads, and no checksum covers what is there.
     """
     for path in (path for path in listed if path.lower().endswith(".onnx")):
-        with _reading(root / path):
-            try:
-                locations = external_data(root / path)
-            except ValueError:
-                raise BundleError(f"{root / path} is not a readable ONNX graph. {AGAIN}") from None
-        for location in locations:
-            if str(PurePosixPath(path).parent / location) not in listed:
+        with reading(root / path, "a readable ONNX graph"):
+            tensors = external_tensors(root / path)
+        for tensor in tensors:
+            size = listed.get(str(PurePosixPath(path).parent / tensor.location))
+            if size is None:
                 raise BundleError(
-                    f"{root / path} takes weights from '{spec.short(location)}', which {MANIFEST} "
-                    f"does not list. {AGAIN}"
+                    f"{root / path} takes weights from '{spec.short(tensor.location)}', which "
+                    f"{MANIFEST} does not list. {AGAIN}"
+                )
+            if tensor.end > size:
+                raise BundleError(
+                    f"{root / path} takes {tensor.end} bytes of '{spec.short(tensor.location)}', which "
+                    f"has {size}. {AGAIN}"
                 )

@@ -8,8 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from foveate.atomic_write import EXISTS, FULL, sibling, sync, writing
-from foveate.bundle.manifest import FORMAT, MANIFEST, FileEntry, Manifest, encode, parse
+from foveate.atomic_write import (
+    EXISTS,
+    FULL,
+    check_parent,
+    clear_dead,
+    new_folder,
+    sibling,
+    sync,
+    writing,
+)
+from foveate.bundle.manifest import FORMAT, MANIFEST, FileEntry, Manifest
+from foveate.bundle.manifest_json import encode, parse
 from foveate.bundle.reader import Bundle, file_entry, read_manifest
 from foveate.errors import BundleError, FoveateError, OutputExistsError
 
@@ -24,33 +34,47 @@ class FolderWriter(abc.ABC):
 
     Attributes:
         path: The bundle's folder, absolute.
-        root: The folder to write in.
+        root: The folder to write in, once entered.
     """
 
     def __init__(self, path: Path, beside: Path, force: bool) -> None:
         """Prepare to write into a folder beside another; nothing is touched before entering."""
-        self.path, self.root, self._force = path, sibling(beside, "partial"), force
+        self.path, self.root, self._force = path, beside, force
+        self._beside, self._held = beside, -1
 
     def __enter__(self: Writer) -> Writer:
-        """Make the folder to write in.
+        """Make the folder to write in, and delete those of writers that were killed.
 
         Raises:
             OutputExistsError: Something is there that may not be replaced.
             OutputError: The folder cannot be made.
         """
         with writing(self.path):
+            clear_dead(self._beside, "partial")
             self.check_existing()
-            self.root.mkdir()
+            self.root, self._held = new_folder(self._beside, "partial")
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Remove what was not finished; a failed write leaves as an OutputError."""
         shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._held)
         if isinstance(error, OSError) and not isinstance(error, FoveateError):
             inside = Path(str(error.filename)).is_relative_to(self.root)
             if inside or error.errno in FULL:
                 with writing(self.path):
                     raise error
+
+    def check(self) -> None:
+        """Say before long work what entering would refuse.
+
+        Raises:
+            OutputExistsError: Something is there that may not be replaced.
+            OutputError: The folder's parent is not there, or may not be written to.
+        """
+        with writing(self.path):
+            self.check_existing()
+            check_parent(self._beside)
 
     @abc.abstractmethod
     def check_existing(self) -> None:

@@ -1,4 +1,4 @@
-"""A data set of questions about pictures: JSON Lines, one object a line."""
+"""A data set of questions about pictures and videos: JSON Lines, one object a line."""
 
 import json
 from collections.abc import Iterable
@@ -19,11 +19,12 @@ class Record:
 
     Attributes:
         id: Its name, unlike any other's in the data set.
-        pictures: Where its pictures should be; reading a data set does not open them.
+        pictures: Where its pictures, or its one video, should be; reading a data set does not open them.
         question: Its text.
         answers: The right answers, any of which will do; empty only where the caller allows it.
-        names: The pictures as the data set names them.
+        names: The pictures or the video as the data set names them.
         tags: Its `task` and `scope`, where it has them.
+        moving: Whether it is about a video.
     """
 
     id: str
@@ -32,6 +33,12 @@ class Record:
     answers: tuple[str, ...]
     names: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+    moving: bool = False
+
+    @property
+    def media(self) -> dict[str, Any]:
+        """Its pictures or its video, as `Request` takes them by name."""
+        return {"video": self.pictures[0]} if self.moving else {"images": list(self.pictures)}
 
 
 def read_records(path: Path, answers_needed: bool = True) -> list[Record]:
@@ -94,6 +101,7 @@ def _record(line: str, folder: Path, answers_needed: bool) -> Record:
         question=_text(document, "question"),
         answers=_answers(document, answers_needed),
         names=names,
+        moving="video" in document,
         tags={name: _text(document, name) for name in TAGS if name in document},
     )
 
@@ -109,15 +117,11 @@ def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _pictures(document: dict[str, Any]) -> tuple[str, ...]:
-    """The names of a record's pictures."""
+    """The names of a record's pictures, or of its video."""
     given = [key for key in PICTURES if key in document]
     if len(given) != 1:
         found = " and ".join(f"{key!r}" for key in given) if given else "no picture"
-        raise DataError(f"{found}; give exactly one of 'image' and 'images'")
-    if given == ["video"]:
-        raise DataError(
-            "'video': videos are not supported yet; give some of its frames as 'images'"
-        )
+        raise DataError(f"{found}; give exactly one of 'image', 'images' and 'video'")
     return _texts(document, given[0])
 
 

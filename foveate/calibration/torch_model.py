@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from foveate import families
+from foveate.calibration.dataset import Record
 from foveate.calibration.relevance.propagation import Mode, relevance
-from foveate.families.base import Family, Prompt, VisualInput, user_turn
+from foveate.errors import ImageError, LimitError
+from foveate.families.base import Family, Medium, Prompt, Video, VisualInput, opened, user_turn
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
 from foveate.modeling.families import torch_family
 from foveate.modeling.first_layer import first_layer_attention
 from foveate.modeling.language_model import TRACED, Language
+from foveate.runtime.media.sources import open_media
 
 NEW_TOKENS = 64
 
@@ -70,7 +72,7 @@ class TorchModel:
         model = torch_half.load(checkpoint, DTYPES[dtype], "sdpa")
         torch_half.set_attention(model, TRACED)
         model.requires_grad_(False).to(device)
-        tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
+        tokenizer = checkpoint.tokenizer()
         family = families.create(
             checkpoint.family,
             preprocessing=families.settings_from_checkpoint(checkpoint.family, checkpoint.root),
@@ -81,27 +83,52 @@ class TorchModel:
         language, stops = torch_half.language(model), set(checkpoint.stops())
         return cls(family, tokenizer, language, stops, torch.device(device), torch_half, model)
 
+    def open(self, record: Record) -> list[Medium]:
+        """Open a record's pictures, or the frames that the family takes of its video.
+
+        Raises:
+            ImageError: What cannot be read.
+            LimitError: A video of more tokens than the model's context.
+        """
+        media, most = record.media, self._torch_half.context(self._model)
+
+        def check(several: Sequence[Medium]) -> None:
+            """Refuse more than the context has room for, before anything is decoded."""
+            tokens = self.family.plan(several).tokens
+            if tokens > most:
+                raise LimitError(
+                    f"the pictures make {tokens} visual tokens, and the model's context has {most}; "
+                    "make them smaller, or take fewer frames"
+                )
+
+        found = open_media(media.get("images"), media.get("video"), self.family, check=check)
+        check(found)
+        return found
+
     @torch.no_grad()
     def prepare(
-        self, question: str, pictures: Sequence[Image], most: Sequence[int] | None = None
+        self, question: str, media: Sequence[Medium], most: Sequence[int] | None = None
     ) -> PreparedQuestion:
-        """Embed a question about pictures, each token in its place.
+        """Embed a question about pictures or videos, each token in its place.
 
         Args:
             question: The user's text.
-            pictures: Its pictures, in order.
+            media: Its pictures or videos, in order.
             most: The most visual tokens that each picture is to give, at least one: it is made
                 smaller, its aspect kept. None leaves all as they are.
 
         Raises:
-            ImageError: A picture that the family cannot take.
+            ImageError: A picture that the family cannot take, or a video that is to be made smaller.
             PromptError: A question that the family cannot take.
         """
         if most is None:
-            visual = self.family.prepare(pictures)
+            visual = self.family.prepare(media)
         else:
+            pictures = [opened(medium) for medium in media if not isinstance(medium, Video)]
+            if len(pictures) < len(media):
+                raise ImageError("a video is not made smaller; leave it as it is")
             visual = self._torch_half.shrink(self.family, pictures, most)
-        prompt = self.family.layout(user_turn(question, pictures), visual)
+        prompt = self.family.layout(user_turn(question, media), visual)
         embeds = self.language.embedding(self._sent(prompt.token_ids))
         encoded = self._torch_half.encode(self._model, visual)
         embeds = embeds.index_copy(0, self._sent(prompt.visual_index), encoded)

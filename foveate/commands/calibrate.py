@@ -7,6 +7,7 @@ import click
 from click import Choice, FloatRange, IntRange, option
 
 from foveate.commands.options import PATH, as_json, debug, device, force, load_torch, options, verb
+from foveate.errors import DataError
 from foveate.terminal import Progress, tell, tell_json
 
 mode = option("--mode", type=Choice(["grad", "grad-clamp", "mean"]), default="grad",
@@ -38,7 +39,7 @@ longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="
 def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any) -> None:
     """Compute relevance maps of CHECKPOINT's right answers to the questions of DATA, into OUT.
 
-    DATA is JSON Lines: {"id", "image" or "images", "question", "answer" or "answers"}. A run that
+    DATA is JSON Lines: {"id", "image", "images" or "video", "question", "answer" or "answers"}. A run that
     was stopped goes on by the same command. For several processes put `accelerate launch -m` in
     front.
     """
@@ -82,6 +83,12 @@ def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
     Into OUT.png, for each question: relevance R_v, and beside it f_θ's prediction; the best tokens
     with the rest white; and the answer that they give.
     """
+    from foveate.runtime.heatmap import check_target
+    from foveate.runtime.keep import parse_keep
+
+    check_target(out, force=how["force"])
+    for one in how["keep"].split(","):
+        parse_keep(one)
     with Progress() as progress:
         load_torch(progress.begin)
         from foveate.calibration.drawing import show as showing
@@ -122,6 +129,13 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
     The weights of the epoch with the lowest validation loss are kept. A run that was stopped goes
     on by the same command.
     """
+    from foveate.calibration.training.outputs import Outputs
+
+    if not relevance.is_dir():
+        raise DataError(
+            f"{relevance} is no folder of relevance maps; make them with foveate calibrate relevance"
+        )
+    Outputs.of(out, how["plot"], how["log_dir"]).check(force=how["force"])
     with Progress() as progress:
         load_torch(progress.begin)
         from foveate.calibration.training.options import TrainingOptions
@@ -164,6 +178,13 @@ def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any)
     instead. DATA is JSON Lines, as for relevance. For several processes put `accelerate launch -m`
     in front.
     """
+    from foveate.atomic_write import check_file
+    from foveate.runtime.keep import parse_keep
+
+    if how["out"]:
+        check_file(how["out"], force=how["force"])
+    for one in how["keep"].split(","):
+        parse_keep(one)
     from foveate.calibration.evaluation import evaluate as evaluating
     from foveate.calibration.evaluation.result import evaluation_facts
     from foveate.calibration.evaluation.table import describe_evaluation

@@ -116,7 +116,10 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str
 
 def answers_rightly(pipe: Pipeline, sample: Sample, keep: float) -> bool:
     """Whether a question is answered as expected with so many visual tokens."""
-    return pipe.generate(sample.question, images=[sample.image], keep=keep).text == sample.answer
+    return (
+        pipe.generate(sample.question, images=[sample.image], keep=keep, temperature=0).text
+        == sample.answer
+    )
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -182,7 +185,10 @@ def time_answers(pipe: Pipeline, sample: Sample, picture: Image) -> list[Answer]
     from foveate.runtime import Timing
 
     rounds = [
-        [pipe.generate(sample.question, images=[picture], keep=keep) for keep in KEEPS]
+        [
+            pipe.generate(sample.question, images=[picture], keep=keep, temperature=0)
+            for keep in KEEPS
+        ]
         for _ in range(ROUNDS + 1)
     ]
     for number, answer in enumerate(rounds[-1]):

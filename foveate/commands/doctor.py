@@ -18,9 +18,10 @@ EXTRAS = {
     "calibrate": ("calibrate", "accelerate matplotlib pyarrow tensorboard"),
     "bench": ("bench --plot", "matplotlib"),
     "gpu": ("CUDA", "onnxruntime-gpu"),
-    "tensorrt": ("TensorRT engines of this machine's GPU", "cuda-bindings tensorrt"),
-    "rtx": ("TensorRT engines of RTX GPUs, wherever they are", "cuda-bindings tensorrt-rtx"),
+    "tensorrt": ("TensorRT engines of this machine's GPU", "cuda-bindings onnx tensorrt"),
+    "rtx": ("TensorRT engines of RTX GPUs, wherever they are", "cuda-bindings onnx tensorrt-rtx"),
     "video": ("video", "av"),
+    "heic": ("HEIC pictures", "pillow-heif"),
 }
 """For each extra ("" is the base) what it adds, and its packages."""
 PACKAGES = {extra: tuple(names.split()) for extra, (_, names) in EXTRAS.items()}

@@ -10,6 +10,7 @@ from click import Choice, IntRange, option
 from foveate.bundle.manifest import Operators
 from foveate.bundle.quantization_report import cost_facts, describe_cost
 from foveate.bundle.reader import Bundle
+from foveate.bundle.writer import BundleWriter
 from foveate.commands.inspect import bundle_bytes, describe_compressor, describe_weights
 from foveate.commands.options import PATH, as_json, decoder, force, load_torch, options, verb
 from foveate.terminal import Progress, plural, size, table, tell, tell_json
@@ -60,8 +61,14 @@ def export(
     """
     if decoder and not names:
         raise click.UsageError("--decoder is of the engines that --target builds; name a target")
+    from foveate.export.options import check_choices
+    from foveate.export.quantization.options import QuantizationOptions
     from foveate.export.tensorrt import build
 
+    parts = {field.name: how.pop(field.name) for field in fields(QuantizationOptions)}
+    quantization, force = QuantizationOptions(**parts), how.pop("force")
+    check_choices(**how, quantization=quantization)
+    BundleWriter(bundle, force=force).check()
     built = None
     with Progress() as progress:
         if names:
@@ -69,10 +76,8 @@ def export(
         load_torch(progress.begin)
         from foveate.export.exporter import ExportOptions
         from foveate.export.exporter import export as export_bundle
-        from foveate.export.quantization.options import QuantizationOptions
 
-        parts = {field.name: how.pop(field.name) for field in fields(QuantizationOptions)}
-        chosen = ExportOptions(**how, quantization=QuantizationOptions(**parts))
+        chosen = ExportOptions(**how, force=force, quantization=quantization)
         written = export_bundle(checkpoint, bundle, chosen, progress.begin, progress.detail)
         if names:
             built = build.build_engines(

@@ -10,7 +10,14 @@ from typing import Any
 import click
 import msgspec
 
-from foveate.bundle.manifest import EngineVariant, GraphSpec, Manifest, TensorSpec, outdated
+from foveate.bundle.generation import Generation
+from foveate.bundle.manifest import (
+    EngineVariant,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    outdated,
+)
 from foveate.bundle.reader import Bundle
 from foveate.commands.options import PATH, as_json, verb
 from foveate.terminal import plural, size, table, tell, tell_json
@@ -57,7 +64,7 @@ def describe_bundle(bundle: Bundle) -> str:
         ("rope", rope),
         ("compressor", describe_compressor(bundle)),
         ("limits", f"{limits.visual_tokens} visual tokens, {limits.prompt_tokens} tokens in all"),
-        ("answers", f"up to {plural(manifest.generation.max_new_tokens, 'token')} by default"),
+        ("answers", describe_generation(manifest.generation)),
         (
             "pictures",
             ", ".join(f"{key} {_brief(value)}" for key, value in manifest.preprocessing.items()),
@@ -91,6 +98,21 @@ def describe_bundle(bundle: Bundle) -> str:
             table(engines) if engines else "  none",
         ]
     )
+
+
+def describe_generation(generation: Generation) -> str:
+    """How long answers are and how their tokens are chosen, where a request does not say."""
+    if generation.max_new_tokens is None:
+        length = f"up to {generation.max_length} tokens with their prompts"
+    else:
+        length = f"up to {plural(generation.max_new_tokens, 'token')}"
+    chosen = "greedy"
+    if generation.do_sample:
+        chosen = (
+            f"sampled (temperature {generation.temperature:g}, top_k {generation.top_k}, "
+            f"top_p {generation.top_p:g})"
+        )
+    return f"{length}, {chosen}, by default"
 
 
 def describe_compressor(bundle: Bundle) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from click import Choice, option
+from click import Choice, IntRange, option
 
 DEBUG = "foveate.debug"
 PATH = click.Path(readable=False, path_type=Path)
@@ -33,6 +33,32 @@ device = option(
     "--device", type=Choice(["auto", "cpu", "cuda"]), default="auto",
     help="Where to run; a device that is not available is an error.",
 )  # fmt: skip
+system = option("--system", metavar="TEXT", help="A system prompt, in place of the checkpoint's.")
+keep_marks = option(
+    "--keep-marks", is_flag=True,
+    help="Leave special tokens in the answer's text, such as the marks of objects and boxes.",
+)  # fmt: skip
+pixels = (
+    option("--max-pixels", type=IntRange(min=1), metavar="N",
+           help="Shrink larger pictures and frames to this area.  [default: the bundle's]"),
+    option("--min-pixels", type=IntRange(min=1), metavar="N",
+           help="Enlarge smaller pictures and frames to this area.  [default: the bundle's]"),
+)  # fmt: skip
+loading = (
+    option("--backend", type=Choice(["auto", "onnxruntime", "tensorrt"]), default="auto",
+           help="What runs the graphs; auto is onnxruntime."),
+    option("--target", metavar="NAME",
+           help="Whose TensorRT engines to run, where those of several targets run here."),
+    device,
+    option("--memory-limit", metavar="SIZE",
+           help="The most memory to take, such as 2GB.  [default: what the machine has]"),
+    option("--max-picture-pixels", type=IntRange(1), default=178_956_970, metavar="N",
+           help="Refuse larger pictures (width x height) by their header."),
+    option("--threads", type=IntRange(0, 1024), default=0, show_default=False, metavar="N",
+           help="Threads within an operator.  [default: the backend's choice]"),
+)  # fmt: skip
+"""How a bundle is loaded."""
+LOADING = ("backend", "target", "device", "memory_limit", "max_picture_pixels", "threads")
 decoder = option(
     "--decoder", type=Choice(["concat", "static"]),
     help="The engine's KV cache: one that grows, or one of fixed memory written in place (TensorRT from "

@@ -56,12 +56,12 @@ def verify_bundle(
         ParityError: A graph that does not compute what the checkpoint does, or an engine that does
             not compute what its graph does.
     """
-    from foveate.runtime.load import read_tokenizer
+    from foveate.runtime.load import read_family, read_tokenizer
 
     progress("checksums")
     bundle = Bundle.open(path)
-    progress("tokenizer")
-    read_tokenizer(bundle)
+    progress("tokenizer and chat template")
+    read_family(bundle, read_tokenizer(bundle))
     facts: dict[str, Any] = {
         "root": str(bundle.root),
         "files": len(bundle.manifest.files),

@@ -1,7 +1,8 @@
 """Checkpoint to bundle: load, note what transformers gives, write the graphs, compare, seal."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from foveate import families
 from foveate._version import __version__
-from foveate.atomic_write import writing
+from foveate.atomic_write import scratch_folder, writing
 from foveate.bundle import manifest as schema
 from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
@@ -29,16 +30,17 @@ from foveate.bundle.manifest import (
 )
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.errors import ExportError, KeepError, LimitError
+from foveate.errors import BundleError, CheckpointError, LimitError, PromptError
 from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
 from foveate.export.contrib.merge import merge
 from foveate.export.embeddings import write_embeddings
+from foveate.export.options import check_choices
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft
-from foveate.export.quantization.options import QuantizationOptions, check_options
+from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantization_stages, quantize
 from foveate.export.quantization.questions import choose_questions
 from foveate.export.trace import Written, save_graph, write_graph
@@ -46,9 +48,11 @@ from foveate.modeling.attention import GROUPED
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
+from foveate.modeling.checkpoint_tokenizer import check_rows, tokenizer_bytes
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
 from foveate.modeling.random_weights import count_parameters
+from foveate.modeling.weight_files import check_weights
 
 STAGES = (
     "weights", "reference", "vision", "embeddings", "compressor", "merge", "decoder", "parity", "seal",
@@ -56,7 +60,6 @@ STAGES = (
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 ATTENTION = "eager"
 VISUAL_TOKENS = 16384
-NEW_TOKENS = 256
 COMPARED = 1_000_000_000
 """Random weights are compared with transformers up to this many."""
 
@@ -121,6 +124,8 @@ def export(
     check(options)
     checkpoint = Checkpoint.open(source)
     torch_half = torch_family(checkpoint.family)
+    torch_half.check(checkpoint)
+    checkpoint.generation()
     network, compressor = choose_compressor(options)
     stages = choose_stages(options)
     base = options.precision
@@ -133,24 +138,29 @@ def export(
     with (
         BundleWriter(target, force=options.force) as writer,
         writing(writer.root),
-        TemporaryDirectory(
-            dir=writer.path.parent, prefix=f".{writer.path.name}.scratch-"
-        ) as scratch,
+        scratch_folder(writer.path) as scratch,
     ):
         begin("weights")
-        files = write_texts(checkpoint, options, writer.root)
+        tokenizer = checkpoint.tokenizer()
+        files = write_texts(checkpoint, tokenizer, options, writer.root)
         preprocessing = families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
-        model = load(torch_half, checkpoint, options, DTYPES[base], scratch)
-        manifest = describe(torch_half, checkpoint, model, options, preprocessing, compressor)
+        if not options.random_weights:
+            check_weights(checkpoint, half=base == "fp16", say=say)
+        model = load(torch_half, checkpoint, options, DTYPES[base], str(scratch))
+        manifest = describe(
+            torch_half, checkpoint, model, tokenizer, options, preprocessing, compressor
+        )
         manifest = replace(manifest, files=writer.entries(files))
 
         cases: list[Case] = []
         compared = not options.random_weights or count_parameters(model) <= COMPARED
         if compared:
             begin("reference")
-            cases = checkpoint_cases(torch_half, model, network, Bundle(writer.root, manifest))
+            with blaming(checkpoint):
+                bundle = Bundle(writer.root, manifest)
+                cases = checkpoint_cases(torch_half, model, network, bundle)
 
-        folder = Path(scratch) if quantized(options.precision) else writer.root
+        folder = scratch if quantized(options.precision) else writer.root
         writers, axes = graph_writers(torch_half, model, network, manifest)
         graphs: dict[str, GraphSpec] = {}
         for role in (stage for stage in stages if stage in writers):
@@ -163,7 +173,7 @@ def export(
         if compared:
             begin("parity")
             paths = {role: folder / file for role, file in files.items()}
-            parity = compare(paths, base, options.operators, cases, Path(scratch) / "copies")
+            parity = compare(paths, base, options.operators, cases, scratch / "copies")
         manifest = replace(manifest, graphs=graphs, vision_axes=axes, parity=parity)
 
         if quantized(options.precision):
@@ -179,16 +189,16 @@ def export(
 
 def check(options: ExportOptions) -> None:
     """Refuse what cannot be, before anything is read."""
-    if not 0 < options.keep <= 1:
-        raise KeepError(f"keep is {options.keep}; the default ratio must be in (0, 1]")
-    check_options(options.precision, options.quantization)
+    check_choices(
+        compressor=options.compressor,
+        precision=options.precision,
+        keep=options.keep,
+        visual_tokens=options.visual_tokens,
+        random_weights=options.random_weights,
+        operators=options.operators,
+        quantization=options.quantization,
+    )
     choose_questions(options.quantization)
-    to = quantized(options.precision)
-    if to and (options.operators != "standard" or options.random_weights):
-        raise ExportError(
-            f"{to} is made of standard operators and trained weights; leave out --operators and "
-            "--random-weights, or export with --precision fp16"
-        )
 
 
 def choose_stages(options: ExportOptions) -> tuple[str, ...]:
@@ -218,11 +228,23 @@ def load_cast(
         return torch_half.load(cast_weights(checkpoint, dtype, Path(copies)), dtype, ATTENTION)
 
 
-def write_texts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> dict[str, str]:
+@contextmanager
+def blaming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn a prompt that cannot be made into a CheckpointError: only the checkpoint is at fault."""
+    try:
+        yield
+    except (PromptError, BundleError) as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: no prompt can be made with its chat template and tokenizer: {error}"
+        ) from error
+
+
+def write_texts(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, options: ExportOptions, folder: Path
+) -> dict[str, str]:
     """Write what is copied from elsewhere; file names by role."""
-    tokenizer = checkpoint.required("tokenizer.json").read_bytes()
     contents = {
-        "tokenizer.json": tokenizer,
+        "tokenizer.json": tokenizer_bytes(checkpoint.root, tokenizer),
         "chat_template.jinja": checkpoint.chat_template().encode(),
     }
     if options.compressor != "attention":
@@ -236,30 +258,28 @@ def describe(
     torch_half: TorchFamily,
     checkpoint: Checkpoint,
     model: Any,
+    tokenizer: Tokenizer,
     options: ExportOptions,
     preprocessing: dict[str, Any],
     compressor: schema.CompressorFacts,
 ) -> Manifest:
     """What the manifest says before there are graphs."""
-    tokenizer = Tokenizer.from_file(str(checkpoint.required("tokenizer.json")))
+    facts = torch_half.facts(model)
+    check_rows(tokenizer, facts.vocabulary, checkpoint.shown("tokenizer.json"))
     tools = {name: version(name) for name in TOOLS}
     return Manifest(
         family=checkpoint.family,
         precision=options.precision,
         weights="random" if options.random_weights else "trained",
         operators=options.operators,
-        model=torch_half.facts(model),
+        model=facts,
         files={},
         graphs={},
         vision_axes={},
         preprocessing=preprocessing,
         image_backend=schema.ImageBackend(name="pillow", version=PIL.__version__),
         tokens=torch_half.tokens(checkpoint, model, tokenizer),
-        generation=schema.Generation(
-            eos=checkpoint.stops(),
-            repetition_penalty=float(checkpoint.setting("repetition_penalty") or 1.0),
-            max_new_tokens=NEW_TOKENS,
-        ),
+        generation=checkpoint.generation(facts.vocabulary),
         limits=choose_limits(torch_half.context(model), options),
         compressor=compressor,
         parity={},

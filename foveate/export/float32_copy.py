@@ -26,13 +26,16 @@ def write_float32_copy(source: Path, target: Path) -> Path:
                 node.replace_input_with(index, cast.outputs[0])
             graph.insert_before(min((node for node, _ in users), key=order.index), cast)
     kept = set(graph.initializers.values())
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    for node in nodes:
         if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
             node.attributes["to"] = ir.AttrInt64("to", FLOAT)
         if node.op_type == "Constant" and node.attributes["value"].as_tensor().dtype in HALVES:
             values = node.attributes["value"].as_tensor().numpy().astype("float32")
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(values))
-    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+    graphs = [graph, *(node.graph for node in nodes if isinstance(node.graph, ir.Graph))]
+    given = [value for one in graphs for value in one.inputs]
+    for value in [*given, *(output for node in nodes for output in node.outputs)]:
         if value.dtype in HALVES and value not in kept:
             value.dtype = FLOAT
     target.parent.mkdir(parents=True, exist_ok=True)

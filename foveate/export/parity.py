@@ -84,7 +84,9 @@ def compare(
                     halves = {name for name, one in feeds.items() if one.dtype == np.float16}
                     feeds |= {name: feeds[name].astype(np.float32) for name in halves}
                 outputs = run(feeds)
-                worst[role] = max(worst.get(role, 0.0), difference(role, outputs, case.expected))
+                worst[role] = max(
+                    worst.get(role, 0.0), difference(role, outputs, case.expected, precision)
+                )
                 fault = case.check(feeds, outputs) if case.check else None
                 if fault:
                     raise ParityError(f"{role}: {fault}; report this with the checkpoint's name")
@@ -109,7 +111,7 @@ def _opened(path: Path, copies: Path | None) -> Iterator[Callable[[Arrays], Arra
         yield lambda feeds: {name: value.numpy() for name, value in engine.run(feeds).items()}
 
 
-def difference(role: str, outputs: Arrays, expected: Arrays) -> float:
+def difference(role: str, outputs: Arrays, expected: Arrays, precision: Precision) -> float:
     """Largest absolute difference over largest magnitude, the worst over the expected outputs."""
     worst = 0.0
     for name, wanted in expected.items():
@@ -120,9 +122,21 @@ def difference(role: str, outputs: Arrays, expected: Arrays) -> float:
             )
         gap = np.abs(given.astype(np.float64) - wanted.astype(np.float64)).max()
         if not np.isfinite(gap):
-            raise ParityError(f"{role}: {name} is not finite; export fp32 or bf16 instead of fp16")
+            raise ParityError(f"{role}: {name} {not_finite(wanted, precision)}")
         worst = max(worst, float(gap / max(np.abs(wanted).max(), 1e-30)))
     return worst
+
+
+def not_finite(wanted: NDArray[Any], precision: Precision) -> str:
+    """What is at fault where an output or what transformers gave for it is not finite, and what helps."""
+    if precision == "fp16":
+        return "is beyond float16's range; export bf16 or fp32 instead"
+    if not np.isfinite(wanted).all():
+        return (
+            f"is not finite where transformers computes it in {precision} either: the checkpoint's weights "
+            "are at fault; download it again, or train it again"
+        )
+    return "is not finite where transformers' is; report this with the checkpoint's name"
 
 
 def check_selection(feeds: Arrays, outputs: Arrays) -> str | None:

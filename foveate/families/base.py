@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,13 +18,88 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class UnopenedPicture:
+    """A picture whose size is known, and whose pixels are decoded when they are wanted.
+
+    Attributes:
+        size: Width and height, as it is shown upright.
+        open: Decodes it; each call does so anew.
+    """
+
+    size: tuple[int, int]
+    open: Callable[[], Image]
+
+
+Still = Image | UnopenedPicture
+
+
+def opened(still: Still) -> Image:
+    """A picture's pixels.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    return still.open() if isinstance(still, UnopenedPicture) else still
+
+
+@dataclass(frozen=True, slots=True)
 class Video:
     """A video as its frames, in order and all of one size."""
 
-    frames: tuple[Image, ...]
+    frames: tuple[Still, ...]
 
 
-Medium = Image | Video
+Medium = Still | Video
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRule:
+    """How many frames of a video file a family takes.
+
+    Attributes:
+        fps: Frames for each second, where the caller asks for no other rate.
+        frames: How many instead, where the caller asks for no rate; None goes by `fps`.
+        least: The fewest, where the film has so many.
+        most: The most.
+        multiple: Their number is rounded down to a multiple of this.
+    """
+
+    fps: float = 2.0
+    frames: int | None = None
+    least: int = 4
+    most: int = 768
+    multiple: int = 2
+
+    def count(self, seconds: Fraction, there: int, fps: Fraction | None = None) -> int:
+        """How many frames to take.
+
+        Args:
+            seconds: How long the film lasts.
+            there: How many frames it has, at least one.
+            fps: The caller's rate; None takes the rule's own.
+        """
+        most = min(self.most, there)
+        if fps is None and self.frames is not None:
+            wanted = self.frames
+        else:
+            rate = Fraction(str(self.fps)) if fps is None else fps
+            wanted = max(int(seconds * rate), self.least)
+        count = min(wanted, most)
+        return max(count - count % self.multiple, min(most, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """What a request asks of the size of its pictures and frames; None is the checkpoint's own.
+
+    Attributes:
+        min_pixels: Smaller ones are enlarged to about this area.
+        max_pixels: Larger ones are shrunk to at most this area; where it alone is given, below the
+            checkpoint's own min_pixels, none is enlarged.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +224,45 @@ class Family(Protocol):
         """Read a checkpoint's preprocessing settings; see the registry's function of the same name."""
         ...
 
+    @property
+    def frame_rule(self) -> FrameRule:
+        """How many frames of a video file the family takes."""
+        ...
+
+    def fit_frame(self, frame: Image, frames: int) -> Image:
+        """A frame of a video of so many, as small as `prepare` makes it, which then gives the same.
+
+        Raises:
+            ImageError: A frame that the family cannot take.
+        """
+        ...
+
+    def limited(self, limits: PixelLimits) -> "Family":
+        """The same family with a request's limits of pictures and frames in place of the checkpoint's.
+
+        Raises:
+            LimitError: Limits that there cannot be.
+        """
+        ...
+
+    def plan(self, media: Sequence[Medium]) -> VisualInput:
+        """What `prepare` gives, but without calls: what sizes alone tell; no picture is opened.
+
+        Raises:
+            ImageError: A picture or video that the family cannot take.
+        """
+        ...
+
     def prepare(self, media: Sequence[Medium]) -> VisualInput:
         """Turn pictures and videos into what the bundle's vision graph takes.
 
         Args:
             media: In the order of the messages; any number, also none.
+            limits: Sizes in place of the checkpoint's own.
 
         Raises:
             ImageError: A picture or video that the family cannot take.
+            LimitError: Limits that there cannot be, or that the family cannot honour.
         """
         ...
 
@@ -164,10 +271,13 @@ class Family(Protocol):
 
         Args:
             messages: The conversation; parts of type "image" and "video" stand for `visual`'s media.
+                A last message of the assistant's is gone on with. The instruction is the last user
+                turn's text after its last picture, or else all its text.
             visual: What `prepare` gave for them.
 
         Raises:
-            PromptError: Empty text, text of a control token, or a template that refuses it.
+            PromptError: Messages that are none, no instruction, text that makes a control token,
+                other media than `visual` has, or a template that refuses the messages.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +23,9 @@ class ChatTemplate:
     """One checkpoint's chat template.
 
     A template can read what it is given and nothing else; it is not limited in time or memory.
+
+    Attributes:
+        source: Its text.
     """
 
     def __init__(self, source: str) -> None:
@@ -33,6 +36,7 @@ class ChatTemplate:
             MissingDependencyError: The jinja2 installed has known holes in its sandbox.
         """
         _require_safe_jinja(version("jinja2"))
+        self.source = source
         try:
             self._template = _environment().from_string(source)
         except Exception as error:
@@ -71,14 +75,6 @@ class ChatTemplate:
                 "The chat template cannot render this conversation "
                 f"({type(error).__name__}: {error}); check the bundle's chat template."
             ) from error
-
-
-def texts_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """The texts of a conversation, in order, as they were given."""
-    for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        yield from (part["text"] for part in parts if part.get("type") == "text")
 
 
 class _Generation(Extension):

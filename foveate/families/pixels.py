@@ -1,8 +1,7 @@
 """Steps of preprocessing that families share; each the same to the bit as the reference's."""
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +11,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import CheckpointError, ImageError
+from foveate.families.settings_file import read_json
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 MANY, MOST_THREADS = 4, 8
 """From how many pictures on threads are worth it, and the most threads."""
+_IMAGE_PLACES = {"processor_config.json": "image_processor", "preprocessor_config.json": ""}
+_VIDEO_PLACES = {
+    "processor_config.json": "video_processor",
+    "video_preprocessor_config.json": "",
+    "preprocessor_config.json": "",
+}
+_STRIP = 1 << 20
+"""Pixels that are laid on white at once."""
 _STEPS = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
 
 
@@ -30,24 +38,40 @@ def image_section(folder: Path) -> tuple[Path, dict[str, Any]]:
         CheckpointError: There is none, it is no JSON object, or it leaves out a step of the four
             that every family here takes (RGB, resize, rescale, normalise).
     """
-    files = {"processor_config.json": "image_processor", "preprocessor_config.json": ""}
-    for file, part in ((folder / name, part) for name, part in files.items()):
+    found = _section(folder, _IMAGE_PLACES)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} holds no image settings; it needs a preprocessor_config.json, or a "
+            "processor_config.json with an image_processor part."
+        )
+    return found
+
+
+def video_section(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Find a checkpoint's video settings; None where no file has any.
+
+    processor_config.json goes first where it has a video_processor part, then
+    video_preprocessor_config.json, and then preprocessor_config.json, which holds for both.
+
+    Raises:
+        CheckpointError: As `image_section`.
+    """
+    return _section(folder, _VIDEO_PLACES)
+
+
+def _section(folder: Path, places: Mapping[str, str]) -> tuple[Path, dict[str, Any]] | None:
+    """The first file of `places`, or the part of it that they name, that is there."""
+    for file, part in ((folder / name, part) for name, part in places.items()):
         if not file.is_file():
             continue
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} cannot be read as JSON ({error}).") from error
-        section = raw.get(part) if part and isinstance(raw, dict) else raw
+        raw = read_json(file)
+        section = raw.get(part) if part else raw
         if isinstance(section, dict):
             for step in _STEPS:
                 if section.get(step) not in (None, True):
                     raise CheckpointError(f"{file}: {step} must be true for Foveate to export it.")
             return file, section
-    raise CheckpointError(
-        f"{folder} holds no image settings; it needs a preprocessor_config.json, or a "
-        "processor_config.json with an image_processor part."
-    )
+    return None
 
 
 def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:
@@ -58,14 +82,25 @@ def to_rgb(picture: Image.Image, number: int = 1) -> Image.Image:
     """
     try:
         if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+            return _on_white(picture)
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:
         raise ImageError(
             f"Picture {number} has mode {picture.mode} and cannot be made RGB ({error}); "
             "convert it to RGB first."
         ) from error
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """A picture laid on white, strip by strip, so that it is in memory twice and not five times."""
+    rgb = Image.new("RGB", picture.size)
+    rows = max(1, _STRIP // picture.width)
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        part = picture.crop(box).convert("RGBA")
+        white = Image.new("RGBA", part.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, part).convert("RGB"), box)
+    return rgb
 
 
 def for_each(

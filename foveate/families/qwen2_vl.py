@@ -1,5 +1,6 @@
 """Qwen2-VL: pictures and videos of any size, 2 x 2 patches to a token, three-axis rotary positions."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,19 +8,34 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from tokenizers import Encoding, Tokenizer
 
 from foveate.errors import BundleError, PromptError
-from foveate.families.base import Medium, Message, Prompt, VisualInput
-from foveate.families.chat import ChatTemplate, texts_of
+from foveate.families.base import (
+    FrameRule,
+    Medium,
+    Message,
+    PixelLimits,
+    Prompt,
+    VisualInput,
+)
+from foveate.families.chat import ChatTemplate
+from foveate.families.control import ControlTokens
+from foveate.families.messages import CARRIED, Conversation
 from foveate.families.qwen2_vl_pixels import Grid, GridInput, Pixels
 from foveate.families.qwen2_vl_settings import (
     Settings,
     read_preprocessing,
+    read_video_settings,
     settings_from_checkpoint,
+    video_settings_from_checkpoint,
 )
+from foveate.families.rendering import render
 
-_PLURALS = {"image": "pictures", "video": "videos"}
+_NOUNS = {"image": "picture", "video": "video"}
+_NEVER_ASKED = ("<|endoftext|>", "<|vision_pad|>")
+"""Control tokens of this family that no role and no template names."""
 _SPECIAL_VARIABLES = ("bos", "eos", "pad", "unk")
 
 
@@ -35,7 +51,7 @@ class Qwen2VL:
     name: str = "qwen2_vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
 
-    __slots__ = ("_control", "_pixels", "_template", "_tokenizer", "_tokens", "_variables")
+    __slots__ = ("_control", "_pixels", "_template", "_tokens", "_variables")
 
     def __init__(
         self,
@@ -58,7 +74,9 @@ class Qwen2VL:
             BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
             PromptError: A chat template that cannot be compiled.
         """
-        self._pixels = Pixels(read_preprocessing(preprocessing), levels=levels)
+        self._pixels = Pixels(
+            read_preprocessing(preprocessing), read_video_settings(preprocessing), levels=levels
+        )
         for role in ("image", "vision_end", "eos"):
             if role not in tokens:
                 raise BundleError(f"The bundle names no {role!r} token; export it again.")
@@ -71,73 +89,83 @@ class Qwen2VL:
                 )
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer, self._tokens = tokenizer, dict(tokens)
+        self._tokens = dict(tokens)
         self._template = ChatTemplate(chat_template)
         self._variables = {
             f"{role}_token": str(texts[role]) for role in _SPECIAL_VARIABLES if role in texts
         }
-        self._control = frozenset(tokens.values()).union(
-            index
-            for index, token in tokenizer.get_added_tokens_decoder().items()
-            if token.special or token.content in chat_template
-        )
+        others = map(tokenizer.token_to_id, _NEVER_ASKED)
+        control = [*tokens.values(), *(index for index in others if index is not None)]
+        self._control = ControlTokens(tokenizer, self._template, self._variables, control)
 
     @staticmethod
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
-        """Read a checkpoint's image settings; see the function of the same name."""
-        return {"images": settings_from_checkpoint(folder)}
+        """Read a checkpoint's settings of pictures and of videos; see the functions called so."""
+        return {
+            "images": settings_from_checkpoint(folder),
+            "videos": video_settings_from_checkpoint(folder),
+        }
 
     @property
     def settings(self) -> Settings:
         """How pictures become patches."""
         return self._pixels.settings
 
+    @property
+    def frame_rule(self) -> FrameRule:
+        """How many frames of a video file are taken."""
+        return self._pixels.videos.frame_rule()
+
+    def fit_frame(self, frame: Image, frames: int) -> Image:
+        """A frame of a video, resized; see `Pixels.fit_frame`."""
+        return self._pixels.fit_frame(frame, frames)
+
+    def limited(self, limits: PixelLimits) -> "Qwen2VL":
+        """The same with a request's limits; see `Family.limited`."""
+        if limits == PixelLimits():
+            return self
+        found = copy.copy(self)
+        found._pixels = self._pixels.limited(limits)
+        return found
+
+    def plan(self, media: Sequence[Medium]) -> GridInput:
+        """What `prepare` gives of pictures' sizes alone; see `Family.plan`."""
+        return self._pixels.plan(media)
+
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""
         return self._pixels.prepare(media)
 
     def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
-        """Render a conversation and place every token; see `Family.layout`.
-
-        The instruction is what stands between the last picture and the end of that turn; without
-        pictures, the tokens of the last text.
-
-        Raises:
-            PromptError: Text that is empty, not text, or has a control token in it, or messages that
-                the template refuses.
-        """
+        """Render a conversation and place every token; see `Family.layout`."""
         assert isinstance(visual, GridInput)
-        texts = [self._checked(text) for text in texts_of(messages)]
+        conversation = Conversation.of(messages)
         kinds = ["video" if moving else "image" for moving in visual.moving]
+        if conversation.kinds != kinds:
+            raise PromptError(
+                f"The messages have places for {_counted(conversation.kinds)}, and {_counted(kinds)} "
+                "were given, in this order; add or leave out parts of type image and video."
+            )
         wanted = [self._placeholder(kind) for kind in kinds]
-        rendered = self._template.render(messages, variables=self._variables)
-        bos = self._variables.get("bos_token")
-        encoding = self._tokenizer.encode(
-            rendered, add_special_tokens=not (bos and rendered.startswith(bos))
-        )
+        rendered = render(self._template, conversation, self._variables)
+        encoding = self._control.checked(rendered)
         ids = np.asarray(encoding.ids, dtype=np.int64)
-        placeholders = {self._tokens[kind] for kind in _PLURALS if kind in self._tokens}
+        placeholders = {self._tokens[kind] for kind in CARRIED if kind in self._tokens}
         visual_ids = np.logical_or.reduce([ids == token for token in placeholders])
         slots = np.flatnonzero(visual_ids)
         if ids[slots].tolist() != wanted:
-            named = " and ".join(_PLURALS[kind] for kind in dict.fromkeys(kinds)) or "no pictures"
             raise PromptError(
-                f"The chat template made {len(slots)} places for {len(wanted)} {named}; "
-                "check the bundle's chat template."
+                f"The chat template made {len(slots)} places for {_counted(kinds)}; check the "
+                "bundle's chat template."
             )
         lengths = np.ones_like(ids)
         lengths[slots] = [math.prod(grid) for grid in visual.grids]
-        token_ids = np.repeat(ids, lengths)
-        if len(slots):
-            starts = np.cumsum(lengths) - lengths
-            instruction = starts[self._after_pictures(ids)]
-        else:
-            instruction = _span(encoding, rendered, texts[-1])
+        starts = np.cumsum(lengths) - lengths
         positions = _rotary_positions(lengths, slots, visual.grids)
         return Prompt(
-            token_ids=token_ids,
+            token_ids=np.repeat(ids, lengths),
             visual_index=np.flatnonzero(np.repeat(visual_ids, lengths)).astype(np.int64),
-            instruction_index=instruction,
+            instruction_index=starts[_within(encoding, rendered.instruction)],
             position_ids=positions,
             next_position=int(positions.max()) + 1,
         )
@@ -146,45 +174,19 @@ class Qwen2VL:
         """The token that stands for a picture or a video before it is laid out."""
         if kind not in self._tokens:
             raise PromptError(
-                f"The bundle names no {kind!r} token, so it takes no {_PLURALS[kind]}; export it again."
+                f"The bundle names no {kind!r} token, so it takes no {_NOUNS[kind]}s; export it again."
             )
         return self._tokens[kind]
 
-    def _checked(self, prompt: str) -> str:
-        """The prompt as a plain str, or a PromptError that says what is wrong with it."""
-        if not isinstance(prompt, str):
-            raise PromptError(f"A prompt is text, not {type(prompt).__name__}; pass a str.")
-        text = str.__str__(prompt)
-        if not text.strip():
-            raise PromptError("The prompt is empty; ask something about the picture.")
-        if "\0" in text:
-            raise PromptError("The prompt has a NUL character in it; remove it.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"The prompt has half a surrogate pair at character {error.start}; "
-                "decode its source with the right encoding."
-            ) from error
-        for index in self._tokenizer.encode(text, add_special_tokens=False).ids:
-            if index in self._control:
-                raise PromptError(
-                    f"The prompt holds the text of the control token "
-                    f"{self._tokenizer.id_to_token(index)!r}, which the model would obey; remove it."
-                )
-        return text
 
-    def _after_pictures(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the instruction stands in `ids` int64 [n], placeholders not yet widened."""
-        ends = np.flatnonzero(ids == self._tokens["vision_end"])
-        begin = int(ends[-1]) + 1 if len(ends) else len(ids)
-        closing = np.flatnonzero(ids[begin:] == self._tokens["eos"])
-        if not len(closing) or closing[0] == 0:
-            raise PromptError(
-                "The chat template leaves no text between the last picture and the end of the "
-                "user's turn; check the bundle's chat template."
-            )
-        return np.arange(begin, begin + int(closing[0]), dtype=np.int64)
+def _counted(kinds: Sequence[str]) -> str:
+    """How many pictures and videos there are, in words."""
+    counts = [
+        f"{kinds.count(kind)} {noun if kinds.count(kind) == 1 else noun + 's'}"
+        for kind, noun in _NOUNS.items()
+        if kind in kinds
+    ]
+    return " and ".join(counts) or "no picture"
 
 
 def _rotary_positions(
@@ -192,11 +194,11 @@ def _rotary_positions(
 ) -> NDArray[np.int64]:
     """Time, row and column of each token, int64 [3, T].
 
-    Text counts on by one; a picture spans its grid from where it begins, and the text after it goes
-    on behind its longer side.
+    Text counts on by one; a picture or video spans its grid from where it begins, and the text after it
+    goes on one past the largest position that it has on any axis.
     """
     steps = np.ones_like(lengths)
-    steps[slots] = [max(rows, columns) for _, rows, columns in grids]
+    steps[slots] = [max(grid) for grid in grids]
     begins = np.cumsum(steps) - steps
     positions = np.tile(np.repeat(begins, lengths), (3, 1))
     starts = np.cumsum(lengths) - lengths
@@ -205,11 +207,12 @@ def _rotary_positions(
     return positions
 
 
-def _span(encoding: Encoding, rendered: str, text: str) -> NDArray[np.int64]:
-    """Tokens of `text` in the rendered conversation, or all where the template has altered it."""
-    begin = rendered.rfind(text)
-    if begin < 0:
-        return np.arange(len(encoding.ids), dtype=np.int64)
-    end = begin + len(text)
-    inside = [left < end and right > begin for left, right in encoding.offsets]
-    return np.flatnonzero(inside).astype(np.int64)
+def _within(encoding: Encoding, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """Which tokens have a character in one of the spans."""
+    lefts, rights = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+    # A tokenizer that leaves spaces out of its offsets gives a token of spaces an empty one behind them.
+    lefts = np.minimum(lefts, rights - 1)
+    begins, ends = np.array(sorted(spans), dtype=np.int64).T
+    # The last span that begins before a token ends; no other can have a character of it that this has not.
+    last = np.searchsorted(begins, rights) - 1
+    return np.flatnonzero((last >= 0) & (lefts < ends[last])).astype(np.int64)

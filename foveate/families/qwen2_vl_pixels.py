@@ -1,23 +1,42 @@
 """Qwen2-VL's pixels: pictures and video frames to what its vision graphs take."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import ImageError
-from foveate.families.base import Call, Empty, Medium, Video, VisualInput
-from foveate.families.pixels import for_each, level_table, resize_bicubic, to_rgb
-from foveate.families.qwen2_vl_settings import Settings, fitted_size
+from foveate.families.base import (
+    Call,
+    Empty,
+    Medium,
+    PixelLimits,
+    Still,
+    UnopenedPicture,
+    Video,
+    VisualInput,
+    opened,
+)
+from foveate.families.pixels import MOST_THREADS, for_each, level_table, resize_bicubic, to_rgb
+from foveate.families.qwen2_vl_settings import (
+    Settings,
+    VideoSettings,
+    fitted_size,
+    limited_settings,
+)
 
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns of visual tokens."""
+TOGETHER = 1 << 27
+"""The most pixels that are decoded at the same time, where one picture alone has no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +50,29 @@ class GridInput(VisualInput):
 
     grids: tuple[Grid, ...]
     moving: tuple[bool, ...]
+
+
+class PatchesCall(Call):
+    """Pictures, or steps of videos, of one size for a vision graph of patches.
+
+    The inputs are `pixel_values` float32 [N, P, C · temporal_patch_size · patch_size²], P patches of each
+    of N pictures in token order; and `position_ids` int64 [N, P, 2], each patch's (row, column).
+    """
+
+    __slots__ = ()
+
+    def parts(self, most: int) -> tuple[Call, ...]:
+        """As many pictures a run as have `most` visual tokens together, at least one."""
+        total = len(self.inputs["pixel_values"])
+        tokens = self.tokens // total
+        count = max(1, most // tokens)
+        return tuple(
+            PatchesCall(
+                {name: array[start : start + count] for name, array in self.inputs.items()},
+                min(count, total - start) * tokens,
+            )
+            for start in range(0, total, count)
+        )
 
 
 class LevelsCall(Call):
@@ -75,90 +117,142 @@ class LevelsCall(Call):
 class Pixels:
     """Preprocessing with one bundle's settings."""
 
-    def __init__(self, settings: Settings, *, levels: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, videos: VideoSettings | None = None, *, levels: bool = False
+    ) -> None:
         """Look up once what each level becomes.
 
         Args:
             settings: How pictures become patches.
+            videos: The limits of videos; None where they are those of pictures.
             levels: Whether the vision graph takes 8-bit levels, one picture or video a run, rather
-                than the patches of all of them in one run.
+                than patches.
         """
         self.settings, self.levels = settings, levels
+        self.videos = VideoSettings(**asdict(settings)) if videos is None else videos
         self.table = level_table(settings.image_mean, settings.image_std, settings.rescale_factor)
         self.unit = settings.patch_size * settings.merge_size
+
+    def limited(self, limits: PixelLimits) -> "Pixels":
+        """The same with the limits of a request in place of the checkpoint's.
+
+        Raises:
+            LimitError: Limits that there cannot be.
+        """
+        settings = limited_settings(self.settings, limits)
+        videos = limited_settings(self.videos, limits)
+        return Pixels(settings, videos, levels=self.levels)
 
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Resize pictures and videos, and for graphs of patches normalise and cut them.
 
         Patches are bit for bit those of the reference image processor. Transparent pictures are laid
-        on white. A frame is limited in size as a picture is; as many frames as a patch is deep (two)
-        make one step in time, and the last frame is repeated where they do not come out even.
+        on white. A frame is limited in size as the settings of videos say; as many frames as a patch is deep
+        (two) make one step in time, and the last frame is repeated where they do not come out even.
 
         Returns:
-            One call of `pixel_values` float32 [P, C · temporal_patch_size · patch_size²], P patches in
-            token order; `position_ids` int64 [P, 2], each patch's (row, column); and `cu_seqlens` int32
-            [steps + 1], where the patches of each step in time begin and the last end. Or a
-            `LevelsCall` for each picture and video.
+            A `PatchesCall` for each video, and for pictures of as many patches that follow each other.
+            Or a `LevelsCall` for each picture and video.
 
         Raises:
             ImageError: A side over 200 times the other, a mode that cannot be made RGB, or a video
                 without frames or with frames of unequal size.
         """
+        plan = self.plan(media)
         pictures = [medium for medium in media if not isinstance(medium, Video)]
-        resized = iter(for_each(self.resize, pictures))
+        resized = iter(for_each(self.resize, pictures, threads=small_enough(pictures)))
         steps = [
             self.paired(medium.frames) if isinstance(medium, Video) else next(resized)[None, None]
             for medium in media
         ]
-        grids = tuple(self.grid(one) for one in steps)
+        calls = map(self.levels_call, steps) if self.levels else self.patches_calls(steps)
+        return dataclasses.replace(plan, calls=tuple(calls))
+
+    def plan(self, media: Sequence[Medium]) -> GridInput:
+        """The grids of pictures and videos, by their sizes alone; what `prepare` gives without its calls.
+
+        Raises:
+            ImageError: What `prepare` refuses by its size.
+        """
+        grids, depths, number = [], [], 0
+        for medium in media:
+            moving = isinstance(medium, Video)
+            frames = medium.frames if isinstance(medium, Video) else (medium,)
+            number += not moving
+            check_frames(frames)
+            depth = self.settings.temporal_patch_size if moving else 1
+            width, height = frames[0].size
+            if moving:
+                fitted = self.frame_size(height, width, len(frames))
+            else:
+                fitted = fitted_size(height, width, self.settings, number)
+            rows, columns = (side // self.unit for side in fitted)
+            grids.append((-(-len(frames) // depth), rows, columns))
+            depths.append(depth)
         return GridInput(
-            calls=tuple(map(self.levels_call, steps))
-            if self.levels
-            else (self.patches_call(steps),),
+            calls=(),
             candidates=np.ones(sum(map(prod, grids)), dtype=np.bool_),
-            picture=shown_pictures(grids, [one.shape[1] for one in steps]),
+            picture=shown_pictures(grids, depths),
             boxes=np.concatenate([np.empty((0, 4), np.float32), *map(grid_boxes, grids)]),
-            grids=grids,
+            grids=tuple(grids),
             moving=tuple(isinstance(medium, Video) for medium in media),
         )
 
-    def resize(self, number: int, picture: Image.Image) -> NDArray[np.uint8]:
+    def resize(self, number: int, picture: Still) -> NDArray[np.uint8]:
         """The 8-bit levels [height, width, 3] of a picture, called `number` where it is refused."""
-        fitted = fitted_size(picture.height, picture.width, self.settings, number)
-        return np.asarray(resize_bicubic(to_rgb(picture, number), *fitted))
+        width, height = picture.size
+        fitted = fitted_size(height, width, self.settings, number)
+        return np.asarray(resize_bicubic(to_rgb(opened(picture), number), *fitted))
 
-    def paired(self, frames: Sequence[Image.Image]) -> NDArray[np.uint8]:
+    def frame_size(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        """Height and width that each frame of a video of so many is resized to.
+
+        Raises:
+            ImageError: A side over 200 times the other.
+        """
+        return fitted_size(height, width, self.videos.shared(frames))
+
+    def fit_frame(self, frame: Image.Image, frames: int) -> Image.Image:
+        """A frame of a video of so many as `prepare` would resize it, which then leaves it as it is.
+
+        Raises:
+            ImageError: A side over 200 times the other.
+        """
+        fitted = self.frame_size(frame.height, frame.width, frames)
+        # Limits that leave no room between them would have the result resized once more.
+        settled = self.frame_size(*fitted, frames) == fitted
+        return resize_bicubic(to_rgb(frame), *fitted) if settled else frame
+
+    def paired(self, frames: Sequence[Still]) -> NDArray[np.uint8]:
         """A video's levels [steps, frames of a step, height, width, 3], the last frame again where needed."""
-        if not frames or len({frame.size for frame in frames}) > 1:
-            raise ImageError(
-                "a video needs at least one frame, and frames of one size; resize them"
-            )
         depth = self.settings.temporal_patch_size
-        size = frames[0].height, frames[0].width
-        fitted = fitted_size(*size, self.settings, 1)
+        width, height = frames[0].size
+        fitted = self.frame_size(height, width, len(frames))
         whole = np.empty((len(frames) + -len(frames) % depth, *fitted, 3), np.uint8)
 
-        def write(number: int, frame: Image.Image) -> None:
+        def write(number: int, frame: Still) -> None:
             """Resize one frame to its place."""
-            whole[number - 1] = self.resize(number, frame)
+            whole[number - 1] = np.asarray(resize_bicubic(to_rgb(opened(frame), number), *fitted))
 
-        # Frames that fit are only copied, and threads would wait for each other.
-        for_each(write, frames, threads=fitted != size)
+        # Frames at hand that fit are only copied, and threads would wait for each other.
+        at_work = fitted != (height, width) or isinstance(frames[0], UnopenedPicture)
+        for_each(write, frames, threads=at_work and small_enough(frames))
         whole[len(frames) :] = whole[len(frames) - 1]
         return whole.reshape(-1, depth, *whole.shape[1:])
 
-    def patches_call(self, media: Sequence[NDArray[np.uint8]]) -> Call:
-        """One run over the patches of all pictures and videos."""
-        width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
-        pixels = [self.patches(step) for one in media for step in one]
-        places = [np.tile(self.places(one), (len(one), 1)) for one in media]
-        borders = np.cumsum([0, *map(len, pixels)], dtype=np.int32)
-        inputs: dict[str, NDArray[Any]] = {
-            "pixel_values": np.concatenate([np.empty((0, width), np.float32), *pixels]),
-            "position_ids": np.concatenate([np.empty((0, 2), np.int64), *places]),
-            "cu_seqlens": borders,
-        }
-        return Call(inputs, int(borders[-1]) // self.settings.merge_size**2)
+    def patches_calls(self, media: Sequence[NDArray[np.uint8]]) -> Iterator[Call]:
+        """Runs over the patches of pictures and videos, those of as many together."""
+        merge = self.settings.merge_size
+        for tokens, alike in groupby(media, lambda one: prod(self.grid(one)[1:])):
+            group = list(alike)
+            pictures = [picture for one in group for picture in one]
+            width = 3 * self.settings.temporal_patch_size * self.settings.patch_size**2
+            pixels = np.empty((len(pictures), tokens * merge**2, width), np.float32)
+            for place, picture in zip(pixels, pictures, strict=True):
+                self.write_patches(picture, place)
+            places = np.concatenate([np.tile(self.places(one), (len(one), 1, 1)) for one in group])
+            inputs: dict[str, NDArray[Any]] = {"pixel_values": pixels, "position_ids": places}
+            yield PatchesCall(inputs, len(pictures) * tokens)
 
     def levels_call(self, steps: NDArray[np.uint8]) -> LevelsCall:
         """One run over the levels [steps, frames, height, width, 3] of a picture or video, not copied."""
@@ -173,19 +267,17 @@ class Pixels:
         }
         return LevelsCall(inputs, prod(self.grid(steps)))
 
-    def patches(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The frames [1 or depth, height, width, 3] of one step to normalised patches float32 [P, width]."""
+    def write_patches(self, frames: NDArray[np.uint8], whole: NDArray[np.float32]) -> None:
+        """Write the frames [1 or depth, height, width, 3] of one step as normalised patches [P, width]."""
         patch, merge = self.settings.patch_size, self.settings.merge_size
         _, rows, columns = self.grid(frames[None])
-        count, depth = rows * columns * merge * merge, self.settings.temporal_patch_size
-        out = np.empty((count, 3, depth, patch, patch), dtype=np.float32)
+        out = whole.reshape(len(whole), 3, self.settings.temporal_patch_size, patch, patch)
         for place, levels in enumerate(frames):
             blocks = levels.reshape(rows, merge, patch, columns, merge, patch, 3)
             ordered = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch, patch)
             span = slice(None) if len(frames) == 1 else slice(place, place + 1)
             for channel in range(3):
                 out[:, channel, span] = self.table[channel][ordered[:, channel]][:, None]
-        return out.reshape(count, -1)
 
     def grid(self, steps: NDArray[np.uint8]) -> Grid:
         """The grid of visual tokens of levels [steps, frames, height, width, 3]."""
@@ -199,6 +291,17 @@ class Pixels:
         blocks = places.reshape(2, rows, merge, columns, merge)
         pairs: NDArray[np.int64] = blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
         return pairs
+
+
+def check_frames(frames: Sequence[Still]) -> None:
+    """ImageError for a video without frames, or with frames of unequal size."""
+    if not frames or len({frame.size for frame in frames}) > 1:
+        raise ImageError("a video needs at least one frame, and frames of one size; resize them")
+
+
+def small_enough(pictures: Sequence[Still]) -> bool:
+    """Whether so many pictures as there are threads may be in memory together."""
+    return MOST_THREADS * max((prod(one.size) for one in pictures), default=0) <= TOGETHER
 
 
 def shown_pictures(grids: Sequence[Grid], depths: Sequence[int]) -> NDArray[np.int64]:

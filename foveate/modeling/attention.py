@@ -4,14 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from transformers import AttentionInterface
 
-SEGMENTED = "foveate_segmented|flash_attention"
-"""Attention within segments; transformers passes their borders to what is named like flash attention."""
+PICTURES = "foveate_pictures|flash_attention"
+"""Attention within pictures of one size; transformers passes their borders to what is named like flash
+attention."""
 GROUPED = "foveate_grouped"
+MOST_SCORES = 1 << 21
+"""How many attention scores are held at once, where a row of each head's has fewer."""
 
 
-def segmented_attention(
+def pictures_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -21,14 +25,39 @@ def segmented_attention(
     cu_seq_lens_q: Tensor,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each picture or frame, their borders given by cumulative lengths [S + 1]."""
-    place = torch.arange(query.shape[2], device=query.device)
-    segment = (place[:, None] >= cu_seq_lens_q[None, 1:]).sum(-1)
-    apart = segment[:, None] != segment[None, :]
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    scores = scores.float().masked_fill(apart, float("-inf"))
-    weights = torch.softmax(scores, dim=-1).to(query.dtype)
-    return torch.matmul(weights, value).transpose(1, 2), None
+    """Attention within each picture, [1, heads, N · L, D] of N of L patches; only the borders' number counts."""
+    pictures = cu_seq_lens_q.shape[0] - 1
+    heads, patches, width = query.shape[1:]
+    query, key, value = (
+        one[0].reshape(heads, pictures, patches // pictures, width).transpose(0, 1)
+        for one in (query * scaling, key, value)
+    )
+    attended = blockwise_attention(query, key, value).transpose(1, 2)
+    return attended.flatten(0, 1)[None], None
+
+
+def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of queries [N, heads, L, D], scaled, in blocks that bound how many scores there are.
+
+    Traced, it is a Scan over the blocks of queries.
+    """
+    count, heads, length, width = query.shape
+    rows = torch.sym_min(length, MOST_SCORES // (count * heads * length))  # type: ignore[no-untyped-call]
+    rows = torch.sym_max(1, rows)  # type: ignore[no-untyped-call]
+    blocks = (length + rows - 1) // rows
+    padded = nn.functional.pad(query, (0, 0, 0, blocks * rows - length))
+    stacked = padded.reshape(count, heads, blocks, rows, width).permute(2, 0, 1, 3, 4)
+    columns = key.transpose(2, 3)
+
+    def attend(carried: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        """One block of queries; a scan must carry something along."""
+        weights = torch.softmax(torch.matmul(block, columns).float(), dim=-1).to(block.dtype)
+        return carried.clone(), torch.matmul(weights, value)
+
+    _, attended = scan(attend, torch.zeros(1), stacked)
+    attended = attended.permute(1, 2, 0, 3, 4).reshape(count, heads, blocks * rows, width)
+    found: Tensor = attended[:, :, :length]
+    return found
 
 
 def grouped_attention(
@@ -51,5 +80,5 @@ def grouped_attention(
     return torch.matmul(weights, value).reshape(batch, heads, length, width).transpose(1, 2), None
 
 
-AttentionInterface.register(SEGMENTED, segmented_attention)
+AttentionInterface.register(PICTURES, pictures_attention)
 AttentionInterface.register(GROUPED, grouped_attention)

@@ -42,6 +42,14 @@ class VisionModule:
 class TorchFamily(Protocol):
     """The torch half of one model family; `model` is always what its `load` or `blank` gave."""
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse settings of a checkpoint that cannot be honoured, before its weights are read.
+
+        Raises:
+            CheckpointError: There is one; the message names file and field.
+        """
+        ...
+
     def load(self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Any:
         """Load the weights as `dtype`, on the CPU.
 

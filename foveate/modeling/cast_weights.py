@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from foveate.errors import CheckpointError
 from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.weight_files import Entry, read_header, weight_files
 
 Layout = dict[str, tuple[str, list[int], int]]
 """For each tensor by name its type as safetensors names it, its shape and its bytes."""
@@ -30,9 +31,9 @@ def cast_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Ch
     Raises:
         CheckpointError: A weights file that cannot be read.
     """
-    shards = sorted(checkpoint.root.glob("*.safetensors"))
-    headers = {shard: read_header(shard) for shard in shards}
-    codes = {entry["dtype"] for header in headers.values() for entry in header.values()}
+    shards = weight_files(checkpoint)
+    headers = {shard: read_header(shard, checkpoint) for shard in shards}
+    codes = {entry.dtype for header in headers.values() for entry in header.values()}
     if not codes & (set(CODES.values()) - {CODES[dtype]}):
         return checkpoint
     for path in checkpoint.root.glob("*.json"):
@@ -43,30 +44,13 @@ def cast_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Ch
     return replace(checkpoint, root=folder)
 
 
-def read_header(shard: Path) -> dict[str, dict[str, Any]]:
-    """Each tensor's entry in a safetensors file."""
-    try:
-        with open(shard, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, shard.stat().st_size)))
-        header.pop("__metadata__", None)
-        return {name: dict(entry) for name, entry in header.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{shard}: cannot load its weights ({error}); download the checkpoint again"
-        ) from error
-
-
-def write_shard(
-    shard: Path, header: dict[str, dict[str, Any]], dtype: torch.dtype, out: BinaryIO
-) -> None:
+def write_shard(shard: Path, header: dict[str, Entry], dtype: torch.dtype, out: BinaryIO) -> None:
     """Write a safetensors file's tensors, those of floating point as `dtype`."""
     layout: Layout = {}
     for name, entry in header.items():
-        floats = entry["dtype"] in CODES.values()
-        first, last = entry["data_offsets"]
-        size = math.prod(entry["shape"]) * dtype.itemsize if floats else last - first
-        layout[name] = (CODES[dtype] if floats else entry["dtype"], entry["shape"], size)
+        floats = entry.dtype in CODES.values()
+        size = math.prod(entry.shape) * dtype.itemsize if floats else entry.size
+        layout[name] = (CODES[dtype] if floats else entry.dtype, list(entry.shape), size)
     write_tensors(layout, (read_tensor(shard, name, dtype) for name in header), out)
 
 

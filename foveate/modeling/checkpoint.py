@@ -1,16 +1,31 @@
 """A transformers checkpoint folder, read far enough to export it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from foveate import families
-from foveate.errors import CheckpointError
+from foveate.bundle.generation import Generation
+from foveate.errors import CheckpointError, UnsupportedFamilyError
+from foveate.families.settings_file import read_json
+from foveate.modeling.checkpoint_template import read_template
+from foveate.modeling.checkpoint_tokenizer import named_tokens, read_tokenizer
+from foveate.modeling.common_fields import TOKENIZER, describe_quantization
+from foveate.modeling.fields import check_fields, read_as
+from foveate.modeling.generation_fields import GENERATION, Tokens, as_list, generation_settings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
+TOKENIZER_FILE = "tokenizer_config.json"
+FOREIGN = {
+    "adapter_config.json": "an adapter of another model's weights; merge it into them (PEFT's "
+    "merge_and_unload), save the result with its tokenizer and processor, and export that",
+}
+"""Files of what is no whole checkpoint."""
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,69 +49,118 @@ class Checkpoint:
         """Open a local folder, or fetch a hub id where there is a network.
 
         Raises:
-            CheckpointError: No such folder or hub id, or no readable config.json in it.
+            CheckpointError: No such folder or hub id, no readable config.json in it, or weights that are
+                quantized or an adapter's.
             UnsupportedFamilyError: A family that Foveate does not know.
         """
         root = Path(source)
         if not root.is_dir():
             root = fetch(str(source))
-        config = read_json(root / "config.json")
+        for file, problem in FOREIGN.items():
+            if (root / file).is_file():
+                raise CheckpointError(f"{root / file}: {problem}")
+        config = read_json(root / CONFIG_FILE)
         model_type = config.get("model_type")
         if not isinstance(model_type, str):
             raise CheckpointError(
-                f"{root / 'config.json'}: no model_type; is this a checkpoint folder?"
+                f"{root / CONFIG_FILE}: no model_type; is this a checkpoint folder?"
             )
-        return cls(root, str(source), config, families.from_model_type(model_type))
+        try:
+            family = families.from_model_type(model_type)
+        except UnsupportedFamilyError as error:
+            raise UnsupportedFamilyError(f"{root / CONFIG_FILE}: {error}") from None
+        checkpoint = cls(root, str(source), config, family)
+        checkpoint._refuse_quantized()
+        return checkpoint
+
+    def shown(self, file: str) -> str:
+        """A file as the user would name it."""
+        return str(Path(self.name) / file)
+
+    def section(self, file: str) -> dict[str, Any]:
+        """A JSON file that may be absent, empty then.
+
+        Raises:
+            CheckpointError: It is there and cannot be read.
+        """
+        return read_json(self.root / file) if (self.root / file).is_file() else {}
 
     def chat_template(self) -> str:
-        """The Jinja chat template, from either place where transformers keeps it.
+        """The Jinja chat template, from wherever transformers takes it; see `read_template`.
 
         Raises:
-            CheckpointError: There is none.
+            CheckpointError: There is none, or it is no template.
         """
-        file = self.root / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        for name in ("chat_template.json", "tokenizer_config.json"):
-            if (self.root / name).is_file():
-                template = read_json(self.root / name).get("chat_template")
-                if isinstance(template, str):
-                    return template
-        raise CheckpointError(
-            f"{self.root}: no chat template; save one as chat_template.jinja in this folder"
-        )
+        return read_template(self.root)
 
-    def required(self, name: str) -> Path:
-        """The path of a file that must be there.
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, with tokens that stand beside tokenizer.json; see `read_tokenizer`.
 
         Raises:
-            CheckpointError: It is not.
+            CheckpointError: It cannot be read, or its settings cannot be honoured.
         """
-        path = self.root / name
-        if not path.is_file():
-            raise CheckpointError(
-                f"{self.root}: {name} is missing; save the checkpoint with its processor"
-            )
-        return path
+        check_fields(self.section(TOKENIZER_FILE), TOKENIZER, self.shown(TOKENIZER_FILE))
+        return read_tokenizer(self.root)
 
-    def setting(self, name: str) -> Any:
-        """A setting of generation_config.json, else of config.json; None where neither has it."""
-        path = self.root / "generation_config.json"
-        return {**self.config, **(read_json(path) if path.is_file() else {})}.get(name)
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of special tokens by their fields' names, such as "bos_token".
+
+        Raises:
+            CheckpointError: A field that holds something else.
+        """
+        return named_tokens(self.root)
+
+    def generation(self, vocabulary: int | None = None) -> Generation:
+        """How the checkpoint wants its text generated.
+
+        Args:
+            vocabulary: How many tokens the model has; None leaves unchecked whether it has all.
+
+        Raises:
+            CheckpointError: A setting that cannot be honoured, or no token that ends an answer.
+        """
+        held, file = self.section(GENERATION_FILE), self.shown(GENERATION_FILE)
+        check_fields(held, GENERATION, file)
+        return generation_settings(held, self.stops(), vocabulary, file)
 
     def stops(self) -> list[int]:
-        """The tokens that end an answer.
+        """The tokens that end an answer: of generation_config.json, else config.json, else its text part.
 
         Raises:
             CheckpointError: None is named.
         """
-        eos = self.setting("eos_token_id")
-        stops = [eos] if isinstance(eos, int) else list(eos or [])
-        if not stops:
-            raise CheckpointError(
-                f"{self.name}: no eos_token_id in generation_config.json; generation could not stop"
+        text = self.config.get("text_config")
+        places = {
+            self.shown(GENERATION_FILE): self.section(GENERATION_FILE),
+            self.shown(CONFIG_FILE): self.config,
+            f"{self.shown(CONFIG_FILE)}: text_config": text if isinstance(text, dict) else {},
+        }
+        for place, section in places.items():
+            stops = as_list(
+                read_as(Tokens, section.get("eos_token_id") or [], f"{place}: eos_token_id")
             )
-        return stops
+            if stops:
+                return stops
+        raise CheckpointError(
+            f"{self.name}: no eos_token_id in {GENERATION_FILE} or {CONFIG_FILE}; generation could not "
+            "stop"
+        )
+
+    def _refuse_quantized(self) -> None:
+        """CheckpointError for weights that are quantized."""
+        text = self.config.get("text_config")
+        parts = {CONFIG_FILE: self.config, f"{CONFIG_FILE}: text_config": text}
+        for place, part in parts.items():
+            for field in ("quantization_config", "compression_config"):
+                if isinstance(part, dict) and part.get(field) is not None:
+                    raise CheckpointError(
+                        f"{self.shown(place)}: {field} says {describe_quantization(part[field])}"
+                    )
+        for file in QUANTIZATION_FILES:
+            if (self.root / file).is_file():
+                raise CheckpointError(
+                    f"{self.shown(file)} says {describe_quantization(read_json(self.root / file))}"
+                )
 
 
 def release(model: torch.nn.Module) -> None:
@@ -125,22 +189,3 @@ def fetch(name: str) -> Path:
             f"{name}: no such folder, and the hub gave nothing ({type(error).__name__}); "
             "download the checkpoint and give its folder"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: Missing, unreadable or no object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path.parent}: {path.name} is missing; is this a checkpoint folder?"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return data

@@ -157,10 +157,12 @@ class FTheta(nn.Module):
         Raises:
             OutputError: The disk did not take it, or it is there and `force` was not given.
         """
+        replace_file(path, self.serialized(facts), force=force)
+
+    def serialized(self, facts: dict[str, str]) -> bytes:
+        """The bytes of the file that `save` writes."""
         form = {"channels_in": str(self.channels_in), "scaling": self.scaling}
-        replace_file(
-            path, save(self.state_dict(), {**facts, "kind": "f_theta", **form}), force=force
-        )
+        return bytes(save(self.state_dict(), {**facts, "kind": "f_theta", **form}))
 
     @classmethod
     def load(cls, path: Path) -> tuple["FTheta", dict[str, str]]:

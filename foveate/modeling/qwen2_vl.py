@@ -17,12 +17,15 @@ from foveate.errors import CheckpointError
 from foveate.families.base import Family, VisualInput
 from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.qwen2_vl_pixels import GridInput, shrunk
-from foveate.modeling.attention import SEGMENTED
+from foveate.modeling.attention import PICTURES
 from foveate.modeling.base import Processed, Processor, VisionModule
-from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.language_model import Language
+from foveate.modeling.load_model import load_model
 from foveate.modeling.qwen2_vl_contrib import vision_graph
+from foveate.modeling.qwen2_vl_fields import check_settings
 from foveate.modeling.random_weights import draw
+from foveate.modeling.rope import settle
 
 END_OF_TURN = "<|im_end|>"
 
@@ -30,30 +33,18 @@ END_OF_TURN = "<|im_end|>"
 class TorchQwen2VL:
     """Qwen2-VL's torch half; see `TorchFamily`."""
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse settings that cannot be honoured; see `TorchFamily.check`."""
+        check_settings(checkpoint)
+
     def load(self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Model:
         """Load the weights as `dtype`.
 
         Raises:
-            CheckpointError: Weights missing or unreadable, or sliding-window attention.
+            CheckpointError: Weights missing or unreadable, or a setting that cannot be honoured.
         """
-        try:
-            model, report = Model.from_pretrained(
-                checkpoint.root,
-                dtype=dtype,
-                attn_implementation=attention,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"{checkpoint.name}: transformers cannot load it: {error}"
-            ) from error
-        if report["missing_keys"] or report["mismatched_keys"]:
-            wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-            raise CheckpointError(
-                f"{checkpoint.name}: {len(wrong)} weights are missing or of the wrong shape, "
-                f"{wrong[0]} first; download the checkpoint again"
-            )
-        return check_attention(checkpoint, model.eval())
+        self.check(checkpoint)
+        return settled(load_model(Model, checkpoint, dtype, attention))
 
     def blank(
         self, checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu"
@@ -61,9 +52,10 @@ class TorchQwen2VL:
         """Build the model with random weights.
 
         Raises:
-            CheckpointError: config.json does not describe one, or sliding-window attention.
+            CheckpointError: config.json does not describe one, or has a setting that cannot be honoured.
         """
-        return check_attention(checkpoint, draw(checkpoint, dtype, attention, device))
+        self.check(checkpoint)
+        return settled(draw(checkpoint, dtype, attention, device))
 
     def set_attention(self, model: Model, attention: str) -> None:
         """Let the language model alone compute attention by this name."""
@@ -79,10 +71,10 @@ class TorchQwen2VL:
             kv_heads=text.num_key_value_heads,
             head_dim=text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
-            tied_embeddings=bool(model.config.tie_word_embeddings),
+            tied_embeddings=model.lm_head.weight is model.model.language_model.embed_tokens.weight,
             rope=Rope(
                 theta=float(text.rope_parameters["rope_theta"]),
-                sections=tuple(text.rope_parameters["mrope_section"]),
+                sections=tuple(model.model.language_model.rotary_emb.mrope_section),
             ),
         )
 
@@ -94,18 +86,26 @@ class TorchQwen2VL:
         """Ids of the control tokens that the prompt layout needs.
 
         Raises:
-            CheckpointError: The tokenizer has no end-of-turn token.
+            CheckpointError: The tokenizer lacks one.
         """
         eos = tokenizer.token_to_id(END_OF_TURN)
         if eos is None:
             raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
         video = model.config.video_token_id
+        for field in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
+            index = getattr(model.config, field)
+            if tokenizer.id_to_token(index) is None:
+                raise CheckpointError(
+                    f"{checkpoint.shown(CONFIG_FILE)}: {field} is {index}, which is no token of "
+                    "tokenizer.json; correct it, or take the tokenizer that belongs to the model"
+                )
         return {
             "image": model.config.image_token_id,
             **({} if tokenizer.id_to_token(video) is None else {"video": video}),
             "vision_start": model.config.vision_start_token_id,
             "vision_end": model.config.vision_end_token_id,
             "eos": eos,
+            **template_tokens(checkpoint, tokenizer),
         }
 
     def language(self, model: Model) -> Language:
@@ -143,31 +143,28 @@ class TorchQwen2VL:
         assert isinstance(visual, GridInput)
         merge = model.config.vision_config.spatial_merge_size
         return {
-            "pixel_values": visual.calls[0].inputs["pixel_values"],
+            "pixel_values": np.concatenate(
+                [np.concatenate(call.inputs["pixel_values"]) for call in visual.calls]
+            ),
             "image_grid_thw": np.array(visual.grids, np.int64).reshape(-1, 3) * (1, merge, merge),
         }
 
     def vision_module(self, model: Model) -> VisionModule:
         """The vision tower over patches of any number of pictures and videos."""
         config = model.config.vision_config
-        model.set_attn_implementation({"vision_config": SEGMENTED})
+        model.set_attn_implementation({"vision_config": PICTURES})
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2
         merged = config.spatial_merge_size**2
-        patches = 3 * 5 * merged
+        patches = 5 * merged
+        axes = {0: "pictures", 1: "patches"}
         return VisionModule(
             module=Vision(model),
             inputs={
-                "pixel_values": (torch.randn(patches, width), {0: "patches"}),
-                "position_ids": (torch.zeros(patches, 2, dtype=torch.int64), {0: "patches"}),
-                "cu_seqlens": (
-                    torch.tensor([0, patches // 3, patches], dtype=torch.int32),
-                    {0: "borders"},
-                ),
+                "pixel_values": (torch.randn(3, patches, width), axes),
+                "position_ids": (torch.zeros(3, patches, 2, dtype=torch.int64), axes),
             },
-            ranges={
-                "patches": AxisRange(per_token=merged),
-                "borders": AxisRange(per_picture=1, plus=1),
-            },
+            # Engines with ranges take one picture a run: their memory is for the largest sizes together.
+            ranges={"pictures": AxisRange(plus=1), "patches": AxisRange(per_token=merged)},
         )
 
     contrib_vision = staticmethod(vision_graph)
@@ -176,6 +173,27 @@ class TorchQwen2VL:
         """Prepare pictures made smaller; see `shrunk`."""
         assert isinstance(family, Qwen2VL)
         return shrunk(family.settings, pictures, most)
+
+
+def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens that the chat template writes by their names, by role.
+
+    Raises:
+        CheckpointError: It writes an eos_token that is not the end of a turn.
+    """
+    template, texts = checkpoint.chat_template(), checkpoint.special_tokens()
+    eos = texts.get("eos_token", END_OF_TURN)
+    if "eos_token" in template and eos != END_OF_TURN:
+        raise CheckpointError(
+            f"{checkpoint.name}: the chat template writes eos_token, which is {eos!r} in the tokenizer's "
+            f"settings, where turns end with {END_OF_TURN}; write {END_OF_TURN} into the template"
+        )
+    found = {
+        role: tokenizer.token_to_id(texts[f"{role}_token"])
+        for role in ("bos", "pad", "unk")
+        if f"{role}_token" in texts and f"{role}_token" in template
+    }
+    return {role: index for role, index in found.items() if index is not None}
 
 
 class PatchProjection(nn.Module):
@@ -191,37 +209,34 @@ class PatchProjection(nn.Module):
 
 
 class Vision(nn.Module):
-    """Patches of any number of pictures and videos to visual tokens E_v."""
+    """Patches of pictures, or steps of a video, of one size to visual tokens E_v."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.tower = model.model.visual
         self.tower.patch_embed = PatchProjection(self.tower.patch_embed.proj)
 
-    def forward(self, pixel_values: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
         """Visual tokens [N_v, H].
 
         Args:
-            pixel_values: float32 [P, C · frames · side²], normalised patches.
-            position_ids: int64 [P, 2], each patch's row and column in its picture.
-            cu_seqlens: int32 [steps + 1], where the patches of each picture or step in time begin and
-                the last end.
+            pixel_values: float32 [N, P, C · frames · side²], normalised patches of N pictures.
+            position_ids: int64 [N, P, 2], each patch's row and column in its picture.
         """
+        count, patches = pixel_values.shape[:2]
+        borders = torch.arange(count + 1, dtype=torch.int32) * patches
         output = self.tower(
-            pixel_values, None, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=1
+            pixel_values.flatten(0, 1),
+            None,
+            position_ids=position_ids.flatten(0, 1),
+            cu_seqlens=borders,
+            max_seqlen=1,
         )
         visual: Tensor = output.pooler_output
         return visual
 
 
-def check_attention(checkpoint: Checkpoint, model: Model) -> Model:
-    """The model, if every token sees all before it.
-
-    Raises:
-        CheckpointError: Sliding-window attention.
-    """
-    if set(model.config.text_config.layer_types) != {"full_attention"}:
-        raise CheckpointError(
-            f"{checkpoint.name}: sliding-window attention is not supported; set use_sliding_window to false"
-        )
+def settled(model: Model) -> Model:
+    """The model, its rotary rates the same for every prompt."""
+    settle(model.model.language_model.rotary_emb)
     return model

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration as Model
 
 from foveate.errors import ExportError
@@ -19,6 +19,7 @@ from foveate.modeling.graph_builder import (
     UINT8,
     GraphBuilder,
 )
+from foveate.modeling.rope import rates
 
 MOST_THREADS = 1024
 
@@ -64,7 +65,7 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
     # The rotary kernel may take several heads as one: a block of threads is as wide as a head.
     divisors = [n for n in range(1, config.num_heads + 1) if config.num_heads % n == 0]
     group = max(n for n in divisors if n * depth <= MOST_THREADS)
-    cos, sin = _vision_rotary(graph, places, depth, group)
+    cos, sin = _vision_rotary(graph, places, tower.rotary_pos_emb, group)
     block = tower.blocks[0]
     normed = graph.op(
         "LayerNormalization", hidden,
@@ -148,14 +149,13 @@ def interleaved(rows: Tensor, depth: int) -> Tensor:
 
 
 def _vision_rotary(
-    graph: GraphBuilder, places: ir.Value, depth: int, group: int
+    graph: GraphBuilder, places: ir.Value, rotary: nn.Module, group: int
 ) -> tuple[ir.Value, ir.Value]:
     """Cosines and sines [patches, group · depth / 2] of each patch's row, then column, for each head."""
-    quarter = depth // 4
-    rates = (1 / 10000 ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter)))[None, None]
+    turning, _ = rates(rotary)
     spread = graph.op("Unsqueeze", graph.cast(places, FLOAT), [2])
-    angles = graph.op("Mul", spread, rates.astype(np.float32))
-    angles = graph.op("Reshape", angles, [-1, depth // 2])
+    angles = graph.op("Mul", spread, turning.numpy()[None, None])
+    angles = graph.op("Reshape", angles, [-1, 2 * len(turning)])
     return graph.rotation(graph.op("Tile", angles, [1, group]))
 
 

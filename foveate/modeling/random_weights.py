@@ -7,6 +7,7 @@ from torch.types import Device
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from foveate.errors import CheckpointError
+from foveate.families.settings_file import first_line
 from foveate.modeling.checkpoint import Checkpoint
 
 SEED = 0
@@ -39,9 +40,10 @@ def draw(checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Dev
         model.init_weights()
         model.to(device)
         torch.cuda.empty_cache()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         raise CheckpointError(
-            f"{checkpoint.name}: transformers cannot build it from its config.json: {error}"
+            f"{checkpoint.name}: transformers cannot build it from its config.json "
+            f"({type(error).__name__}: {first_line(error)}); correct that file"
         ) from error
     return model.eval()
 

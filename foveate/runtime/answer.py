@@ -15,7 +15,7 @@ class Visual:
         kept: How many of them the language model saw.
         indices: int64 [kept], ordinals of the kept tokens, ascending.
         relevance: float32 [total], a distribution over the tokens; None where nothing was dropped,
-            since the compressor is skipped then.
+            since the compressor is skipped then, or where the answer ended before its first token.
         picture: int64 [total], the picture or video frame that each token shows.
         boxes: float32 [total, 4], the part of it: left, top, right, bottom from 0 to 1.
     """
@@ -26,6 +26,17 @@ class Visual:
     relevance: NDArray[np.float32] | None
     picture: NDArray[np.int64]
     boxes: NDArray[np.float32]
+
+    @classmethod
+    def nothing(
+        cls,
+        picture: NDArray[np.int64] | None = None,
+        boxes: NDArray[np.float32] | None = None,
+    ) -> "Visual":
+        """No token kept, of those that `picture` and `boxes` describe, or of none."""
+        if picture is None or boxes is None:
+            picture, boxes = np.empty(0, np.int64), np.empty((0, 4), np.float32)
+        return cls(len(picture), 0, np.empty(0, np.int64), None, picture, boxes)
 
     @property
     def pictures(self) -> int:
@@ -61,9 +72,12 @@ class Answer:
     """An answer with all that can be asked about it.
 
     Attributes:
-        text: The answer, without control tokens.
+        text: The answer, without special tokens unless the request keeps them; where it goes on with a
+            message of the assistant's, only what is new.
         token_ids: Generated tokens; the stop token is not among them.
-        finish_reason: "stop" at a stop token or stop text, "length" at the limit.
+        finish_reason: "stop" at a stop token or stop text, "length" at the limit; "deadline" and
+            "cancelled" where it ended early: `text` and `token_ids` are what there was by then, and before
+            the first token they are empty, and nothing was kept.
         prompt_tokens: Tokens the language model took in: text and kept visual tokens.
         cache_bytes: Size of the key-value cache at the end.
         visual: What was kept.

@@ -1,9 +1,10 @@
 """Pictures that were encoded once, to be asked about many times."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.families.base import Medium, VisualInput
+from foveate.families.base import Family, Medium, Message, VisualInput
 from foveate.runtime.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -21,22 +22,24 @@ class EncodedMedia:
 
     Attributes:
         pipeline: Whose vision graph encoded them.
+        family: The pipeline's, with the limits of their pixels.
         media: The pictures or the video.
         visual: They, prepared.
         embeds: Visual tokens [N_v, H], where the backend keeps them; None before they are encoded.
     """
 
     pipeline: "Pipeline"
+    family: Family
     media: tuple[Medium, ...]
     visual: VisualInput
     embeds: Tensor | None = None
 
-    def generate(self, prompt: str, **options: "Unpack[Options]") -> "Answer":
+    def generate(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> "Answer":
         """Answer a prompt about them; see `Pipeline.generate`."""
         options["encoded"] = self
         return self.pipeline.generate(prompt, **options)
 
-    def stream(self, prompt: str, **options: "Unpack[Options]") -> "Stream":
+    def stream(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> "Stream":
         """Answer a prompt about them piece by piece; see `Pipeline.stream`."""
         options["encoded"] = self
         return self.pipeline.stream(prompt, **options)

@@ -1,78 +1,114 @@
 """Answers as they grow: tokens in, text out, piece by piece."""
 
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from foveate.errors import FoveateError
-from foveate.runtime.answer import Answer, Visual
+from foveate.runtime.admission import Place
+from foveate.runtime.answer import Answer, Timing, Visual
 from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import Run, Token
+from foveate.runtime.language.base import Run, Step, Token
 from foveate.runtime.request import PreparedRequest, naming
+from foveate.runtime.stopping import Stop
 
 
 class AnswerText:
     """One answer, which grows by a token at a time until `answer` is there.
 
     Attributes:
+        stop: Says when it has to end early.
+        prepared: What was asked; None before it is prepared.
+        timing: Seconds so far.
+        kept: What the language model takes in; None before there is a kept prompt.
         answer: The whole answer; None before its end.
     """
 
-    def __init__(self, prepared: PreparedRequest, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Stop, began: float, skip_special_tokens: bool = True
+    ) -> None:
         """Begin with no token.
 
         Args:
-            prepared: What was asked.
             tokenizer: Turns tokens into text.
+            stop: Says when it has to end early.
+            began: `time.perf_counter()` when it was asked.
+            skip_special_tokens: Leave special tokens out of the text.
         """
-        self.prepared, self.timing = prepared, prepared.timing
-        self.answer: Answer | None = None
+        self.stop = stop
+        self.prepared: PreparedRequest | None = None
+        self.timing = Timing()
         self.kept: KeptPrompt | None = None
+        self.answer: Answer | None = None
         self.prefill_began = 0.0
-        self._tokenizer, self._decoder = tokenizer, DecodeStream(skip_special_tokens=True)
+        self._began = began
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._tokens: list[int] = []
         self._emitted = ""
+        self._started = False
 
-    def take_first(self, token: Token, run: Run, number: int) -> str:
-        """Take the token that prefill gave; the text that it adds, which may be empty."""
-        now = time.perf_counter()
-        self.timing.prefill = now - self.prefill_began
-        self.timing.first_token = now - self.prepared.began
-        return self.take(token, run, number)
+    def prepare(self, prepared: PreparedRequest) -> PreparedRequest:
+        """Take in what was asked."""
+        self.prepared, self.timing = prepared, prepared.timing
+        return prepared
 
-    def take(self, token: Token, run: Run, number: int) -> str:
-        """Take a token of the run's prompt `number`; the text that it adds, which may be empty."""
-        if token.finish_reason == "stop":
-            return self._finish("stop", run.cache_bytes(number))
-        self._tokens.append(token.id)
-        piece = self._decoder.step(self._tokenizer, token.id) or ""
-        self._emitted += piece
+    def take(self, token: Token, seconds: float, cache_bytes: int) -> str:
+        """Take a token, or the answer's end without one.
+
+        Args:
+            token: What the language model gave.
+            seconds: How long its step took.
+            cache_bytes: Of keys and values, after it.
+
+        Returns:
+            The text that it adds, which may be empty.
+        """
+        if token.id is not None:
+            if self._started:
+                self.timing.decode += seconds
+            else:
+                self._started, now = True, time.perf_counter()
+                self.timing.prefill = now - self.prefill_began
+                self.timing.first_token = now - self._began
+        piece = ""
+        if token.id is not None and token.finish_reason != "stop":
+            self._tokens.append(token.id)
+            piece = self._decoder.step(self._tokenizer, token.id) or ""
+            self._emitted += piece
         if token.finish_reason is not None:
-            piece += self._finish(token.finish_reason, run.cache_bytes(number))
+            piece += self.end(token.finish_reason, cache_bytes)
         return piece
 
-    def _finish(self, reason: str, cache_bytes: int) -> str:
+    def end(self, reason: str, cache_bytes: int = 0) -> str:
         """Build the answer; the text that was held back."""
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        self.timing.total = time.perf_counter() - self.prepared.began
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skip)
+        self.timing.total = time.perf_counter() - self._began
         self.answer = Answer(
             text=text,
             token_ids=self._tokens,
             finish_reason=reason,
-            prompt_tokens=self.prepared.generation.prompt_tokens,
+            prompt_tokens=self.kept.length if self.kept is not None and self._started else 0,
             cache_bytes=cache_bytes,
             visual=self._visual(),
             timing=self.timing,
         )
+        # Pictures and prompt go with the answer's end, however long it is kept.
+        self.prepared = self.kept = None
         return text[len(self._emitted) :]
 
     def _visual(self) -> Visual:
-        """What was kept."""
-        assert self.kept is not None
-        visual, kept = self.prepared.media.visual, self.kept.selection()
-        self.kept = None
+        """What was kept: nothing, where the answer ended before its first token."""
+        if self.prepared is None:
+            return Visual.nothing()
+        visual = self.prepared.media.visual
+        if self.kept is None or not self._started:
+            return Visual.nothing(visual.picture, visual.boxes)
+        kept = self.kept.selection()
         return Visual(
             visual.tokens,
             len(kept.indices),
@@ -87,21 +123,26 @@ class Stream(AbstractContextManager["Stream"]):
     """Iterates over the pieces of an answer's text; afterwards `answer` holds all of it.
 
     The pieces joined are `answer.text`. The first token is there before the first piece is asked for.
-    Leaving the context early, or `close`, cancels the rest.
+    `cancel` and `close` may be called from any thread. Leaving the context closes.
     """
 
-    def __init__(self, run: Run, text: AnswerText) -> None:
-        """Take the first token of a run of one prompt."""
-        self._run, self._steps, self._text = run, iter(run), text
-        try:
-            self._piece = text.take_first(next(self._steps)[0], run, 0)
-        except BaseException:
-            run.close()
-            raise
+    def __init__(self, text: AnswerText, run: Run | None, place: Place | None) -> None:
+        """Take the first token of a run of one prompt.
+
+        Args:
+            text: The answer.
+            run: What answers it; None where it has ended already.
+            place: What lets it run; left when it ends.
+        """
+        self._text, self._run, self._place = text, run, place
+        self._lock = threading.RLock()
+        self._stepping = False
+        self._steps: Iterator[Step] = iter(() if run is None else run)
+        self._piece = "" if run is None else self._step(run)
 
     @property
     def answer(self) -> Answer:
-        """The whole answer.
+        """The whole answer; where it was cancelled or closed, all that there was of it by then.
 
         Raises:
             FoveateError: The stream was not read to its end.
@@ -116,21 +157,56 @@ class Stream(AbstractContextManager["Stream"]):
 
     def __next__(self) -> str:
         """The next piece of text, never empty."""
-        while True:
-            piece, self._piece = self._piece, ""
-            if piece:
-                return piece
-            if self._text.answer is not None:
-                self.close()
-                raise StopIteration
-            began = time.perf_counter()
-            step = next(self._steps)
-            self._text.timing.decode += time.perf_counter() - began
-            self._piece = self._text.take(step[0], self._run, 0)
+        with self._lock:
+            while True:
+                piece, self._piece = self._piece, ""
+                if piece:
+                    return piece
+                if self._text.answer is not None or self._run is None:
+                    raise StopIteration
+                self._piece = self._step(self._run)
+
+    def cancel(self) -> None:
+        """End the answer after the token under way; what there is of it can still be read."""
+        self._text.stop.cancel()
 
     def close(self) -> None:
-        """Cancel what is not generated yet, and give the KV cache back; closing twice is fine."""
-        self._run.close()
+        """Cancel what is not generated yet, and give the KV cache back; closing twice is fine.
+
+        Waits for the token that another thread is reading.
+        """
+        self.cancel()
+        with self._lock:
+            # Called by a signal handler in the midst of a step, which ends the answer when it is done.
+            if self._stepping:
+                return
+            self._piece = ""
+            if self._text.answer is None and self._run is not None:
+                self._text.end("cancelled", self._run.cache_bytes(0))
+            self._leave()
+
+    def _step(self, run: Run) -> str:
+        """Take a step of the run; the text that it adds."""
+        self._stepping, began = True, time.perf_counter()
+        try:
+            token = next(self._steps)[0]
+            piece = self._text.take(token, time.perf_counter() - began, run.cache_bytes(0))
+        except BaseException:
+            self._leave()
+            raise
+        finally:
+            self._stepping = False
+        if self._text.answer is not None:
+            self._leave()
+        return piece
+
+    def _leave(self) -> None:
+        """Give the KV cache back, and let the next in line run."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
+        if self._place is not None:
+            self._place.leave()
 
     def __exit__(self, *exception: object) -> None:
         """Close."""
@@ -139,27 +215,29 @@ class Stream(AbstractContextManager["Stream"]):
     def __del__(self) -> None:
         """Give the KV cache back where the stream was left unread."""
         if hasattr(self, "_steps"):
-            self._run.close()
+            self._leave()
 
 
 def answer_together(run: Run, texts: list[AnswerText]) -> list[Answer]:
     """Read a run of several prompts to its end.
 
     A decode step's time counts for every answer that it gives a token.
+
+    Raises:
+        FoveateError: What the run raised, with the index of the request that it is about.
     """
     try:
-        steps = iter(run)
-        for number, text in enumerate(texts):
-            with naming(number):
-                step = next(steps)
-            text.take_first(step[number], run, number)
         began = time.perf_counter()
-        for step in steps:
+        for step in run:
             took = time.perf_counter() - began
             for number, token in step.items():
-                texts[number].timing.decode += took
-                texts[number].take(token, run, number)
+                texts[number].take(token, took, run.cache_bytes(number))
             began = time.perf_counter()
         return [text.answer for text in texts if text.answer is not None]
+    except FoveateError:
+        if run.at is None:
+            raise
+        with naming(run.at):
+            raise
     finally:
         run.close()

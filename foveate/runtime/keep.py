@@ -1,5 +1,6 @@
 """`keep`: how many visual tokens a request keeps, and which, once they are ranked."""
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +12,14 @@ from numpy.typing import NDArray
 
 from foveate.errors import KeepError
 from foveate.families.base import VisualInput
+from foveate.runtime.checks import shown
 
 Rank = Literal["together", "each"]
 """Whether the pictures of a request share one budget, or each has its own."""
+KEEP_FIX = (
+    "give a ratio in (0, 1] such as 0.25, a count of visual tokens from 2 on, or 1 for all "
+    "(a single token can be named with kept=[...])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,16 @@ class Selection:
         return np.flatnonzero(kept)
 
 
+def check_ratio(keep: float) -> None:
+    """Refuse a bundle's default ratio that is none.
+
+    Raises:
+        KeepError: It is not in (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise KeepError(f"keep is {keep}; the default ratio must be in (0, 1]")
+
+
 def select(
     visual: VisualInput,
     keep: float | int,
@@ -62,7 +78,7 @@ def select(
 
     Args:
         visual: Its pictures.
-        keep: A ratio or a count of the tokens that may be dropped; see `kept_count`. With "each" of
+        keep: A ratio or a count of the tokens that may be dropped; see `checked_keep`. With "each" of
             every picture, where a count takes all of a picture that has fewer.
         kept: The tokens to keep, by their ordinals, in place of a ranking.
         rank: "together" or "each".
@@ -80,6 +96,7 @@ def select(
     if kept is not None:
         indices = _checked_indices(kept, candidates)
         return Selection(total, len(indices), indices, candidates, groups, sizes)
+    keep = checked_keep(keep)
     if rank == "each" and isinstance(keep, int):
         budgets = np.minimum(kept_count(keep, int(sizes.max(initial=0))), sizes)
     else:
@@ -103,44 +120,56 @@ def _checked_indices(kept: Iterable[int], candidates: NDArray[np.bool_]) -> NDAr
     return np.flatnonzero(wanted)
 
 
-def kept_count(keep: object, total: int) -> int:
-    """How many of `total` visual tokens `keep` asks for.
+def checked_keep(keep: object) -> float | int:
+    """`keep` as a ratio or a count of Python's own types; 1, which is all tokens, as the ratio 1.0.
 
     Args:
-        keep: A ratio (a real number that is no integer type) in (0, 1], or a count (an integer) from
-            1 to `total`. A ratio keeps at least one token and rounds halves up.
-        total: Visual tokens of the request.
+        keep: A ratio in (0, 1], or a whole number: 1 for all, or a count from 2 on. Numbers of numpy
+            and fractions are taken too.
 
     Raises:
         KeepError: Any other value.
     """
-    fix = "give a ratio in (0, 1] as a float, or a count of tokens as an int"
-    if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise KeepError(f"keep is {keep!r}; {fix}")
-    if isinstance(keep, Integral):
+    if not isinstance(keep, bool) and isinstance(keep, Integral):
         count = int(keep)
-        if not 1 <= count <= total:
-            raise KeepError(f"keep is {count} tokens and the request has {total}; {fix}")
-        return count
-    ratio = float(keep)
-    if not (math.isfinite(ratio) and 0 < ratio <= 1):
-        raise KeepError(f"keep is {ratio}; {fix}")
-    return max(1, math.floor(total * ratio + 0.5))
+        if count >= 1:
+            return 1.0 if count == 1 else count
+    elif not isinstance(keep, bool) and isinstance(keep, Real):
+        with contextlib.suppress(OverflowError):
+            ratio = float(keep)
+            if 0 < ratio <= 1:
+                return ratio
+    raise KeepError(f"keep is {shown(keep)}; {KEEP_FIX}")
+
+
+def kept_count(keep: object, total: int) -> int:
+    """How many of `total` visual tokens `keep` asks for.
+
+    Args:
+        keep: What `checked_keep` takes. A ratio keeps at least one token and rounds halves up.
+        total: Visual tokens of the request; a count may not be above it.
+
+    Raises:
+        KeepError: Any other value.
+    """
+    checked = checked_keep(keep)
+    if isinstance(checked, float):
+        return max(1, math.floor(total * checked + 0.5))
+    if checked > total:
+        raise KeepError(
+            f"keep is {checked} tokens and the request has {total}; give a ratio in (0, 1], a count "
+            f"up to {total}, or 1 for all"
+        )
+    return checked
 
 
 def parse_keep(text: str) -> float | int:
     """Read `keep` from a command line: "0.25" is a ratio, "300" a count, "1" all tokens.
 
     Raises:
-        KeepError: No number.
+        KeepError: Neither a ratio nor a count.
     """
-    try:
-        return 1.0 if text.strip() == "1" else int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise KeepError(
-            f"keep is {text!r}; give a ratio such as 0.25, a count such as 300, or 1 for all"
-        ) from None
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return checked_keep(number(text))
+    raise KeepError(f"keep is {text!r}; {KEEP_FIX}")

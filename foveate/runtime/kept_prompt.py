@@ -1,5 +1,6 @@
 """The kept prompt: where vision and language meet."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 
 from foveate.errors import BackendError
 from foveate.families.base import Prompt
-from foveate.runtime.tensors import Readable, Tensor, on_host
+from foveate.runtime.finite import DAMAGED, check_finite
+from foveate.runtime.tensors import Readable, Tensor, clear, on_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,15 @@ class KeptPrompt:
         indices: NDArray[np.int64] | Readable,
         relevance: NDArray[np.float32] | Readable | None = None,
         scores: Readable | None = None,
+        advice: str = DAMAGED,
     ) -> None:
-        """Put together what a backend has enqueued; nothing is waited for."""
+        """Put together what a backend has enqueued; nothing is waited for.
+
+        `advice` says what to do where the relevance is not finite.
+        """
         self.prompt, self.length = prompt, length
         self.embeds, self.position_ids, self.scores = embeds, position_ids, scores
-        self._indices, self._relevance = indices, relevance
+        self._indices, self._relevance, self._advice = indices, relevance, advice
         self._kept: KeptTokens | None = None
 
     @property
@@ -64,13 +70,14 @@ class KeptPrompt:
         """
         if self._kept is None:
             relevance = None if self._relevance is None else on_host(self._relevance)
-            if relevance is not None and not np.isfinite(relevance).all():
-                raise BackendError(
-                    "the compressor's relevance is not finite, so nothing can be ranked; export the "
-                    "bundle with --precision fp32 or bf16"
-                )
+            self._check_finite(relevance, None if self.scores is None else on_host(self.scores))
             self._kept = KeptTokens(on_host(self._indices), relevance)
         return self._kept
+
+    def discard(self) -> None:
+        """Zero the embeddings' memory where a device has it: later prompts may be padded with its rows."""
+        with contextlib.suppress(BackendError):
+            clear(self.embeds)
 
     @property
     def kept_index(self) -> NDArray[np.int64]:
@@ -86,3 +93,13 @@ class KeptPrompt:
     def visual(self) -> NDArray[np.bool_]:
         """Which of the tokens that are left are visual, bool [T']."""
         return np.isin(self.kept_index, self.prompt.visual_index)
+
+    def _check_finite(self, *ranked: NDArray[np.float32] | None) -> None:
+        """BackendError where the ranking used, or gave, a number that is not finite."""
+        try:
+            for values in ranked:
+                if values is not None:
+                    check_finite(values, "the compressor's relevance scores", self._advice)
+        except BackendError:
+            self.discard()
+            raise

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -11,36 +12,39 @@ from tokenizers import Tokenizer
 from foveate.bundle.reader import Bundle
 from foveate.errors import (
     BackendError,
-    ClosedError,
-    ImageError,
-    KeepError,
     LimitError,
-    SamplingError,
 )
-from foveate.families.base import Family, Prompt, user_turn
-from foveate.runtime.answer import Answer, Timing
+from foveate.families.base import Family, Message, PixelLimits
+from foveate.runtime.admission import Admission
+from foveate.runtime.answer import Answer
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import AnswerText, Stream, answer_together
-from foveate.runtime.keep import Selection, select
-from foveate.runtime.kept_prompt import KeptPrompt
-from foveate.runtime.language.base import Generation, LanguageModel
+from foveate.runtime.language.base import LanguageModel
+from foveate.runtime.language.prefix_cache import Prefix
 from foveate.runtime.language.registry import open_language
 from foveate.runtime.load import read_family, read_tokenizer
-from foveate.runtime.media.pictures import Picture
-from foveate.runtime.media.sources import open_media
-from foveate.runtime.request import Options, PreparedRequest, Request, naming
-from foveate.runtime.sampling import Sampling
+from foveate.runtime.media.pictures import MAX_PIXELS, Picture
+from foveate.runtime.media.sources import VideoSource
+from foveate.runtime.preparation import Preparation
+from foveate.runtime.request import Options, Request, naming
+from foveate.runtime.request_check import check_loading, check_request, check_requests
+from foveate.runtime.stages import decoded, kept_prompts
+from foveate.runtime.stopping import Stop
 from foveate.runtime.tensors import wait
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+LIMITS = ("max_picture_pixels", "most_requests", "most_waiting", "memory_limit")
+"""Arguments of `Pipeline.load` that bound its requests."""
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
     """A bundle, opened and ready to answer.
 
     Requests share nothing but read-only graphs, so several threads may call one pipeline at once.
+    `most_requests` bounds how many run at a time; the others wait in line, first come, first served.
 
     Attributes:
         bundle: What was loaded.
@@ -56,6 +60,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         language: LanguageModel,
         family: Family,
         tokenizer: Tokenizer,
+        *,
+        max_picture_pixels: int = MAX_PIXELS,
+        most_requests: int | None = None,
+        most_waiting: int | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         """Put opened parts together; use `Pipeline.load`."""
         self.bundle = bundle
@@ -64,7 +73,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._backend, self._language = backend, language
         self._family = family
         self._tokenizer = tokenizer
-        self._closed = False
+        self._admission = Admission(most_requests, most_waiting, self._free)
+        self._preparation = Preparation(
+            self, backend, language, family, tokenizer, max_picture_pixels, memory_limit
+        )
 
     @classmethod
     def load(
@@ -77,6 +89,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         device: str = "auto",
         threads: int = 0,
         checksums: bool = True,
+        max_picture_pixels: int = MAX_PIXELS,
+        most_requests: int | None = None,
+        most_waiting: int | None = None,
+        memory_limit: int | str | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -88,50 +104,107 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             device: "auto", "cpu" or "cuda"; one that cannot be had is an error.
             threads: Threads within an operator; 0 leaves it to the backend.
             checksums: Compare every file's SHA-256 with the manifest; without it, sizes only.
+            max_picture_pixels: The most pixels (width x height) of a picture; a larger one is refused
+                by its header, before it is decoded.
+            most_requests: How many requests run at once, each of a batch counted; None for any number.
+            most_waiting: How many may wait for them, 0 to refuse at once; None for any number.
+            memory_limit: The most memory that the process is to hold, in bytes or as "2GB"; requests that
+                would take more are refused. None is what the machine has.
 
         Raises:
             BundleError: No bundle, or one that cannot be trusted.
+            LimitError: `most_requests` or `most_waiting` that is no such count.
             BackendError: The backend or device cannot be had, or cannot run the bundle.
             MissingDependencyError: The backend's library is not installed.
+            LimitError: A memory limit that is no size, or that the backend cannot keep.
         """
-        check_name(backend)
-        bundle = Bundle.open(path, checksums=checksums)
+        given = check_loading(
+            path=path,
+            backend=backend,
+            language=language,
+            target=target,
+            device=device,
+            threads=threads,
+            checksums=checksums,
+            max_picture_pixels=max_picture_pixels,
+            most_requests=most_requests,
+            most_waiting=most_waiting,
+            memory_limit=memory_limit,
+        )
+        check_name(given["backend"])
+        bundle = Bundle.open(given["path"], checksums=given["checksums"])
         tokenizer = read_tokenizer(bundle)
         family = read_family(bundle, tokenizer)
-        opened = open_backend(bundle, backend, target=target, device=device, threads=threads)
-        return cls(bundle, opened, open_language(opened, language), family, tokenizer)
+        engine = {name: given[name] for name in ("target", "device", "threads")}
+        opened = open_backend(bundle, given["backend"], **engine)
+        if given["memory_limit"] is not None and opened.memory is None:
+            opened.close()
+            raise LimitError(
+                f"memory_limit is kept by bundles of standard operators on a CPU, and this one runs on "
+                f"{opened.device} with {opened.name}; leave it out, or use device='cpu'"
+            )
+        speaker = open_language(opened, given["language"])
+        limits = {name: given[name] for name in LIMITS}
+        return cls(bundle, opened, speaker, family, tokenizer, **limits)
 
-    def generate(self, prompt: str, **options: "Unpack[Options]") -> Answer:
+    def generate(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
         return stream.answer
 
-    def stream(self, prompt: str, **options: "Unpack[Options]") -> Stream:
+    def stream(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> Stream:
         """Answer a prompt about pictures, piece by piece; returns when the first token is there.
 
+        The request runs until the stream was read to its end, or closed.
+
         Args:
-            prompt: The instruction.
+            prompt: The instruction, or messages; see `Request`.
             options: The other fields of `Request`, by name.
 
         Raises:
+            BackendError: Numbers that are not finite, no memory, or an engine that failed.
+            BusyError: Too many requests wait already, or the deadline passed while this one waited.
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            PromptError: An empty prompt, or one with a control token's text in it.
+            PromptError: An empty prompt, one with a control token's text in it, messages that are
+                none, or more or fewer pictures than they have places for.
             KeepError: A `keep` that is neither a ratio nor a count, or `kept` that there cannot be.
-            LimitError: More tokens than the bundle takes.
+            LimitError: More tokens than the bundle takes, or more than there is memory for.
             SamplingError: Sampling options out of range.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._prepare(Request(prompt, **options), time.perf_counter())
-        text = AnswerText(prepared, self._tokenizer)
-        return Stream(self._language.generate(self._begin([text]), [prepared.generation]), text)
+        began = time.perf_counter()
+        request = check_request(Request(prompt, **options), self.bundle.manifest)
+        stop = Stop.of(request.deadline, request.cancel, began)
+        text = AnswerText(self._tokenizer, stop, began, request.skip_special_tokens)
+        place = self._admission.enter(stops=[stop])
+        if place is None:
+            text.end("cancelled")
+            return Stream(text, None, None)
+        try:
+            prepared = text.prepare(self._preparation.prepare(request, stop))
+            self._preparation.check_memory([prepared])
+            prefix = None
+            if request.prefix is not None and self._language.capabilities.prefix_reuse:
+                prefix = Prefix(request.prefix, self._language, prepared.media.visual)
+            run = self._language.generate(
+                kept_prompts(self._backend, [text]), [prepared.generation], prefix
+            )
+            return Stream(text, run, place)
+        except BaseException:
+            place.leave()
+            raise
 
     def generate_batch(self, requests: Iterable[Request]) -> list[Answer]:
         """Answer several requests; all of them decode together, a run of the decoder for a token each.
 
-        All are checked first. Then everything up to the first token is done for one after the other,
-        so that each keeps what it asked to keep.
+        All are checked first, their pictures by their headers. Then everything up to the first token is
+        done for one after the other, so that each keeps what it asked to keep, and only one request's
+        pictures are decoded at a time.
+
+        A request that is cancelled or whose deadline passes gives its KV cache back and leaves the others
+        alone; the batch waits in line until all of its requests have ended so.
 
         Returns:
             The answers, in the requests' order. In their timing, `first_token` and `total` count from
@@ -140,19 +213,41 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
         Raises:
             FoveateError: What `stream` raises, with the index of the request that it is about.
+            RequestError: No list of requests.
+            LimitError: More than `MOST_REQUESTS`.
             BackendError: More requests than the backend decodes together, or no memory for them.
+            LimitError: More requests than the pipeline runs at once.
         """
         began = time.perf_counter()
-        asked = list(requests)
-        self.check_batch(len(asked))
-        texts = []
-        for number, request in enumerate(asked):
+        given = check_requests(requests)
+        self.check_batch(len(given))
+        asked, texts = [], []
+        for number, request in enumerate(given):
             with naming(number):
-                texts.append(AnswerText(self._prepare(request, began), self._tokenizer))
+                asked.append(check_request(request, self.bundle.manifest))
+                if asked[-1].prefix is not None:
+                    raise LimitError("a batch has no prefix; leave it out, or ask one at a time")
+            stop = Stop.of(asked[-1].deadline, asked[-1].cancel, began)
+            texts.append(AnswerText(self._tokenizer, stop, began, asked[-1].skip_special_tokens))
         if not texts:
             return []
-        settings = [text.prepared.generation for text in texts]
-        return answer_together(self._language.generate(self._begin(texts), settings), texts)
+        place = self._admission.enter(len(texts), [text.stop for text in texts])
+        if place is None:
+            for text in texts:
+                text.end("cancelled")
+            return [text.answer for text in texts if text.answer is not None]
+        with place:
+            prepared = []
+            for number, (request, text) in enumerate(zip(asked, texts, strict=True)):
+                with naming(number):
+                    one = text.prepare(self._preparation.prepare(request, text.stop))
+                    self._preparation.check_memory([one])
+                    prepared.append(one)
+            self._preparation.check_memory(prepared)
+            settings = [one.generation for one in prepared]
+            return answer_together(
+                self._language.generate(kept_prompts(self._backend, texts), settings), texts
+            )
 
     def check_batch(self, count: int) -> None:
         """Refuse more requests at once than the language model decodes together.
@@ -172,145 +267,37 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self,
         *,
         images: Iterable[Picture] | None = None,
-        video: Iterable[Picture] | None = None,
+        video: VideoSource | None = None,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
     ) -> EncodedMedia:
-        """Encode pictures or a video once, to ask about them many times.
+        """Encode pictures or a video once, to ask about them many times; see `Request` for the arguments.
 
         Raises:
             ImageError: Neither pictures nor a video, or both, or what cannot be read or taken.
-            LimitError: More visual tokens than the bundle takes.
+            LimitError: More visual tokens than the bundle takes, or more than there is memory for.
+            BusyError: Too many requests wait already.
             ClosedError: The pipeline was closed.
         """
-        prepared = self._open(images, video)
-        embeds = self._backend.encode(prepared.visual, lasting=True)
-        wait(embeds)
-        return EncodedMedia(self, prepared.media, prepared.visual, embeds)
-
-    def _prepare(self, request: Request, began: float) -> PreparedRequest:
-        """Open the pictures and lay the prompt out, with all that can be refused refused."""
-        mark = time.perf_counter()
-        manifest, penalty = self.bundle.manifest, request.repetition_penalty
-        sampling = Sampling(
-            request.temperature,
-            request.top_p,
-            request.top_k,
-            request.seed,
-            manifest.generation.repetition_penalty if penalty is None else penalty,
-        )
-        media = self._opened(request)
-        prompt = self._layout(request.prompt, media)
-        ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
-        keep = manifest.compressor.keep if request.keep is None else request.keep
-        if request.kept is not None and (request.keep is not None or request.rank_by is not None):
-            raise KeepError("kept names the tokens to keep; leave out keep and rank_by beside it")
-        selection = select(media.visual, keep, request.kept, request.rank)
-        self._check_capabilities(sampling, selection)
-        eos = () if request.ignore_eos else manifest.generation.eos
-        kept = prompt.length_with(selection.count)
-        generation = Generation(
-            kept,
-            prompt.next_position,
-            self._new_tokens(request.max_new_tokens, kept, prompt.next_position),
-            frozenset((*eos, *request.stop_tokens)),
-            sampling,
-        )
-        timing = Timing(preprocess=time.perf_counter() - mark)
-        return PreparedRequest(media, prompt, selection, ranked_by, generation, timing, began)
-
-    def _begin(self, texts: list[AnswerText]) -> Iterator[KeptPrompt]:
-        """Encode and compress, request by request, as the language model takes the prompts in."""
-        for text in texts:
-            prepared, timing = text.prepared, text.timing
-            mark = time.perf_counter()
-            embeds = prepared.media.embeds
-            if embeds is None:
-                embeds = self._backend.encode(prepared.media.visual)
-            # Host work, which overlaps with the device's.
-            staged = self._backend.stage(prepared.prompt, prepared.selection, prepared.ranked_by)
+        place = self._admission.enter()
+        assert place is not None
+        with place:
+            media = self._preparation.open(images, video, PixelLimits(min_pixels, max_pixels))
+            self._preparation.check_memory([media])
+            embeds = self._backend.encode(decoded(media), lasting=True)
             wait(embeds)
-            timing.vision = time.perf_counter() - mark
-
-            mark = time.perf_counter()
-            kept = text.kept = self._backend.compress(embeds, staged)
-            wait(kept.embeds)
-            text.prefill_began = time.perf_counter()
-            timing.compress = text.prefill_began - mark
-            yield kept
-
-    def _opened(self, request: Request) -> EncodedMedia:
-        """A request's pictures, prepared, or encoded before."""
-        encoded = request.encoded
-        if encoded is None:
-            return self._open(request.images, request.video)
-        self._check_open()
-        if request.images is not None or request.video is not None:
-            raise ImageError("encoded pictures were given; leave out images and video beside them")
-        if encoded.pipeline is not self:
-            raise ImageError(
-                "the pictures were encoded by another pipeline; encode them with this one"
-            )
-        return encoded
-
-    def _open(
-        self, images: Iterable[Picture] | None, video: Iterable[Picture] | None
-    ) -> EncodedMedia:
-        """Open and prepare pictures or a video; LimitError for more visual tokens than are taken."""
-        self._check_open()
-        media = tuple(open_media(images, video))
-        visual, limit = self._family.prepare(media), self._backend.visual_tokens
-        if visual.tokens > limit:
-            raise LimitError(
-                f"the pictures make {visual.tokens} visual tokens and {limit} are taken; use fewer "
-                f"or smaller pictures, or {self._backend.remedy}"
-            )
-        return EncodedMedia(self, media, visual)
-
-    def _layout(self, text: str, media: EncodedMedia) -> Prompt:
-        """A text after its pictures, tokenized and placed."""
-        return self._family.layout(user_turn(text, media.media), media.visual)
-
-    def _new_tokens(self, wanted: int | None, kept: int, next_position: int) -> int:
-        """How many tokens may be generated; LimitError for more than the context has room for."""
-        limit = self.bundle.manifest.limits.prompt_tokens
-        capacity = self._language.capabilities.most_tokens
-        room = min(limit - max(kept, next_position), capacity - kept)
-        most = (
-            min(self.bundle.manifest.generation.max_new_tokens, room) if wanted is None else wanted
-        )
-        if room < 1 or most > room:
-            raise LimitError(
-                f"the kept prompt takes {kept} tokens and leaves {max(room, 0)} for the answer, of "
-                f"the model's {limit} and the {capacity} that {self.backend} takes; ask "
-                "for less, or keep fewer visual tokens"
-            )
-        if most < 1:
-            raise LimitError(f"max_new_tokens is {most}; give at least 1")
-        return most
-
-    def _check_capabilities(self, sampling: Sampling, selection: Selection) -> None:
-        """Refuse sampling that the language model does not honour, and gaps that it cannot leave."""
-        can, usual = self._language.capabilities, Sampling()
-        for field in Sampling.__dataclass_fields__:
-            value = getattr(sampling, field)
-            if field not in can.sampling and value != getattr(usual, field):
-                raise SamplingError(
-                    f"{field} is {value}, which the language model {self.language} does not honour; "
-                    f"use {getattr(usual, field)}, or another language model"
-                )
-        if selection.count < selection.total and not can.any_positions:
-            raise KeepError(
-                f"the language model {self.language} cannot leave the positions of dropped tokens "
-                "free; use keep=1.0, or another language model"
-            )
-
-    def _check_open(self) -> None:
-        """ClosedError after `close`."""
-        if self._closed:
-            raise ClosedError("the pipeline is closed; load the bundle again")
+            return replace(media, embeds=embeds)
 
     def close(self) -> None:
-        """Free every graph; requests under way finish, later ones raise ClosedError."""
-        self._closed = True
+        """Take no more requests; those under way finish, and after the last every graph is freed.
+
+        Returns at once. Whoever asks later, or still waits in line, gets a ClosedError. Streams that are
+        not read to their end yet count as under way: read them, or close them. Closing twice is fine.
+        """
+        self._admission.close()
+
+    def _free(self) -> None:
+        """Free every graph."""
         self._language.close()
         self._backend.close()
 

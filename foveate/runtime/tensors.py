@@ -142,6 +142,17 @@ def wait(tensor: Tensor) -> None:
         tensor.wait()
 
 
+def clear(tensor: Tensor) -> None:
+    """Zero all of a device tensor's memory, also what it is not itself; a host array stays as it is.
+
+    Raises:
+        BackendError: The device refused it.
+    """
+    if isinstance(tensor, DeviceTensor):
+        kind = held(tensor.dtype)
+        tensor.memory.write(0, np.zeros(tensor.memory.nbytes // kind.itemsize, kind))
+
+
 @dataclass(slots=True)
 class Call:
     """Inputs and outputs of one graph at fixed addresses, ready to run again and again.

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from foveate.bundle.reader import Bundle
+from tests.attacks.fuzz.report import REPORTS
 from tests.attacks.harness import GOLDEN
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how far the fuzz came."""
+    if REPORTS:
+        terminalreporter.section("fuzz: to which stage how many cases came, and what ended them")
+    for report in REPORTS:
+        terminalreporter.line(report.line())
 
 
 @pytest.fixture
@@ -22,7 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def watchdog() -> Iterator[None]:
+def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     """End a test that hangs, as one that opens a FIFO would."""
 
     def stop(*_: object) -> None:
@@ -30,6 +39,6 @@ def watchdog() -> Iterator[None]:
         raise TimeoutError("hung")
 
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(10)
+    signal.alarm(600 if "fuzz" in request.path.parts else 10)
     yield
     signal.alarm(0)

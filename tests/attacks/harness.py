@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from foveate.bundle.manifest_json import seal
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError
 
@@ -41,9 +43,15 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Attack:
         """Read, change, write."""
         document = json.loads((bundle / "manifest.json").read_bytes())
         change(document)
-        (bundle / "manifest.json").write_text(json.dumps(document))
+        (bundle / "manifest.json").write_bytes(resealed(json.dumps(document).encode()))
 
     return attack
+
+
+def resealed(data: bytes) -> bytes:
+    """A manifest with the right checksum of itself, as someone has who changes it on purpose."""
+    stated = re.findall(rb'"checksum": "([0-9a-f]{64})"', data)
+    return seal(data.replace(stated[-1], b"0" * 64)) if stated else data
 
 
 def find(document: Any, keys: str) -> tuple[Any, Any]:
@@ -84,7 +92,7 @@ def text(change: Callable[[bytes], bytes]) -> Attack:
         """Read, change, write; the change must change something."""
         path = bundle / "manifest.json"
         before = path.read_bytes()
-        path.write_bytes(change(before))
+        path.write_bytes(resealed(change(before)))
         assert path.read_bytes() != before
 
     return attack

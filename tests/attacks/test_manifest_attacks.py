@@ -1,14 +1,19 @@
 """Hostile manifests: each is refused with one typed error that names file and fix."""
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from foveate.bundle.manifest import MANIFEST_LIMIT
+from foveate.bundle.manifest_json import decode
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError
 from foveate.families.qwen2_vl_settings import read_preprocessing
+from foveate.runtime import Pipeline
 from tests.attacks.harness import AGAIN, Attack, check_refused, drop, edit, put, refused, text
 
 PIXELS = {"name": "pixels", "dtype": "int64", "shape": []}
@@ -64,6 +69,9 @@ OUT_OF_RANGE = {
     "operators": "com.microsoft",
     "model/layers": 0,
     "model/heads": 2.5,
+    "model/kv_heads": 3,
+    "model/head_dim": 18,
+    "model/vocabulary": 2**26 + 1,
     "model/hidden_size": "64",
     "model/tied_embeddings": 1,
     "model/rope/theta": 0,
@@ -100,12 +108,26 @@ OUT_OF_RANGE = {
     "preprocessing/videos/seconds/0": -(10**400),
     "preprocessing/": float("nan"),
     "image_backend/name": "opencv",
-    "tokens/image": -1,
+    "tokens/image": 2**32,
+    "tokens/vision_end": -1,
+    "tokens/vision_start": 8,
     "tokens/video": "<|video|>",
     "generation/eos": [],
     "generation/repetition_penalty": 0,
     "generation/max_new_tokens": 0,
-    "limits/visual_tokens": 0,
+    "limits/visual_tokens": 32769,
+    "generation/max_length": 4096,
+    "generation/do_sample": 1,
+    "generation/temperature": 0,
+    "generation/top_p": 1.5,
+    "generation/top_k": -1,
+    "generation/eos/0": 8,
+    "generation/bad_words_ids": [[]],
+    "generation/bad_words_ids/0": [8],
+    "generation/sequence_bias/0": [[1], "low"],
+    "generation/sequence_bias/0/1": float("inf"),
+    "generation/suppress_tokens": [10**6],
+    "generation/exponential_decay_length_penalty": [1],
     "limits/prompt_tokens": 10**400,
     "compressor/kind": "random",
     "compressor/keep": 0,
@@ -121,10 +143,12 @@ SETTINGS = {
     "image_std": None,
     "patch_size": [[[[[14]]]]],
     "resample": {"kernel": "bicubic"},
-    "merge_size": 0,
+    "merge_size": 10**6,
+    "temporal_patch_size": 0,
+    "max_pixels": 2**31,
 }
-OLD_VERSIONS = (1, 2, 3, 4, 5)
-VERSIONS: tuple[object, ...] = (0, -1, 7, 10**400, True, "2", None, [], 1.5, 5.0, "\x1b" * 999)
+OLD_VERSIONS = (1, 2, 3, 4, 5, 6)
+VERSIONS: tuple[object, ...] = (0, -1, 8, 10**400, True, "2", None, [], 1.5, 5.0, "\x1b" * 999)
 
 ATTACKS: dict[str, tuple[Attack, str, str]] = {
     **{
@@ -174,6 +198,7 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
             "model/rope",
             "files/vision/bytes",
             "compressor/keep",
+            "generation/no_repeat_ngram_size",
         )
     },
     "graph without a file": (drop("files/vision"), "the graph 'vision' is not among", AGAIN),
@@ -221,7 +246,7 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
             "'vision_axes' names '",
             AGAIN,
         )
-        for axis in ("borders", "Patches", "4", "\x1b[2J" * 999)
+        for axis in ("borders", "Patches", "4", "\x1b[2J" * 99)
     },
     "vision axis without a name": (put("vision_axes/", {}), "manifest.json", AGAIN),
     "vision axis with an unknown field": (
@@ -359,3 +384,73 @@ def test_settings_that_the_family_does_not_have(bundle: Path, name: str) -> None
 def test_the_golden_settings_are_the_familys(bundle: Path) -> None:
     images = Bundle.open(bundle).manifest.preprocessing["images"]
     assert read_preprocessing({"images": images}).patch_size == 14
+
+
+def test_every_flipped_bit_is_found(bundle: Path) -> None:
+    data, source = (bundle / "manifest.json").read_bytes(), bundle / "manifest.json"
+    for bit in range(0, 8 * len(data), 7):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BundleError) as caught:
+            decode(bytes(flipped), source)
+        assert str(caught.value).startswith(str(source))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda digits: b"",
+        lambda digits: b"0" * 64,
+        lambda digits: digits.upper(),
+        lambda digits: digits[:-1],
+        lambda digits: digits[::-1],
+        lambda digits: b"\\u00" + digits[4:],
+        lambda digits: digits + b'", "again": "' + digits,
+    ],
+)
+def test_a_checksum_that_is_none(bundle: Path, change: Callable[[bytes], bytes]) -> None:
+    path = bundle / "manifest.json"
+    digits = json.loads(path.read_bytes())["checksum"].encode()
+    path.write_bytes(path.read_bytes().replace(digits, change(digits)))
+    refused(lambda: Bundle.open(bundle), BundleError, "manifest.json", AGAIN)
+
+
+def test_a_checksum_that_is_missing(bundle: Path) -> None:
+    drop("checksum")(bundle)
+    refused(lambda: Bundle.open(bundle), BundleError, "has no checksum of itself", AGAIN)
+
+
+# Of a whole bundle: where the manifest contradicts its graphs, its table or its tokenizer.
+CONTRADICTIONS = {
+    "model/layers": 3,
+    "model/layers ": 4294967295,
+    "model/hidden_size": 128,
+    "model/vocabulary": 10,
+    "model/heads": 1,
+    "model/kv_heads": 4,
+    "model/head_dim": 32,
+    "model/rope/sections": [],
+    "precision": "fp16",
+    "graphs/decoder/opset": 17,
+    "graphs/decoder/inputs/0/dtype": "float16",
+    "graphs/decoder/inputs/0/name": "embeds",
+    "graphs/decoder/inputs/1/shape/0": 1,
+    "graphs/decoder/inputs/3/shape/1": 1,
+    "graphs/decoder/outputs/0/shape/0": 1,
+    "graphs/compressor/outputs/1/dtype": "int32",
+    "graphs/vision/inputs/0/shape/1": 588,
+    "tokens/image": 2**20,
+    "limits/visual_tokens": 2**31 - 1,
+    "preprocessing/images/patch_size": 2**31,
+    "preprocessing/images/merge_size": 10**6,
+}
+
+
+@pytest.mark.parametrize("keys", CONTRADICTIONS)
+def test_numbers_that_contradict_the_files(tiny_bundle: Bundle, tmp_path: Path, keys: str) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.root, copy, copy_function=os.link)
+    (copy / "manifest.json").unlink()
+    shutil.copyfile(tiny_bundle.root / "manifest.json", copy / "manifest.json")
+    put(keys.strip(), CONTRADICTIONS[keys])(copy)
+    refused(lambda: Pipeline.load(copy, checksums=False), BundleError, str(copy), "xport")

@@ -9,17 +9,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
+from foveate.bundle.generation import Generation
 from foveate.bundle.manifest import (
     AxisRange,
     CompressorFacts,
     EngineVariant,
     FileEntry,
-    Generation,
     GraphSpec,
     ImageBackend,
     Limits,
@@ -74,6 +75,19 @@ def tensor(name: str, shape: list[int | str], dtype: str = "float32") -> TensorS
     return msgspec.convert({"name": name, "dtype": dtype, "shape": shape}, TensorSpec)
 
 
+def generation(**changes: Any) -> Generation:
+    """Settings with something in every field, some of them changed."""
+    settings: dict[str, Any] = {
+        "eos": [2, 3], "max_new_tokens": 256, "max_length": None, "min_new_tokens": 1,
+        "min_length": 0, "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8,
+        "min_p": 0.05, "typical_p": 0.95, "epsilon_cutoff": 0.01, "eta_cutoff": 0.02, "top_h": None,
+        "repetition_penalty": 1.05, "no_repeat_ngram_size": 3, "sequence_bias": [([1, 4], -2.0)],
+        "bad_words_ids": [[5], [6, 7]], "suppress_tokens": [0], "begin_suppress_tokens": [2],
+        "forced_eos_token_id": [3], "exponential_decay_length_penalty": (64, 1.1),
+    }  # fmt: skip
+    return Generation(**settings | changes)
+
+
 def example(files: dict[str, FileEntry]) -> Manifest:
     """A manifest with something in every field."""
     return Manifest(
@@ -124,7 +138,7 @@ def example(files: dict[str, FileEntry]) -> Manifest:
         },
         image_backend=ImageBackend(name="pillow", version="13.0.0"),
         tokens={"image": 5, "vision_start": 6, "vision_end": 7},
-        generation=Generation(eos=[2, 3], repetition_penalty=1.05, max_new_tokens=256),
+        generation=generation(),
         limits=Limits(visual_tokens=1296, prompt_tokens=32768),
         compressor=CompressorFacts(
             kind="f_theta", keep=0.25, trained_on="nano scenes", figures={"accuracy": 0.97}
@@ -177,6 +191,7 @@ def run(script: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from foveate.bundle.manifest import GraphSpec, TensorSpec, decode, encode
+from foveate.bundle.manifest import GraphSpec, TensorSpec
+from foveate.bundle.manifest_json import decode, encode
 from foveate.bundle.reader import Bundle
 from foveate.errors import BundleError, BundleNotFoundError
 from tests.bundle.example import GOLDEN, contents, example, run, tensor, unprivileged, write

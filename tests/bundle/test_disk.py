@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from foveate.atomic_write import replace_file, writing
+from foveate.atomic_write import replace_file, scratch_folder, writing
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import OutputError, OutputExistsError
-from tests.bundle.example import contents, fill, run, unprivileged, vision_graph
+from tests.bundle.example import contents, fill, run, unprivileged, vision_graph, write
 
 # A disk that does not take it
 
@@ -151,3 +151,75 @@ def test_replace_file_replaces_only_plain_files(tmp_path: Path) -> None:
 def test_replace_file_without_a_folder(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"folder does not exist\. Make that first"):
         replace_file(tmp_path / "no" / "out.png", b"")
+
+
+# What killed processes left
+
+
+def test_what_killed_writers_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    left = [
+        ".out.json.partial-0123abcd", ".bundle.partial-0123abcd/vision.onnx",
+        ".bundle.partial-89abcdef/a", ".bundle.scratch-0123abcd/a",
+    ]  # fmt: skip
+    others = [
+        ".bundle.partial-0123abc/a", ".bundle.partial-0123abcd.txt", ".bundle.replaced-0123abcd/a",
+        ".bundle2.partial-0123abcd/a", ".other.json.partial-0123abcd", "bundle.partial-0123abcd",
+    ]  # fmt: skip
+    for name in (*left, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".bundle.partial-aaaaaaaa").symlink_to("bundle")
+    write(tmp_path / "bundle")
+    replace_file(tmp_path / "out.json", b"{}")
+    with scratch_folder(tmp_path / "bundle") as folder:
+        assert folder.is_dir()
+    assert not any((tmp_path / name).exists() for name in left)
+    assert all((tmp_path / name).exists() for name in others)
+    assert (tmp_path / ".bundle.partial-aaaaaaaa").is_symlink()
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from foveate.atomic_write import replace_file, scratch_folder
+from foveate.bundle.writer import BundleWriter
+path = Path(sys.argv[1])
+def content(file):
+    print("writing", flush=True)
+    sys.stdin.read()
+with BundleWriter(path) as writer, scratch_folder(path):
+    (writer.root / "vision.onnx").touch()
+    replace_file(path.with_name("out.json"), content)
+"""
+    with run(script, tmp_path / "bundle") as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+        held = sorted(os.listdir(tmp_path))
+        assert len(held) == 3
+        write(tmp_path / "bundle")
+        replace_file(tmp_path / "out.json", b"{}")
+        with scratch_folder(tmp_path / "bundle"):
+            pass
+        assert sorted({*os.listdir(tmp_path)} - {"bundle", "out.json"}) == held
+        child.kill()
+        child.wait()
+    write(tmp_path / "bundle", force=True)
+    replace_file(tmp_path / "out.json", b"{}", force=True)
+    with scratch_folder(tmp_path / "bundle"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["bundle", "out.json"]
+
+
+def test_many_writers_of_one_file_clear_nothing_of_each_other(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from foveate.atomic_write import replace_file
+for _ in range(100):
+    replace_file(Path(sys.argv[1]), b"whole", force=True)
+print("done")
+"""
+    children = [run(script, tmp_path / "out.json") for _ in range(3)]
+    assert [child.communicate(timeout=60)[0] for child in children] == ["done\n"] * 3
+    assert contents(tmp_path) == {"out.json": b"whole"}

@@ -19,7 +19,7 @@ WRITER = """
 import os, sys, time
 from pathlib import Path
 from foveate.bundle.writer import BundleWriter
-from foveate.bundle.manifest import decode
+from foveate.bundle.manifest_json import decode
 golden, target, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 manifest = decode((golden / "manifest.json").read_bytes(), golden)
 while True:

@@ -45,6 +45,14 @@ def test_all_forms(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_record_may_be_about_a_video(tmp_path: Path) -> None:
+    film = {"id": "2", "video": "a.mp4", "question": "What?", "answer": "cat"}
+    still, moving = read_records(write(tmp_path, WHOLE, film))
+    assert still.media == {"images": [tmp_path / "a.png"]}
+    assert moving.media == {"video": tmp_path / "a.mp4"}
+    assert (still.moving, moving.moving, moving.names) == (False, True, ("a.mp4",))
+
+
 def test_an_answer_may_be_left_out_where_that_is_allowed(tmp_path: Path) -> None:
     path = write(tmp_path, {key: value for key, value in WHOLE.items() if key != "answer"})
     assert read_records(path, answers_needed=False)[0].answers == ()
@@ -69,7 +77,8 @@ def test_an_answer_may_be_left_out_where_that_is_allowed(tmp_path: Path) -> None
         ({"id": "2", "images": [], "question": "?", "answer": "cat"}, ("'images' is no list",)),
         ({"id": "2", "images": "a.png", "question": "?", "answer": "c"}, ("'images' is no list",)),
         ({"id": "2", "images": ["a", 1], "question": "?", "answer": "c"}, ("'images' item 2 is 1",)),
-        ({"id": "2", "video": "a.mp4", "question": "?", "answer": "c"}, ("videos are not supported",)),
+        ({"id": "2", "video": ["a.mp4"], "question": "?", "answer": "c"}, ("'video' is",)),
+        ({**WHOLE, "id": "2", "video": "a.mp4"}, ("'image' and 'video'", "exactly one")),
         ({**WHOLE, "id": "2", "task": 7}, ("'task' is 7",)),
         ('{"id": "\\ud800", "image": "a", "question": "?", "answer": "c"}', ("surrogate",)),
     ],

@@ -164,6 +164,7 @@ class TestSlim:
     def test_what_needs_torch_says_what_to_install(
         self, bundle: Path, tmp_path: Path, arguments: list[str]
     ) -> None:
+        (tmp_path / "maps").mkdir()
         done = self.slim(
             *(str(bundle) if word == "BUNDLE" else word for word in arguments), cwd=tmp_path
         )

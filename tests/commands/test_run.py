@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests.command import command, invoke, refused
+from tests.runtime.media.films import seconds, write_film
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,17 @@ class TestRun:
         )
         assert first == again != other
 
+    def test_system_prompt_and_sizes(self, bundle: Path, picture: Path) -> None:
+        words = ["run", bundle, "What?", "--image", picture, "--json", "--max-new-tokens", 2]
+        plain, asked, small = (
+            json.loads(invoke(*words, *more).stdout)
+            for more in ([], ["--system", "Be brief."], ["--max-pixels", 56 * 56])
+        )
+        assert asked["prompt_tokens"] != plain["prompt_tokens"]
+        assert (asked["visual"]["total"], small["visual"]["total"]) == (12, 2)
+        refused(invoke(*words, "--system", "Obey <|im_start|>"), "control token")
+        refused(invoke(*words, "--max-pixels", 99, "--min-pixels", 100), "give both")
+
     @pytest.mark.parametrize("keep", ["0", "1.5", "nan", "-3", "1000000000", "some", "", "inf"])
     def test_keep_that_is_none(self, bundle: Path, picture: Path, keep: str) -> None:
         refused(invoke("run", bundle, "What?", "--image", picture, f"--keep={keep}"), "keep is")
@@ -95,17 +107,45 @@ class TestRun:
             (tmp_path / name).write_bytes(data)  # type: ignore[arg-type]
         refused(invoke("run", bundle, "What?", "--image", tmp_path / name), word)
 
+    def test_a_picture_over_the_limit(self, bundle: Path, picture: Path) -> None:
+        words = ["run", bundle, "What?", "--image", picture, "--max-new-tokens", 1]
+        assert invoke(*words, "--max-picture-pixels", 112 * 84).exit_code == 0
+        for more in ([], ["--heatmap", "x.png"]):
+            told = refused(
+                invoke(*words, "--max-picture-pixels", 112 * 84 - 1, *more), "over the limit"
+            )
+            assert "--max-picture-pixels" in told
+
     def test_standard_input_twice(self, bundle: Path) -> None:
         refused(invoke("run", bundle, "What?", "--image", "-", "--image", "-"), "one picture")
 
     @pytest.mark.parametrize(
         "option", [("--max-new-tokens", 0), ("--max-new-tokens", 10**9), ("--temperature", "nan"),
-                   ("--top-p", 0), ("--top-k", 0)]
+                   ("--top-p", 0), ("--top-k", -1)]
     )  # fmt: skip
     def test_options_out_of_range(
         self, bundle: Path, picture: Path, option: tuple[str, object]
     ) -> None:
         refused(invoke("run", bundle, "What?", "--image", picture, *option))
+
+    def test_deadline_that_passes(self, bundle: Path, picture: Path, tmp_path: Path) -> None:
+        words = ["run", bundle, "What?", "--image", picture, "--deadline", "1e-9"]
+        result = invoke(*words)
+        assert (result.exit_code, result.stdout) == (0, "\n")
+        assert result.stderr.startswith("the deadline passed before the first token, in ")
+        facts = json.loads(invoke(*words, "--json").stdout)
+        assert (facts["finish_reason"], facts["text"], facts["visual"]["kept"]) == (
+            "deadline",
+            "",
+            0,
+        )
+        refused(invoke(*words, "--heatmap", tmp_path / "map.png", "--json"), "was not drawn")
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("deadline", ["0", "-1", "nan", "inf"])
+    def test_deadline_that_is_none(self, bundle: Path, picture: Path, deadline: str) -> None:
+        words = ["run", bundle, "What?", "--image", picture, f"--deadline={deadline}"]
+        refused(invoke(*words), "give seconds above 0")
 
     def test_checkpoint_in_the_place_of_a_bundle(
         self, tiny_checkpoint: Path, picture: Path
@@ -169,3 +209,63 @@ class TestHeatmapOption:
         result = invoke(*words, "--heatmap", tmp_path / "map.png", "--json")
         refused(result, "all tokens were kept")
         assert os.listdir(tmp_path) == []
+
+
+class TestVideo:
+    @pytest.fixture(scope="class")
+    def film(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Two seconds, 30 frames each, that begin at 10 s."""
+        return write_film(tmp_path_factory.mktemp("film") / "film.mp4", seconds(60, start=10))
+
+    @pytest.mark.parametrize(
+        ("options", "steps"),
+        [
+            ((), 2), (("--fps", 1), 2), (("--fps", 6), 6), (("--frames", 2), 1),
+            (("--start", 1, "--end", 1.1), 1), (("--start", 0.5, "--fps", 4), 3),
+        ],
+    )  # fmt: skip
+    def test_which_frames_are_taken(
+        self, bundle: Path, film: Path, options: tuple[object, ...], steps: int
+    ) -> None:
+        done = invoke("run", bundle, "What?", "--video", film, "--max-new-tokens", 1, "--json",
+                      *options)  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["visual"]["total"] == steps * 6
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (("--fps", 0), "more than 0"), (("--fps", "nan"), "fps is nan"),
+            (("--frames", 0), "frames is 0"), (("--fps", 1, "--frames", 4), "not both"),
+            (("--frames", 61), "61 frames"), (("--start", 5), "lasts 2.000 seconds"),
+            (("--start", 1, "--end", 0.5), "not after start"), (("--end", 3), "lasts 2.000"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_taken(
+        self, bundle: Path, film: Path, options: tuple[object, ...], words: str
+    ) -> None:
+        refused(invoke("run", bundle, "What?", "--video", film, *options), words)
+
+    def test_options_of_a_video_without_one(self, bundle: Path, picture: Path) -> None:
+        for option in (("--fps", 2), ("--frames", 2), ("--start", 1), ("--end", 1)):
+            result = invoke("run", bundle, "What?", "--image", picture, *option)
+            assert result.exit_code == 2
+            assert "give --video FILE" in result.stderr
+
+    def test_damage_and_addresses(self, bundle: Path, film: Path, tmp_path: Path) -> None:
+        data = film.read_bytes()
+        (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+        refused(invoke("run", bundle, "What?", "--video", tmp_path / "cut.mp4"), "cut.mp4")
+        refused(invoke("run", bundle, "What?", "--video", "http://127.0.0.1:9/a.mp4"), "no file")
+
+    def test_warnings_are_remarks(self, bundle: Path, tmp_path: Path) -> None:
+        film = write_film(tmp_path / "film.ts", seconds(30), every=30)
+        data = film.read_bytes()
+        packets = [data[place : place + 188] for place in range(0, len(data), 188)]
+        starts = [n for n, one in enumerate(packets) if one[1] == 0x41 and one[2] == 0]
+        del packets[starts[20]]
+        film.write_bytes(b"".join(packets))
+        done = invoke("run", bundle, "What?", "--video", film, "--max-new-tokens", 1, "--frames", 2)
+        assert done.exit_code == 0, done.stderr
+        assert "packets are marked as damaged, so that frames may be missing\n" in done.stderr
+        assert "VideoWarning" not in done.stderr

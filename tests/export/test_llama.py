@@ -22,6 +22,7 @@ from foveate.export.trace import save_graph, write_graph
 from foveate.families.base import Prompt, VisualInput
 from foveate.modeling.attention import GROUPED
 from foveate.modeling.language_model import Language
+from foveate.modeling.rope import settle
 
 FACTS = ModelFacts(
     hidden_size=64, layers=2, heads=4, kv_heads=2, head_dim=16, vocabulary=50,
@@ -58,13 +59,13 @@ class NoPictures:
         )
 
 
-def make_model(activation: str = "silu") -> LlamaForCausalLM:
+def make_model(activation: str = "silu", **rope: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=FACTS.vocabulary, hidden_size=FACTS.hidden_size, intermediate_size=96,
         num_hidden_layers=FACTS.layers, num_attention_heads=FACTS.heads,
         num_key_value_heads=FACTS.kv_heads, initializer_range=0.2, hidden_act=activation,
-        rope_parameters={"rope_type": "default", "rope_theta": FACTS.rope.theta},
+        rope_parameters={"rope_type": "default", "rope_theta": FACTS.rope.theta, **rope},
         attn_implementation="eager",
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
@@ -73,6 +74,11 @@ def make_model(activation: str = "silu") -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
     """What transformers' eager Llama gives for a prompt whose positions have a gap."""
+    return make_cases(make_model())
+
+
+def make_cases(model: LlamaForCausalLM) -> list[Case]:
+    """What transformers' eager code gives for a prompt whose positions have a gap."""
     places = np.arange(TEXT + VISUAL, dtype=np.int64)
     prompt = Prompt(
         token_ids=places % FACTS.vocabulary,
@@ -82,7 +88,6 @@ def cases() -> list[Case]:
         next_position=TEXT + VISUAL + 7,
     )
     family: Any = Llama()
-    model = make_model()
     with torch.no_grad():
         embeds = torch.randn(len(places), FACTS.hidden_size)
         attention = first_layer_attention(family, model, embeds, prompt)
@@ -94,19 +99,28 @@ def cases() -> list[Case]:
 
 def test_standard_operators(cases: list[Case], tmp_path: Path) -> None:
     """1e-5 of the largest value: float32 sums in another order."""
-    model = make_model()
+    assert 0 < compare_standard(make_model(), cases, tmp_path) <= 1e-5
+
+
+def compare_standard(model: LlamaForCausalLM, cases: list[Case], tmp_path: Path) -> float:
+    """How far graphs of standard operators are from what transformers gave."""
     model.set_attn_implementation(GROUPED)
     language = Llama().language(model)
     files = {}
     for plan in (compressor_plan(language, FACTS, None), decoder_plan(language, FACTS)):
         written, _ = write_graph(plan, tmp_path)
         files[plan.role] = tmp_path / written[plan.role]
-    assert 0 < max(compare(files, "fp32", "standard", cases, tmp_path).values()) <= 1e-5
+    return max(compare(files, "fp32", "standard", cases, tmp_path).values())
 
 
 def test_contrib_operators(cases: list[Case], tmp_path: Path) -> None:
     """1e-5 of the largest value: float32 sums in another order."""
-    language, dtype = Llama().language(make_model()), torch.float32
+    assert 0 < compare_contrib(make_model(), cases, tmp_path) <= 1e-5
+
+
+def compare_contrib(model: LlamaForCausalLM, cases: list[Case], tmp_path: Path) -> float:
+    """How far graphs of contrib operators are from what transformers gave."""
+    language, dtype = Llama().language(model), torch.float32
     graphs = {
         "compressor": compressor(language, FACTS, None, dtype),
         "merge": merge(FACTS.hidden_size, dtype),
@@ -121,7 +135,31 @@ def test_contrib_operators(cases: list[Case], tmp_path: Path) -> None:
     vision = Case("vision", {}, {"visual_embeds": np.empty((0, FACTS.hidden_size), np.float32)})
     put = contrib_cases([vision, *cases], family)
     assert [case.role for case in put].count("decoder") == 4
-    assert 0 < max(compare(files, "fp32", "contrib", put, tmp_path).values()) <= 1e-5
+    return max(compare(files, "fp32", "contrib", put, tmp_path).values())
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_other_kinds_of_rope(kind: str, cases: list[Case], tmp_path: Path) -> None:
+    """1e-5 of the largest value: float32 sums in another order."""
+    model = make_model(rope_type=kind, **ROPES[kind])
+    wanted = make_cases(model)
+    last, plain = wanted[-1].expected["logits"], cases[-1].expected["logits"]
+    assert np.array_equal(last, plain) == (kind == "dynamic"), "only beyond the context"
+    settle(model.model.rotary_emb)
+    assert 0 < compare_contrib(model, wanted, tmp_path) <= 1e-5
+    if kind == "yarn":
+        assert 0 < compare_standard(model, wanted, tmp_path) <= 1e-5
 
 
 def test_an_activation_without_a_contrib_operator_is_refused() -> None:

@@ -103,3 +103,25 @@ def make_family(tokenizer: Tokenizer, template: str = TEMPLATE, **tokens: int) -
 def lay_out(family: Qwen2VL, prompt: Any, media: Sequence[Medium]) -> Prompt:
     """One user turn: the media, then the prompt."""
     return family.layout(user_turn(prompt, media), family.prepare(media))
+
+
+def counted_positions(
+    ids: Sequence[int], placeholders: Sequence[int], grids: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    """Positions as the model's paper numbers them (M-RoPE): each part from one past the last one's largest.
+
+    transformers 4.57 does so; 5.23 goes on behind the rows or columns of a video alone, so that text after
+    a video of more steps gets positions that its frames have.
+    """
+    positions: list[tuple[int, int, int]] = []
+    left, following = list(grids), 0
+    while len(positions) < len(ids):
+        if ids[len(positions)] in placeholders:
+            steps, rows, columns = left.pop(0)
+            places = [(t, y, x) for t in range(steps) for y in range(rows) for x in range(columns)]
+            positions += [(t + following, y + following, x + following) for t, y, x in places]
+            following = max(max(place) for place in positions[-len(places) :]) + 1
+        else:
+            positions.append((following,) * 3)
+            following += 1
+    return positions

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, processors
-from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from foveate.errors import BundleError, PromptError
@@ -18,6 +17,7 @@ from tests.families.reference import (
     CONTROL,
     TEMPLATE,
     control_ids,
+    counted_positions,
     lay_out,
     make_family,
     make_reference,
@@ -35,28 +35,6 @@ PROMPTS = [
     "x",
     "word " * 300,
 ]
-
-
-@pytest.fixture(scope="module")
-def model() -> Qwen2VLModel:
-    """A tiny random model, for its rotary positions."""
-    config = Qwen2VLConfig(
-        text_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "vocab_size": 512,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [2, 1, 1],
-            },
-        },
-        vision_config={"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16},
-    )
-    return Qwen2VLModel(config)
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -122,12 +100,12 @@ def test_without_pictures_it_is_plain_text(family: Qwen2VL, reference: Any, prom
     assert (placed.next_position, len(placed.visual_index)) == (len(theirs), 0)
 
 
-def test_an_instruction_that_the_template_altered_is_the_whole_text(tokenizer: Tokenizer) -> None:
+def test_an_instruction_that_the_template_altered_is_found(tokenizer: Tokenizer) -> None:
     shouting = make_family(
         tokenizer, TEMPLATE.replace("{{ part['text'] }}", "{{ part['text'] | upper }}")
     )
     placed = lay_out(shouting, "what?", [])
-    np.testing.assert_array_equal(placed.instruction_index, np.arange(len(placed.token_ids)))
+    assert tokenizer.decode(placed.token_ids[placed.instruction_index].tolist()) == "WHAT?"
 
 
 def visual_input(grids: list[Grid]) -> GridInput:
@@ -143,17 +121,25 @@ def visual_input(grids: list[Grid]) -> GridInput:
     )
 
 
-@pytest.mark.parametrize("grids", [[(3, 2, 4)], [(9, 1, 2), (1, 2, 3)], [(40, 1, 2)]], ids=str)
+@pytest.mark.parametrize(
+    "grids",
+    [[(3, 2, 4)], [(2, 1, 2), (1, 2, 3)], [(9, 1, 2), (1, 2, 3), (5, 4, 3)], [(40, 1, 2)]],
+    ids=str,
+)
 def test_pictures_of_several_frames_are_placed_in_time(
-    family: Qwen2VL, model: Qwen2VLModel, grids: list[tuple[int, int, int]]
+    family: Qwen2VL, tokenizer: Tokenizer, model: Qwen2VLModel, grids: list[tuple[int, int, int]]
 ) -> None:
     placed = family.layout(user_turn("what?", pictures(len(grids))), visual_input(grids))
     ids = torch.from_numpy(placed.token_ids)[None]
-    kinds = (ids == control_ids(family._tokenizer)["image"]).int()
+    kinds = (ids == control_ids(tokenizer)["image"]).int()
     patches = torch.tensor([[t, 2 * h, 2 * w] for t, h, w in grids])
-    positions, delta = model.get_rope_index(ids, kinds, image_grid_thw=patches)
-    np.testing.assert_array_equal(placed.position_ids, positions[:, 0].numpy())
-    assert placed.next_position == ids.shape[1] + int(delta)
+    counted = counted_positions(ids[0].tolist(), [control_ids(tokenizer)["image"]], grids)
+    np.testing.assert_array_equal(placed.position_ids.T, counted)
+    assert placed.next_position == max(map(max, counted)) + 1
+    if all(steps <= max(rows, columns) for steps, rows, columns in grids):
+        positions, delta = model.get_rope_index(ids, kinds, image_grid_thw=patches)
+        np.testing.assert_array_equal(placed.position_ids, positions[:, 0].numpy())
+        assert placed.next_position == ids.shape[1] + int(delta)
 
 
 @pytest.mark.parametrize("opening", ["", "<|endoftext|>"], ids=["no bos", "bos in the template"])
@@ -240,17 +226,16 @@ def test_a_str_of_numpy_is_text(family: Qwen2VL) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{{ messages[0]['content'][-1]['text'] }}<|im_end|>", "0 places for 1 pictures"),
+        ("{{ messages[0]['content'][-1]['text'] }}<|im_end|>", "0 places for 1 picture;"),
         (
             TEMPLATE.replace("<|image_pad|>", "<|image_pad|><|image_pad|>"),
-            "2 places for 1 pictures",
+            "2 places for 1 picture;",
         ),
-        (TEMPLATE.replace("<|vision_end|>", ""), "no text between"),
-        (TEMPLATE.replace("{{ part['text'] }}", ""), "no text between"),
-        (TEMPLATE.replace("<|im_end|>", ""), "no text between"),
+        (TEMPLATE.replace("{{ part['text'] }}", ""), "leaves out the text"),
+        (TEMPLATE.replace("{{ part['text'] }}", "{{ part['text'] | length }}"), "told apart"),
         ("{{ raise_exception('no pictures here') }}", "no pictures here"),
     ],
-    ids=["no place", "two places", "no end of vision", "no text", "no end of turn", "refuses"],
+    ids=["no place", "two places", "no text", "not the text", "refuses"],
 )
 def test_a_template_that_does_not_fit_is_refused(
     tokenizer: Tokenizer, template: str, words: str

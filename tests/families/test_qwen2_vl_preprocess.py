@@ -59,19 +59,22 @@ def noise(height: int, width: int, mode: str = "RGB") -> Image.Image:
 def assert_same(family: Qwen2VL, processor: Any, pictures: list[Image.Image]) -> None:
     """Every input, grid and place as the reference has it; inputs to the bit."""
     ours = family.prepare(pictures)
-    inputs = ours.calls[0].inputs
+    pixels, places = (
+        np.concatenate([row for call in ours.calls for row in call.inputs[name]])
+        for name in ("pixel_values", "position_ids")
+    )
     theirs = processor(images=pictures, return_tensors="pt")
     grid = theirs["image_grid_thw"]
     merge, patch = family.settings.merge_size, family.settings.patch_size
-    assert inputs["pixel_values"].dtype == np.float32
-    np.testing.assert_array_equal(inputs["pixel_values"], theirs["pixel_values"].numpy())
-    places, ends = inputs["position_ids"], inputs["cu_seqlens"]
-    assert (places.dtype, ends.dtype) == (np.int64, np.int32)
+    assert (pixels.dtype, places.dtype) == (np.float32, np.int64)
+    np.testing.assert_array_equal(pixels, theirs["pixel_values"].numpy())
     np.testing.assert_array_equal(places, get_vision_position_ids(grid, merge).numpy())
-    np.testing.assert_array_equal(ends, get_vision_cu_seqlens(grid).numpy())
+    lengths = [len(row) for call in ours.calls for row in call.inputs["pixel_values"]]
+    np.testing.assert_array_equal(np.cumsum([0, *lengths]), get_vision_cu_seqlens(grid).numpy())
     assert ours.grids == tuple((t, h // merge, w // merge) for t, h, w in grid.tolist())
-    assert ours.tokens == ours.calls[0].tokens == int(grid.prod(-1).sum()) // merge**2
-    assert (len(ours.calls), ours.moving) == (1, (False,) * len(pictures))
+    assert ours.tokens == int(grid.prod(-1).sum()) // merge**2
+    assert ours.tokens == sum(call.tokens for call in ours.calls)
+    assert ours.moving == (False,) * len(pictures)
     assert ours.candidates.all() and ours.candidates.shape == (ours.tokens,)
     sizes = [(h * patch, w * patch) for _, h, w in grid.tolist()]
     shown = [(number, *size) for number, size in enumerate(sizes)]
@@ -142,15 +145,24 @@ def test_other_settings_are_honoured(tokenizer: Any, family: Qwen2VL) -> None:
     assert_same(other, Qwen2VLImageProcessorPil(**raw), [noise(200, 150), noise(11, 13)])
 
 
-def test_no_pictures_give_empty_inputs(family: Qwen2VL) -> None:
+@same_pass_order
+def test_pictures_of_one_size_that_follow_each_other_share_a_run(family: Qwen2VL) -> None:
+    pictures = [noise(56, 84), noise(56, 84), noise(84, 56), noise(84, 84), noise(56, 84)]
+    assert_same(family, Qwen2VLImageProcessorPil(), pictures)
+    calls = family.prepare(pictures).calls
+    # Six tokens lie as 2 x 3 or as 3 x 2.
+    assert [len(call.inputs["pixel_values"]) for call in calls] == [3, 1, 1]
+    assert [call.tokens for call in calls] == [18, 9, 6]
+    assert [part.tokens for part in calls[0].parts(12)] == [12, 6]
+    assert [part.tokens for part in calls[0].parts(1)] == [6, 6, 6]
+    for most in (1, 12, 99):
+        parts = [part.inputs["pixel_values"] for part in calls[0].parts(most)]
+        np.testing.assert_array_equal(np.concatenate(parts), calls[0].inputs["pixel_values"])
+
+
+def test_no_pictures_take_no_run(family: Qwen2VL) -> None:
     visual = family.prepare([])
-    (call,) = visual.calls
-    assert {name: array.shape for name, array in call.inputs.items()} == {
-        "pixel_values": (0, 1176),
-        "position_ids": (0, 2),
-        "cu_seqlens": (1,),
-    }
-    assert (visual.tokens, call.tokens, visual.grids, visual.moving) == (0, 0, (), ())
+    assert (visual.tokens, visual.calls, visual.grids, visual.moving) == (0, (), (), ())
     assert (visual.picture.shape, visual.boxes.shape) == ((0,), (0, 4))
 
 
@@ -304,12 +316,18 @@ def test_settings_that_cannot_be_honoured_are_refused(
 def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "preprocessor_config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"image settings|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config.json"):
         settings_from_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("raw", [{}, {"images": {}, "videos": {}}, {"images": 1}], ids=str)
-def test_a_bundles_preprocessing_is_of_pictures_alone(tokenizer: Any, raw: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "raw",
+    [{}, {"images": {}, "audio": {}}, {"images": 1}, {"images": {}, "videos": {"patch_size": 16}}],
+    ids=str,
+)
+def test_a_bundles_preprocessing_is_of_pictures_and_videos(
+    tokenizer: Any, raw: dict[str, Any]
+) -> None:
     with pytest.raises(BundleError, match="preprocessing settings are wrong"):
         Qwen2VL(raw, tokenizer, "", {"image": 5, "vision_end": 4, "eos": 2})
 

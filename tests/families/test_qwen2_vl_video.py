@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from foveate.errors import ImageError, PromptError
 from foveate.families.base import Video
 from foveate.families.qwen2_vl import Qwen2VL
-from tests.families.reference import TEMPLATE, lay_out, make_family
+from tests.families.reference import TEMPLATE, counted_positions, lay_out, make_family
 
 VIDEO = TEMPLATE.replace(
     "{%- elif 'text' in part -%}",
@@ -54,11 +54,10 @@ def test_two_frames_stand_in_a_patch(
         np.stack([first, second], axis=2)
         for first, second in zip(singles[::2], singles[1::2], strict=True)
     ]
-    expected = np.concatenate(steps).reshape(-1, 3 * 2 * 14 * 14)
+    expected = np.stack(steps).reshape(len(steps), -1, 3 * 2 * 14 * 14)
     np.testing.assert_array_equal(inputs["pixel_values"], expected)
 
     still = family.prepare(frames[:1])
-    patches = len(still.calls[0].inputs["pixel_values"])
     assert visual.grids == ((len(steps), *still.grids[0][1:]),)
     assert (visual.moving, still.moving) == ((True,), (False,))
     np.testing.assert_array_equal(visual.boxes, np.tile(still.boxes, (len(steps), 1)))
@@ -66,16 +65,13 @@ def test_two_frames_stand_in_a_patch(
         visual.picture, np.repeat(2 * np.arange(len(steps)), still.tokens)
     )
     np.testing.assert_array_equal(
-        inputs["position_ids"], np.tile(still.calls[0].inputs["position_ids"], (len(steps), 1))
+        inputs["position_ids"], np.tile(still.calls[0].inputs["position_ids"], (len(steps), 1, 1))
     )
-    borders = np.arange(len(steps) + 1, dtype=np.int32) * patches
-    np.testing.assert_array_equal(inputs["cu_seqlens"], borders)
-    assert inputs["cu_seqlens"].dtype == np.int32
 
 
-@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize("count", [2, 6])
 def test_positions_are_the_references(tokenizer: Tokenizer, count: int) -> None:
-    """Twelve frames are longer in time than they are wide."""
+    """Of videos that have no more steps than rows or columns."""
     family = make_family(tokenizer, VIDEO)
     video = Video(tuple(noise(count, 56, 84)))
     ours = lay_out(family, "What happens?", [video])
@@ -104,9 +100,28 @@ def test_positions_are_the_references(tokenizer: Tokenizer, count: int) -> None:
     assert said == "What happens?"
 
 
+@pytest.mark.parametrize("counts", [[12], [12, 1], [0, 40], [1, 9, 0, 2, 30]], ids=str)
+def test_text_goes_on_behind_the_last_position_of_a_video(
+    tokenizer: Tokenizer, counts: list[int]
+) -> None:
+    """Videos longer in time than they are wide, others, and pictures (0), in any order."""
+    family = make_family(tokenizer, VIDEO)
+    media = [
+        Video(tuple(noise(count, 56, 84))) if count else noise(1, 84, 56)[0] for count in counts
+    ]
+    ours = lay_out(family, "What happens?", media)
+    pads = [tokenizer.token_to_id(pad) for pad in ("<|video_pad|>", "<|image_pad|>")]
+    grids = [((count + 1) // 2, 2, 3) if count else (1, 3, 2) for count in counts]
+    counted = counted_positions(ours.token_ids.tolist(), pads, grids)
+    np.testing.assert_array_equal(ours.position_ids.T, counted)
+    assert ours.next_position == max(map(max, counted)) + 1
+    text = ours.position_ids[:, ours.text_index]
+    assert (np.diff(text) > 0).all()
+
+
 def test_what_is_no_video_is_refused(tokenizer: Tokenizer, family: Qwen2VL) -> None:
     for frames in ([], [*noise(1), *noise(1, 56, 56)]):
         with pytest.raises(ImageError, match="frames of one size"):
             family.prepare([Video(tuple(frames))])
-    with pytest.raises(PromptError, match="0 places for 1 videos"):
+    with pytest.raises(PromptError, match="0 places for 1 video;"):
         lay_out(family, "What?", [Video(tuple(noise(2)))])

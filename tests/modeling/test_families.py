@@ -1,5 +1,7 @@
 """The torch halves of families: every family has one, and both halves agree on pictures and tokens."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from foveate.modeling.base import TorchFamily
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.families import torch_family
 from foveate.modeling.language_model import TRACED
+from tests.checkpoints import change_json
 from tests.conftest import NANO, Sample
 
 
@@ -92,6 +95,23 @@ def test_transformers_own_code_and_the_parts_say_the_same(
     (*_, last) = language.states(embeds[None], positions)
     assert torch.allclose(language.norm(last), whole, atol=1e-3 * float(whole.abs().max()))
     assert torch.equal(language.logits(last)[0, -1].argmax(), language.head(whole)[0, -1].argmax())
+
+
+def test_special_tokens_that_a_template_names_are_known_to_it(
+    torch_half: TorchFamily, model: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(NANO, tmp_path / "mine", ignore=shutil.ignore_patterns("samples"))
+    template = (folder / "chat_template.jinja").read_text()
+    checkpoint = Checkpoint.open(folder)
+    usual = torch_half.tokens(checkpoint, model, checkpoint.tokenizer())
+    (folder / "chat_template.jinja").write_text("{{ pad_token }}{{ eos_token }}" + template)
+    tokens = torch_half.tokens(checkpoint, model, checkpoint.tokenizer())
+    assert tokens == {**usual, "pad": checkpoint.tokenizer().token_to_id("<|endoftext|>")}
+    change_json(
+        folder / "tokenizer_config.json", lambda data: data.update(eos_token="<|endoftext|>")
+    )
+    with pytest.raises(CheckpointError, match="eos_token"):
+        torch_half.tokens(checkpoint, model, checkpoint.tokenizer())
 
 
 def test_a_tokenizer_without_the_end_of_a_turn_is_refused(

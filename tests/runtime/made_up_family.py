@@ -3,6 +3,7 @@
 Its tokens are those of the nano checkpoint, whose compressor and decoder run behind its vision graph.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,18 @@ from tokenizers import Tokenizer
 from foveate.bundle.manifest import AxisRange, GraphSpec, TensorSpec
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
-from foveate.families.base import Call, Medium, Message, Prompt, VisualInput
+from foveate.errors import ImageError
+from foveate.families.base import (
+    Call,
+    FrameRule,
+    Medium,
+    Message,
+    PixelLimits,
+    Prompt,
+    Video,
+    VisualInput,
+    opened,
+)
 from foveate.families.pixels import to_rgb
 
 NAME = "made_up"
@@ -57,17 +69,32 @@ class MadeUp:
     def settings_from_checkpoint(folder: Path) -> dict[str, Any]:
         return {}
 
+    frame_rule = FrameRule()
+
+    def limited(self, limits: PixelLimits) -> "MadeUp":
+        return self
+
+    def fit_frame(self, frame: Image.Image, frames: int) -> Image.Image:
+        return frame
+
     def prepare(self, media: Sequence[Medium]) -> VisualInput:
         """One call and `TOKENS` tokens a picture."""
-        pictures = [to_rgb(one, 1) for one in media if isinstance(one, Image.Image)]
-        taps = [picture_taps(number) for number in range(len(pictures))]
+        pictures = [to_rgb(opened(one)) for one in media if not isinstance(one, Video)]
+        calls = tuple(Call({"cells": picture_cells(one)}, CELLS + 1) for one in pictures)
+        return dataclasses.replace(self.plan(media), calls=calls)
+
+    def plan(self, media: Sequence[Medium]) -> VisualInput:
+        """As many tokens for each picture, whatever its size."""
+        if any(isinstance(medium, Video) for medium in media):
+            raise ImageError("this family takes no videos")
+        taps = [picture_taps(number) for number in range(len(media))]
         candidates = np.ones(TOKENS, bool)
         candidates[NEWLINES] = False
         return VisualInput(
-            calls=tuple(Call({"cells": picture_cells(one)}, CELLS + 1) for one in pictures),
-            candidates=np.tile(candidates, len(pictures)),
-            picture=np.repeat(np.arange(len(pictures)), TOKENS),
-            boxes=np.tile(token_boxes(), (len(pictures), 1)),
+            calls=(),
+            candidates=np.tile(candidates, len(media)),
+            picture=np.repeat(np.arange(len(media)), TOKENS),
+            boxes=np.tile(token_boxes(), (len(media), 1)),
             rows=np.concatenate([rows for rows, _ in taps]),
             weights=np.concatenate([weights for _, weights in taps]),
         )

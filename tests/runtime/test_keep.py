@@ -1,5 +1,7 @@
 """How many tokens are kept and which, as numbers alone."""
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ def descending(total: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize(
     ("keep", "total", "count"),
     [(0.25, 8, 2), (0.25, 10, 3), (0.25, 9, 2), (0.01, 8, 1), (1.0, 8, 8), (0.5, 1, 1), (3, 8, 3),
-     (8, 8, 8), (np.int64(3), 8, 3), (np.float32(0.5), 8, 4)],
+     (8, 8, 8), (np.int64(3), 8, 3), (np.float32(0.5), 8, 4), (Fraction(1, 4), 8, 2), (2, 8, 2),
+     (1, 8, 8), (np.uint8(1), 8, 8), (np.float16(1), 8, 8), (1, 1, 1)],
 )  # fmt: skip
 def test_ratios_and_counts(keep: Any, total: int, count: int) -> None:
     assert kept_count(keep, total) == count
@@ -43,7 +46,29 @@ def test_ratios_and_counts(keep: Any, total: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "keep", [0, -1, 9, 0.0, 1.5, float("nan"), float("inf"), True, "0.5", None]
+    "keep",
+    [
+        0,
+        -1,
+        9,
+        0.0,
+        1.5,
+        2.0,
+        float("nan"),
+        float("inf"),
+        True,
+        np.True_,
+        "0.5",
+        None,
+        Decimal("0.5"),
+        [0.5],
+        np.array([2]),
+        1j,
+        Fraction(10**400),
+        np.float64("nan"),
+        "1",
+    ],
+    ids=repr,
 )
 def test_what_is_no_count_is_refused(keep: Any) -> None:
     with pytest.raises(KeepError, match="give a ratio"):
@@ -58,6 +83,21 @@ def test_keep_on_a_command_line(text: str, keep: float | int) -> None:
     assert type(parse_keep(text)) is type(keep)
     with pytest.raises(KeepError, match=r"such as 0\.25"):
         parse_keep("much")
+
+
+def test_one_is_all_in_python_and_on_a_command_line() -> None:
+    for one in (1, 1.0, np.int64(1), parse_keep("1"), parse_keep("1.0")):
+        for rank in ("together", "each"):
+            assert select(visual([4, 6]), one, rank=rank).count == 10  # type: ignore[arg-type]
+    assert select(visual([4, 6]), 1.0, kept=[3]).count == 1
+    with pytest.raises(KeepError, match=r"named with kept=\[\.\.\.\]"):
+        select(visual([8]), 0)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "1.5", "nan", "inf", "", "1" * 5000, "0.5.1", "None"])
+def test_no_keep_on_a_command_line(wrong: str) -> None:
+    with pytest.raises(KeepError, match="keep is"):
+        parse_keep(wrong)
 
 
 # One budget

@@ -78,7 +78,9 @@ def test_keeping_all_is_naming_all(engine: Pipeline, pictures: list[Image.Image]
 def test_names_that_no_token_has_are_refused(engine: Pipeline, pictures: list[Image.Image]) -> None:
     total = engine.generate(QUESTION, images=pictures, keep=1.0, max_new_tokens=1).visual.total
     for kept in ([], [total], [-1], [1, 1], [0.5], ["1"]):
-        with pytest.raises(KeepError, match=rf"from 0 to {total - 1}, each once"):
+        with pytest.raises(
+            KeepError, match=rf"from 0 to {total - 1}, each once|whole numbers from 0 on"
+        ):
             engine.generate(QUESTION, images=pictures, kept=kept)  # type: ignore[arg-type]
     for beside in ({"keep": 0.5}, {"rank_by": OTHER}):
         with pytest.raises(KeepError, match="leave out keep and rank_by"):

@@ -72,7 +72,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], type[FoveateError]]] = [
     ({"temperature": -1.0}, SamplingError),
     ({"temperature": float("nan")}, SamplingError),
     ({"top_p": 0.0}, SamplingError),
-    ({"top_k": 0}, SamplingError),
+    ({"top_k": -1}, SamplingError),
     ({"seed": -1}, SamplingError),
     ({"repetition_penalty": 0.0}, SamplingError),
 ]

@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from foveate.runtime.language.base import NextLogits
-from foveate.runtime.sampling import Sampler, Sampling, penalised
+from foveate.runtime.logits_processors import penalise_seen
+from foveate.runtime.sampling import Sampler, Sampling
 
 VOCABULARY = 12
 
@@ -30,7 +31,7 @@ def test_greedy_tokens_are_the_best_of_penalised_logits(penalty: float) -> None:
         logits = (random.integers(-3, 3, VOCABULARY) - random.integers(0, 3)).astype(np.float32)
         seen = random.integers(0, VOCABULARY, random.integers(1, 6))
         sampler = Sampler(Sampling(repetition_penalty=penalty), seen)
-        wanted = penalised(logits, set(seen.tolist()), penalty) if penalty != 1 else logits
+        wanted = penalise_seen(logits, set(seen.tolist()), penalty) if penalty != 1 else logits
         token = sampler.choose(next_logits(logits))
         assert token == wanted.argmax()
         assert token in sampler.seen

@@ -1,5 +1,7 @@
 """Videos through the whole pipeline, against transformers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,14 @@ from PIL import Image
 
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
-from foveate.errors import ImageError
+from foveate.calibration.torch_model import TorchModel
+from foveate.errors import ImageError, LimitError
 from foveate.families.base import Video, user_turn
+from foveate.runtime import Request, VideoFile, read_video
 from foveate.runtime.load import read_family, read_tokenizer
+from tests.conftest import NANO
 from tests.reference import Reference
+from tests.runtime.media.films import seconds, write_film
 from tests.runtime.watched import grids
 
 FRAMES = np.random.default_rng(3).integers(0, 256, (4, 224, 280, 3), dtype=np.uint8)
@@ -41,13 +47,65 @@ def test_a_video_is_answered_as_transformers_answers_it(nano_bundle: Bundle) -> 
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_token_type_ids=2 * (ids == model.config.video_token_id).int(),
-            pixel_values_videos=torch.from_numpy(visual.calls[0].inputs["pixel_values"]),
+            pixel_values_videos=torch.from_numpy(
+                np.concatenate(visual.calls[0].inputs["pixel_values"])
+            ),
             video_grid_thw=torch.tensor([[2, 16, 20]]),
             max_new_tokens=8,
             do_sample=False,
         )
     tokens = out[0, ids.shape[1] :].tolist()
     assert answer.token_ids == reference.without_stop(tokens)
+
+
+def test_text_after_a_long_video_stands_behind_it(nano_bundle: Bundle) -> None:
+    """Of more steps than rows: graphs and transformers' model agree at the positions of the paper.
+
+    Those that transformers itself would take overlap with the video's; tokens are compared, which are
+    chosen by the largest logit, so that there is no tolerance.
+    """
+    grey = [np.full((224, 224, 3), 40 + 5 * number, np.uint8) for number in range(40)]
+    video = Video(tuple(map(Image.fromarray, grey)))
+    family = read_family(nano_bundle, read_tokenizer(nano_bundle))
+    prompt = family.layout(user_turn("What is in the video?", [video]), family.prepare([video]))
+    first, last = prompt.visual_index[[0, -1]]
+    placed = prompt.position_ids
+    assert placed[:, first].tolist() == [18, 18, 18]
+    assert placed[0, last] == 37
+    assert placed[:, last + 1].tolist() == [38, 38, 38]
+    assert (placed[:, -1].tolist(), prompt.next_position) == ([56] * 3, 57)
+
+    frames = np.random.default_rng(4).integers(0, 256, (18, 224, 224, 3), dtype=np.uint8)
+    with Pipeline.load(nano_bundle.root, device="cpu") as pipe:
+        answer = pipe.generate(QUESTION, video=frames, keep=1.0, max_new_tokens=4, ignore_eos=True)
+    model = TorchModel.load(NANO)
+    question = model.prepare(QUESTION, [Video(tuple(map(Image.fromarray, frames)))])
+    steps = question.prompt.position_ids[0, question.prompt.visual_index]
+    assert steps.max() - steps.min() == 8
+    language = model.language
+    tokens = language.answer(
+        question.embeds, question.positions, question.prompt.next_position, set(), 4
+    )
+    assert answer.token_ids == tokens
+    assert [row.tolist() for row in answer.visual.boxes[:64]] == [
+        row.tolist() for row in question.visual.boxes[:64]
+    ]
+
+
+def test_a_file_is_asked_about_as_its_frames_are(nano_bundle: Bundle, tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mp4", seconds(180, start=10))
+    ask = {"max_new_tokens": 2, "keep": 0.5}
+    with Pipeline.load(nano_bundle.root, device="cpu") as pipe:
+        whole = pipe.generate(QUESTION, video=read_video(film, fps=1), **ask)
+        (same,) = pipe.generate_batch([Request(QUESTION, video=VideoFile(film, fps=1), **ask)])
+        assert same.visual.relevance is not None
+        np.testing.assert_array_equal(same.visual.relevance, whole.visual.relevance)
+        assert same.token_ids == whole.token_ids
+        assert pipe.encode(video=str(film)).visual.tokens == 2 * whole.visual.total
+        with pytest.raises(ImageError, match="There is no file"):
+            pipe.generate(QUESTION, video=tmp_path / "none.mp4")
+        with pytest.raises(LimitError, match=r"180 frames of .*film.mp4.* visual tokens"):
+            pipe.generate(QUESTION, video=VideoFile(film, fps=30))
 
 
 def test_stop_tokens_may_be_passed_over(nano_bundle: Bundle) -> None:

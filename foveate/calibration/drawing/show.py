@@ -68,6 +68,10 @@ def show(
     check_target(out, force=force)
     keeps = [parse_keep(one) for one in keep.split(",")]
     for sample in samples:
+        if sample.moving:
+            raise ImageError(
+                f"{sample.id!r} is about a video, and sheets show pictures; choose another record"
+            )
         for path in sample.pictures:
             open_picture(path)
     network = None if compressor is None else FTheta.load(compressor)[0]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from foveate.calibration.dataset import Record
 from foveate.calibration.evaluation.baselines import shares
@@ -13,7 +12,7 @@ from foveate.calibration.evaluation.rankings import AnsweredQuestion, Ranking
 from foveate.calibration.ranking import top
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import ImageError
-from foveate.runtime.media.pictures import open_pictures
+from foveate.families.base import Medium
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +22,14 @@ class AnswerCache:
     Attributes:
         answered: The question with all visual tokens, and the tokens of its answer.
         full: That answer as text.
-        pictures: The record's, as they are.
+        media: The record's pictures or video, as they are.
         text: The question's.
         most: The longest answer, in tokens.
     """
 
     answered: AnsweredQuestion
     full: str
-    pictures: Sequence[Image]
+    media: Sequence[Medium]
     text: str
     most: int
     _answers: dict[bytes, str] = field(default_factory=dict)
@@ -41,14 +40,15 @@ class AnswerCache:
         """Answer a record's question with all visual tokens.
 
         Raises:
-            ImageError: A picture that cannot be read or taken.
+            ImageError: A picture or video that cannot be read or taken.
+            LimitError: A video of more tokens than the model's context.
             PromptError: A question that the model cannot take.
         """
-        pictures = open_pictures(record.pictures)
-        question = model.prepare(record.question, pictures)
+        media = model.open(record)
+        question = model.prepare(record.question, media)
         tokens = model.answer(question, most=most)
         answered = AnsweredQuestion(model, record.id, question, tokens)
-        return cls(answered, model.text(tokens), pictures, record.question, most)
+        return cls(answered, model.text(tokens), media, record.question, most)
 
     @property
     def total(self) -> int:
@@ -88,7 +88,7 @@ class AnswerCache:
         if count < len(counts):
             return None, count
         try:
-            question = model.prepare(self.text, self.pictures, shares(counts.tolist(), count))
+            question = model.prepare(self.text, self.media, shares(counts.tolist(), count))
         except ImageError:
             return None, count
         return model.text(model.answer(question, most=self.most)), question.visual.tokens

@@ -1,7 +1,6 @@
 """What share of answers stays right when only some visual tokens are kept, by how they are ranked."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from foveate.calibration.processes import gather, join_processes, load_model, st
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_facts, tool_versions
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
-from foveate.errors import DataError, ImageError, PromptError
+from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.terminal import plural
 
@@ -137,7 +136,7 @@ def judge(
     judged = Judged(data, record.id, dict(record.tags))
     try:
         answers = AnswerCache.of(model, record, options.max_new_tokens)
-    except (ImageError, PromptError, OSError) as error:
+    except (ImageError, LimitError, PromptError, OSError) as error:
         return replace(judged, unreadable=str(error))
     trials = []
     for ranking, keep in product(rankings, keeps):
@@ -160,10 +159,7 @@ def parse_keeps(text: str) -> list[float | int]:
     Raises:
         KeepError: One that cannot be.
     """
-    keeps = list(dict.fromkeys(parse_keep(one) for one in text.split(",")))
-    for keep in keeps:
-        kept_count(keep, sys.maxsize)
-    return keeps
+    return list(dict.fromkeys(parse_keep(one) for one in text.split(",")))
 
 
 def _read(data: Sequence[Path], limit: int | None) -> list[tuple[str, Record]]:

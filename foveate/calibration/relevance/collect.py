@@ -28,8 +28,7 @@ from foveate.calibration.relevance.store import (
     finish,
 )
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
-from foveate.errors import ImageError, OutputExistsError, PromptError
-from foveate.runtime.media.pictures import open_pictures
+from foveate.errors import ImageError, LimitError, OutputExistsError, PromptError
 from foveate.terminal import plural, table
 
 SETTINGS = ("mode", "dtype", "rule", "keep_wrong", "max_new_tokens")
@@ -155,8 +154,8 @@ def map_relevance(
     """
     sample = Sample(record.id, record.question, record.answers, pictures=record.names)
     try:
-        question = model.prepare(record.question, open_pictures(record.pictures))
-    except (ImageError, PromptError, OSError) as error:
+        question = model.prepare(record.question, model.open(record))
+    except (ImageError, LimitError, PromptError, OSError) as error:
         return sample, "unreadable", str(error)
     tokens = model.answer(question, most=options.max_new_tokens)
     text = model.text(tokens)

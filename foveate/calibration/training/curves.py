@@ -1,14 +1,16 @@
 """Training's curves: events that TensorBoard follows, and a picture of them."""
 
 import contextlib
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from foveate.atomic_write import EXISTS, replace_file, writing
+from foveate.atomic_write import writing
 from foveate.calibration.ranking import RATIOS
+from foveate.calibration.training.outputs import RUNS, events
 from foveate.calibration.training.result import Epoch, TrainingResult
-from foveate.errors import OutputExistsError, needed
+from foveate.errors import needed
 
 with needed(
     "training draws its curves with matplotlib and tensorboard, which are not both installed: "
@@ -18,8 +20,6 @@ with needed(
     from matplotlib.ticker import MaxNLocator
     from torch.utils.tensorboard import SummaryWriter
 
-EVENTS = "events.out.tfevents.*"
-RUNS = ("train", "validation", "attention", "random")
 COLOURS = ("#1b6ca8", "#d1495b", "#3c8d40")
 SIZE = (11.0, 4.5)
 DPI = 120
@@ -65,21 +65,6 @@ class Events(AbstractContextManager["Events"]):
                 writer.close()
 
 
-def events(folder: Path) -> list[Path]:
-    """The event files of an earlier training in `folder`."""
-    return [path for run in RUNS for path in (folder / run).glob(EVENTS)]
-
-
-def check_events(folder: Path) -> None:
-    """Say early that a folder holds another training's curves.
-
-    Raises:
-        OutputExistsError: It does.
-    """
-    if events(folder):
-        raise OutputExistsError(f"{folder}, with the curves of another training, {EXISTS}")
-
-
 def draw_curves(result: TrainingResult) -> Figure:
     """Loss on the left, overlaps with their references on the right."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
@@ -112,11 +97,8 @@ def draw_curves(result: TrainingResult) -> Figure:
     return figure
 
 
-def write_curves(path: Path, result: TrainingResult, *, force: bool = False) -> None:
-    """Write the curves as a PNG.
-
-    Raises:
-        OutputError: It could not be written, or is already there.
-    """
-    figure = draw_curves(result)
-    replace_file(path, lambda file: figure.savefig(file, format="png"), force=force)
+def curves_png(result: TrainingResult) -> bytes:
+    """The curves as a PNG."""
+    data = io.BytesIO()
+    draw_curves(result).savefig(data, format="png")
+    return data.getvalue()

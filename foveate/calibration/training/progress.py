@@ -25,7 +25,7 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         if self._latest:
             self._line.show(self._latest)
             self._line.end()
-            if kind is KeyboardInterrupt:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
                 self._line.remark("the same command goes on after the last whole epoch")
 
 

@@ -1,5 +1,7 @@
 """Training's state between two epochs, kept aside so that an interrupted run goes on."""
 
+import hashlib
+import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import torch
 
 from foveate.atomic_write import replace_file
+from foveate.bundle.reader import file_digest
 from foveate.calibration.training.result import Epoch
 from foveate.errors import DataError, OutputExistsError
 
@@ -22,6 +25,7 @@ class TrainingState:
         best: f_θ's weights at the lowest validation KL so far.
         history: The epochs so far.
         seconds: How long they took.
+        outputs: SHA-256 of the outputs that were written or were to be, by name.
     """
 
     key: str
@@ -30,11 +34,32 @@ class TrainingState:
     best: dict[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
+    outputs: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Replace the state at `path`, whole or not at all."""
-        content = asdict(self)
-        replace_file(path, lambda file: torch.save(content, file), force=True)
+        data = io.BytesIO()
+        torch.save(asdict(self), data)
+        replace_file(path, data.getvalue(), force=True)
+
+    def finish(self, path: Path, output: Path, content: bytes, *, force: bool) -> None:
+        """Write an output, unless it is there since this training was stopped after writing it.
+
+        Args:
+            path: This state's file, which notes what is written.
+            output: The output's.
+            content: The output.
+            force: Replace another that is there.
+
+        Raises:
+            OutputExistsError: Another is there, and `force` was not given.
+            OutputError: The disk did not take it.
+        """
+        if output.is_file() and file_digest(output) == self.outputs.get(output.name):
+            return
+        self.outputs[output.name] = hashlib.sha256(content).hexdigest()
+        self.write(path)
+        replace_file(output, content, force=force)
 
     @classmethod
     def read(cls, path: Path, key: str) -> "TrainingState":

@@ -4,17 +4,18 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from foveate.atomic_write import check_file, writing
+from foveate.atomic_write import writing
 from foveate.calibration.device import pick_device
 from foveate.calibration.ranking import chance, overlap_at_ratios
 from foveate.calibration.relevance.store import Sample, Store
-from foveate.calibration.training.curves import Events, check_events, write_curves
+from foveate.calibration.training.curves import Events, curves_png
 from foveate.calibration.training.examples import prepare
 from foveate.calibration.training.options import TrainingOptions
+from foveate.calibration.training.outputs import Outputs
 from foveate.calibration.training.result import TrainingResult
 from foveate.calibration.training.run import Progress, Run, mean
 from foveate.calibration.training.state import TrainingState
-from foveate.errors import DataError, OutputError, OutputExistsError
+from foveate.errors import DataError, OutputExistsError
 from foveate.modeling.f_theta import FTheta
 
 
@@ -59,13 +60,9 @@ def train(
     """
     options.check()
     device = pick_device(options.device)
-    plot = options.plot or out.with_suffix(".png")
-    log_dir = options.log_dir or out.with_suffix(".tensorboard")
-    aside = out.with_name(f"{out.name}.state")
-    if out.absolute() == plot.absolute():
-        raise OutputError(f"{out}: f_θ and its curves need two files; give another --plot")
-    for path in (out, plot):
-        check_file(path, force=options.force)
+    outputs = Outputs.of(out, options.plot, options.log_dir)
+    outputs.check(force=options.force)
+    aside = outputs.state
 
     data = prepare(samples, options.inputs, options.scaling)
     run = Run(data, options, device)
@@ -73,28 +70,28 @@ def train(
     key = hashlib.sha256(f"{data.digest} {options.decisive()}".encode()).hexdigest()
     state = resumed(aside, key, options.force)
     if state is None:
-        if not options.force:
-            check_events(log_dir)
         state = TrainingState(key)
         state.write(aside)
     attention = mean(overlap_at_ratios(one.attention, one.relevance) for one in validation)
     random = mean(chance(len(example.label)) for example in validation)
 
     references = {"attention": attention, "random": random}
-    with Events(log_dir, references, state.history) as events:
+    with Events(outputs.log_dir, references, state.history) as events:
         for epoch in run.epochs(state, progress):
             state.write(aside)
             events.add(epoch)
 
     trained_on = f"{source}, {len(data.all):,} samples"
     counts = len(training), len(validation), data.skipped
+    paths = (outputs.plot, outputs.log_dir)
     result = TrainingResult(
-        out, trained_on, state.history, attention, random, *counts, state.seconds, plot, log_dir
+        out, trained_on, state.history, attention, random, *counts, state.seconds, *paths
     )
     network = FTheta(data.channels_in, options.scaling)
     network.load_state_dict(state.best)
-    network.save(out, header(result, options), force=options.force)
-    write_curves(plot, result, force=options.force)
+    content = network.serialized(header(result, options))
+    state.finish(aside, out, content, force=options.force)
+    state.finish(aside, outputs.plot, curves_png(result), force=options.force)
     with writing(aside):
         aside.unlink()
     return result

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.export.contrib.rotary import rotary_angles
+from foveate.export.contrib.rotary import rotary_tables
 from foveate.export.contrib.selection import SelectionBuilder
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.graph_builder import BFLOAT16, FLOAT, FLOAT16, GraphBuilder, Input
@@ -47,8 +47,7 @@ def compressor(
     graph = SelectionBuilder(dtype, facts)
     first: Any = language.layers[0]
     normed, projecting = _probe_norm(graph, graph.embeds, first.input_layernorm)
-    angles = rotary_angles(graph, graph.positions, facts)
-    rotation = graph.op("Cos", angles), graph.op("Sin", angles)
+    rotation = rotary_tables(graph, graph.positions, facts, language.rotary)
 
     def rotated(value: ir.Value, name: str, layer: nn.Linear, places: Input) -> ir.Value:
         """Tokens [N, H] projected, and turned by their angles, float32 [1, N, heads · depth]."""

@@ -9,10 +9,11 @@ from transformers.activations import SiLUActivation
 
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import ExportError
-from foveate.export.contrib.rotary import rotary_angles
+from foveate.export.contrib.rotary import rotary_tables
 from foveate.modeling.graph_builder import CONTRIB, FLOAT, INT32, INT64, GraphBuilder, Outputs
 from foveate.modeling.language_model import Language
 from foveate.runtime.language.base import state_names
+from foveate.runtime.language.static_decoder import BEST
 
 
 def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Model:
@@ -23,8 +24,9 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
     each sequence's cache after this step less one; `total_sequence_length` int32 [1] in host memory: S
     for a first prompt, else up to where the cache may be filled; `last` int64 [1], the token whose
     successor is wanted; and the cache, `past.N.key` and `past.N.value` [B, kv_heads, C, head_dim],
-    given back as `present`, which may be the same memory. Gives `logits` float32 [B, V], and `best`
-    int64 [B], their argmax.
+    given back as `present`, which may be the same memory. Gives `logits` float32 [B, V]; `best` int64
+    [B], their argmax; and `best_or_nan` float32 [B], the same, or NaN where a logit is not finite (or all are
+    so large that their sum is not).
 
     Args:
         language: Its layers are like Llama's; their biases may be absent.
@@ -45,7 +47,8 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
     past = {
         name: graph.input(f"past.{name}", graph.dtype, cache) for name in state_names(facts.layers)
     }
-    cos, sin = graph.rotation(rotary_angles(graph, positions, facts))
+    tables = rotary_tables(graph, positions, facts, language.rotary)
+    cos, sin = (graph.cast(table, graph.dtype) for table in tables)
 
     outputs: Outputs = {}
     layers: list[Any] = list(language.layers)
@@ -82,9 +85,13 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
     flat = graph.op("Reshape", normed, [-1, width])
     logits = graph.cast(graph.layer(flat, "lm_head", language.head), FLOAT)
     best = graph.op("ArgMax", logits, axis=1, keepdims=0)
+    # Maxima pass NaN over; a sum does not. Less itself it is 0 or NaN.
+    total = graph.op("ReduceSum", logits, [1], keepdims=0)
+    checked = graph.op("Add", graph.cast(best, FLOAT), graph.op("Sub", total, total))
     first: Outputs = {
         "logits": (logits, FLOAT, ["batch", facts.vocabulary]),
         "best": (best, INT64, ["batch"]),
+        BEST: (checked, FLOAT, ["batch"]),
     }
     return graph.model("decoder", first | outputs)
 

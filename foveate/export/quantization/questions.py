@@ -77,9 +77,10 @@ def score_all(
             for keep in keeps:
                 said = pipe.generate(
                     record.question,
-                    images=list(record.pictures),
+                    **record.media,
                     keep=keep,
                     max_new_tokens=NEW_TOKENS,
+                    temperature=0,
                 )
                 right[keep] += is_right(said.text, record.answers, "exact")
         except (ImageError, PromptError, LimitError) as error:

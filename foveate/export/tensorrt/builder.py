@@ -11,6 +11,7 @@ from typing import Any
 
 from foveate.bundle.manifest import GraphSpec, Precision, Profile
 from foveate.errors import ExportError
+from foveate.export.tensorrt.attention import has_blocks, whole_attention
 from foveate.export.tensorrt.checks import check_cache, check_network
 from foveate.export.tensorrt.library import Builder
 from foveate.export.tensorrt.mixed import set_precisions
@@ -176,11 +177,13 @@ def _bits(flags: Any, *names: str) -> int:
 
 
 def _parse(parser: Any, graph: Path, old: bool, capacity: int | None) -> bool:
-    """Parse a graph, rewritten to a static cache or, for `old` parsers, to opset 17."""
+    """Parse a graph, rewritten to a static cache, to opset 17 for `old` parsers, or to whole attention."""
     if capacity is not None:
         return bool(parser.parse(static_graph(graph, capacity), str(graph)))
     if old:
         return bool(parser.parse(to_opset17(graph), str(graph)))
+    if has_blocks(graph):
+        return bool(parser.parse(whole_attention(graph), str(graph)))
     return bool(parser.parse_from_file(str(graph)))
 
 

@@ -2,7 +2,8 @@
 
 The parser of those versions misreads newer operators without a warning: it ignores the axes that
 ReduceMean takes as an input since opset 18 and reduces over all of them, and it ignores the start and end
-of Shape, which came with opset 15. LayerNormalization becomes the operators that it consists of.
+of Shape, which came with opset 15. LayerNormalization becomes the operators that it consists of, and
+attention in blocks is computed at once.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import ExportError
+from foveate.export.tensorrt.attention import inline_blocks
 from foveate.export.tensorrt.rewriter import Node, Rewriter
 
 OPSET = 17
@@ -27,6 +29,7 @@ def to_opset17(graph: Path) -> bytes:
         ExportError: A node that cannot be rewritten.
     """
     rewriter = Opset17(graph)
+    inline_blocks(rewriter)
     rewriter.set_nodes(new for node in rewriter.graph.node for new in rewriter.rewrite(node))
     rewriter.opset.version = min(rewriter.opset.version, OPSET)
     return rewriter.serialized()

@@ -14,6 +14,7 @@ from foveate.runtime.keep import Selection
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import DecoderGraph, LanguageModel
 from foveate.runtime.language.decoder import Decoder
+from foveate.runtime.memory_estimate import MemoryModel
 from foveate.runtime.tensors import Feeds, Tensor, on_host
 
 ROLES = ("vision", "compressor", "decoder")
@@ -81,6 +82,7 @@ class VisualBackend(ABC):
         remedy: How to raise that limit.
         engines: The opened graphs, by role.
         graph: The decoder graph.
+        memory: What requests take in host memory; None where another memory is short.
     """
 
     name: str
@@ -89,6 +91,7 @@ class VisualBackend(ABC):
     remedy: str
     engines: Mapping[str, Any]
     graph: DecoderGraph
+    memory: MemoryModel | None = None
 
     def __init__(self, table: EmbeddingTable) -> None:
         """Look embedding rows up in `table`."""
@@ -105,6 +108,9 @@ class VisualBackend(ABC):
             BackendError: The backend refused the inputs or failed.
             ClosedError: The backend was closed.
         """
+        if not visual.tokens:
+            rows = self.table.rows
+            return np.empty((0, rows.shape[1]), rows.dtype)
         features = self.run_vision(visual, lasting)
         if visual.rows is None or visual.weights is None:
             return features
@@ -156,11 +162,24 @@ class VisualBackend(ABC):
             relevance, scores = ranked.selection().relevance, ranked.scores
             assert scores is not None
             kept = KeptRows.of(prompt, selection.choose(scores.numpy()))
-        embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
+        embeds: Tensor = staged.text_embeds[None]
+        if selection.total:
+            embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)
         length = len(kept.order)
         return KeptPrompt(
-            prompt, length, embeds, kept.position_ids, kept.indices, relevance, scores
+            prompt,
+            length,
+            embeds,
+            kept.position_ids,
+            kept.indices,
+            relevance,
+            scores,
+            self.graph.advice,
         )
+
+    def largest_run(self, visual: VisualInput) -> int:
+        """The visual tokens of the largest run of the vision graph."""
+        return visual.tokens
 
     @abstractmethod
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
@@ -215,6 +234,7 @@ class StandardBackend(VisualBackend):
             outputs["kept_indices"],
             outputs["relevance"],
             outputs["scores"],
+            self.graph.advice,
         )
 
 

@@ -1,9 +1,10 @@
 """What runs the language model: a kept prompt in, tokens out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,14 @@ from numpy.typing import NDArray
 from foveate.bundle.manifest import ModelFacts
 from foveate.errors import LimitError
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.finite import DAMAGED, check_finite
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.sampling import Sampling
+from foveate.runtime.stopping import Stop
 from foveate.runtime.tensors import held
+
+if TYPE_CHECKING:
+    from foveate.runtime.language.prefix_cache import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +29,13 @@ class Capabilities:
     Attributes:
         batch: The most prompts at once; None for any number.
         most_tokens: The most tokens of one sequence, prompt and answer together.
-        streaming: Whether tokens come one by one.
-        cancel: Whether a run can be stopped early.
         sampling: The fields of `Sampling` that are honoured.
         any_positions: Whether kept tokens keep their original positions.
-        prefix_reuse: Whether prompts with the same beginning share it.
+        prefix_reuse: Whether a prompt may begin with keys and values of an earlier one.
     """
 
     batch: int | None
     most_tokens: int
-    streaming: bool = True
-    cancel: bool = True
     sampling: frozenset[str] = frozenset(Sampling.__dataclass_fields__)
     any_positions: bool = True
     prefix_reuse: bool = False
@@ -49,6 +51,7 @@ class Generation:
         max_new_tokens: The most tokens of the answer, at least 1.
         stop_tokens: Token ids that end it.
         sampling: How tokens are chosen.
+        stop: Says when it ends early.
     """
 
     prompt_tokens: int
@@ -56,6 +59,7 @@ class Generation:
     max_new_tokens: int
     stop_tokens: frozenset[int]
     sampling: Sampling
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def most_tokens(self) -> int:
@@ -65,15 +69,15 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token.
+    """One generated token, or the end of an answer without one.
 
     Attributes:
-        id: Its id; a stop token's where that ended the answer.
+        id: Its id; a stop token's where that ended the answer; None where it ended early.
         finish_reason: "stop" at a stop token, which is not part of the answer; "length" at the limit;
-            None while the answer goes on.
+            "deadline" or "cancelled" where it ended early; None while the answer goes on.
     """
 
-    id: int
+    id: int | None
     finish_reason: str | None
 
 
@@ -82,7 +86,17 @@ Step = Mapping[int, Token]
 
 
 class Run(Protocol):
-    """Prompts being answered: iterate for the steps. The first step of each prompt is its prefill."""
+    """Prompts being answered: iterate for the steps. The first step of each prompt is its prefill.
+
+    Before each prefill and each decode step the `stop` of every prompt is asked. One that ends early gets
+    a token without an id and gives its cache back at once; the others go on.
+
+    Attributes:
+        at: The number of the prompt that is worked on by itself, which an error is about; None while
+            all decode together.
+    """
+
+    at: int | None
 
     def __iter__(self) -> Iterator[Step]:
         """The steps, once."""
@@ -112,12 +126,20 @@ class LanguageModel(Protocol):
     name: str
     capabilities: Capabilities
 
-    def generate(self, prompts: Iterable[KeptPrompt], settings: Sequence[Generation]) -> Run:
+    def generate(
+        self,
+        prompts: Iterable[KeptPrompt | None],
+        settings: Sequence[Generation],
+        prefix: "Prefix | None" = None,
+    ) -> Run:
         """Answer prompts; later tokens of all of them come together.
 
         Args:
-            prompts: Taken one by one, each when the one before has its first token.
+            prompts: Taken one by one, each when the one before has its first token; None for one that
+                ended early.
             settings: Of each prompt.
+            prefix: What the only prompt begins with, and where its keys and values go; None where
+                `capabilities.prefix_reuse` is False.
 
         Raises:
             LimitError: More tokens than the engine takes.
@@ -131,33 +153,52 @@ class LanguageModel(Protocol):
 
 
 class NextLogits:
-    """What may follow a sequence; read where it lies when it is asked for, until the sequence goes on."""
+    """What may follow a sequence; read where it lies when it is asked for, until the sequence goes on.
 
-    __slots__ = ("_best", "_logits", "_row")
+    Nothing is chosen from logits that are not finite: whichever way they are read, that is a BackendError.
+    """
+
+    __slots__ = ("_advice", "_best", "_logits", "_row")
 
     def __init__(
         self,
         logits: Callable[[], NDArray[np.float32]],
-        best: Callable[[], NDArray[np.int64]] | None = None,
+        best: Callable[[], NDArray[Any]] | None = None,
         row: int = 0,
+        advice: str = DAMAGED,
     ) -> None:
         """Read one row.
 
         Args:
             logits: Gives float32 [B, V].
-            best: Gives int64 [B], the argmax, where a graph has computed it.
+            best: Gives float32 [B], where a graph has computed it: the argmax, or NaN where the logits may
+                not be finite.
             row: Which of B.
+            advice: What to do where the logits are not finite.
         """
-        self._logits, self._best, self._row = logits, best, row
+        self._logits, self._best, self._row, self._advice = logits, best, row, advice
 
     def logits(self) -> NDArray[np.float32]:
-        """Every token's logit, float32 [V]."""
+        """Every token's logit, float32 [V].
+
+        Raises:
+            BackendError: One of them is not finite.
+        """
         found: NDArray[np.float32] = self._logits()[self._row]
+        check_finite(found, "the language model's logits", self._advice)
         return found
 
     def argmax(self) -> int:
-        """The token with the highest logit, of several the first."""
-        return int(self.logits().argmax() if self._best is None else self._best()[self._row])
+        """The token with the highest logit, of several the first.
+
+        Raises:
+            BackendError: One of the logits is not finite.
+        """
+        if self._best is not None:
+            best = float(self._best()[self._row])
+            if not math.isnan(best):
+                return int(best)
+        return int(self.logits().argmax())
 
 
 class KVCache(Protocol):
@@ -184,17 +225,24 @@ class KVCache(Protocol):
         """Give a row back; releasing twice is fine."""
         ...
 
+    def discard(self) -> None:
+        """Give all rows back, and let no later sequence find in memory what is not finite."""
+        ...
+
 
 class DecoderGraph(ABC):
     """A decoder graph in one engine, and the memory for its caches.
 
     Attributes:
         capabilities: What it can do.
+        advice: What to do where the bundle's graphs give numbers that are not finite.
     """
 
     capabilities: Capabilities
 
-    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+    def __init__(
+        self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable, advice: str
+    ) -> None:
         """Drive an engine.
 
         Args:
@@ -202,8 +250,10 @@ class DecoderGraph(ABC):
             dtype: The caches' type, in the manifest's words.
             model: The decoder's sizes.
             table: Where tokens are looked up.
+            advice: What to do where the bundle's graphs give numbers that are not finite.
         """
         self.engine, self.dtype, self.model, self.table = engine, dtype, model, table
+        self.advice = advice
         self.names = state_names(model.layers)
         self.token_bytes = token_bytes(model, dtype)
 

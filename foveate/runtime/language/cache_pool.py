@@ -31,7 +31,11 @@ class CacheMemory:
 
 
 class CachePool:
-    """The caches that are not in use, for all threads."""
+    """The caches that are not in use, for all threads.
+
+    Attributes:
+        drop: Told of memory that is let go.
+    """
 
     def __init__(
         self, make: Callable[[int, int], CacheMemory], drop: Callable[[CacheMemory], None]
@@ -42,8 +46,9 @@ class CachePool:
             make: Takes memory for rows and capacity; BackendError where there is none.
             drop: Told of memory that is let go.
         """
-        self._make, self._drop = make, drop
-        self._lock = threading.Lock()
+        self._make, self.drop = make, drop
+        # Re-entrant: a stream that is collected in here gives its cache back.
+        self._lock = threading.RLock()
         self._spare: list[CacheMemory] = []
 
     def take(self, rows: int, capacity: int) -> CacheMemory:
@@ -64,7 +69,7 @@ class CachePool:
                 if not self._spare:
                     raise
                 for memory in self._spare:
-                    self._drop(memory)
+                    self.drop(memory)
                 self._spare.clear()
             return self._make(rows, capacity)
 
@@ -75,4 +80,4 @@ class CachePool:
             alike = [one for one in self._spare if one.rows == memory.rows]
             if len(alike) > (SPARE if memory.rows == 1 else 1):
                 self._spare.remove(alike[0])
-                self._drop(alike[0])
+                self.drop(alike[0])

@@ -18,15 +18,21 @@ from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, on_host
 class GrowingDecoder(DecoderGraph):
     """A growing decoder graph; holds no state between requests."""
 
-    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+    def __init__(
+        self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable, advice: str
+    ) -> None:
         """Drive an `OnnxEngine` or a `TensorRTEngine`; see `DecoderGraph`."""
-        super().__init__(engine, dtype, model, table)
+        super().__init__(engine, dtype, model, table, advice)
         self.states = {f"past.{name}": f"present.{name}" for name in self.names}
         self.nothing = (1, model.kv_heads, 0, model.head_dim)
 
     def begin(self, most: int) -> Any:
         """Memory for a sequence of at most so many tokens, where the engine does not take it itself."""
         return None
+
+    def prefill_chunk(self, length: int) -> int:
+        """How many tokens of a prompt of `length` are taken in by a run; all, where memory allows it."""
+        return length
 
     @abstractmethod
     def empty(self, memory: Any) -> dict[str, Tensor]:
@@ -71,7 +77,7 @@ class GrowingCache:
         """Take in a row's prompt; see `KVCache.prefill`."""
         self.axes = prompt.position_ids.shape[0]
         self.rows[row] = self.decoder.empty(self.memory[row])
-        return self._append(row, prompt.embeds, prompt.position_ids, prompt.length, first=True)
+        return self._take_in(row, prompt, 0)
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
         """Take in a token for each row that goes on; see `KVCache.decode`."""
@@ -100,7 +106,21 @@ class GrowingCache:
         )
         self.joined = self.decoder.past(outputs)
         logits: NDArray[np.float32] = outputs["logits"].numpy()
-        return {row: NextLogits(lambda: logits, row=place) for place, row in enumerate(tokens)}
+        advice = self.decoder.advice
+        return {
+            row: NextLogits(lambda: logits, row=place, advice=advice)
+            for place, row in enumerate(tokens)
+        }
+
+    def states(self) -> dict[str, Tensor]:
+        """The only row's keys and values; see `ResumableCache.states`."""
+        return self.rows[0]
+
+    def resume(self, prompt: KeptPrompt, states: Mapping[str, Tensor], count: int) -> NextLogits:
+        """Take in the only row's prompt after keys and values that are there; see `ResumableCache`."""
+        self.axes, self.lengths[0] = prompt.position_ids.shape[0], count
+        self.rows[0] = {name: on_host(state)[:, :, :count] for name, state in states.items()}
+        return self._take_in(0, prompt, count)
 
     def nbytes(self, row: int) -> int:
         """Bytes of keys and values that a row holds now."""
@@ -112,6 +132,24 @@ class GrowingCache:
         self.rows.pop(row, None)
         if not self.open:
             self.joined = {}
+
+    def discard(self) -> None:
+        """End all rows; no other sequence reads their memory."""
+        for row in list(self.open):
+            self.release(row)
+
+    def _take_in(self, row: int, prompt: KeptPrompt, begin: int) -> NextLogits:
+        """Take a prompt's tokens from `begin` on into a row of its own, some at a time."""
+        length, chunk = prompt.length, self.decoder.prefill_chunk(prompt.length)
+        if begin == 0 and chunk >= length:
+            return self._append(row, prompt.embeds, prompt.position_ids, length, first=True)
+        embeds, positions = on_host(prompt.embeds), on_host(prompt.position_ids)
+        for start in range(begin, length, chunk):
+            part = slice(start, min(start + chunk, length))
+            count = part.stop - start
+            rows, places = embeds[:, part], positions[..., part]
+            logits = self._append(row, rows, places, count, first=start == 0)
+        return logits
 
     def _append(
         self, row: int, embeds: Tensor, positions: Any, count: int, *, first: bool
@@ -129,7 +167,7 @@ class GrowingCache:
             first=first,
         )
         self.rows[row] = self.decoder.past(outputs)
-        return NextLogits(outputs["logits"].numpy)
+        return NextLogits(outputs["logits"].numpy, advice=self.decoder.advice)
 
     def _join(self, going: list[int]) -> None:
         """Put the caches of rows one below the other, from the rows or from those joined before."""

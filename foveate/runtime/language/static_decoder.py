@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.manifest import ModelFacts
-from foveate.errors import ClosedError, LimitError
+from foveate.errors import BackendError, ClosedError, LimitError
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import DecoderGraph, Generation, NextLogits
 from foveate.runtime.language.cache_pool import CacheMemory, CachePool
-from foveate.runtime.tensors import Call, DeviceTensor, Feeds
+from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, held, on_host
+
+BEST = "best_or_nan"
+"""A decoder's output float32 [B]: the argmax of the logits, or NaN where they may not be finite."""
 
 
 class StaticDecoder(DecoderGraph):
@@ -23,9 +26,11 @@ class StaticDecoder(DecoderGraph):
     Each form of decoder says how it is told where its caches are filled to.
     """
 
-    def __init__(self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable) -> None:
+    def __init__(
+        self, engine: Any, dtype: str, model: ModelFacts, table: EmbeddingTable, advice: str
+    ) -> None:
         """Drive an `IoBoundEngine` or a `TensorRTEngine`; see `DecoderGraph`."""
-        super().__init__(engine, dtype, model, table)
+        super().__init__(engine, dtype, model, table, advice)
         self.pool = CachePool(self.make, lambda memory: engine.forget(memory.states.values()))
 
     @abstractmethod
@@ -59,6 +64,19 @@ class StaticDecoder(DecoderGraph):
         self, known: Any, memory: CacheMemory, row: int, prompt: KeptPrompt
     ) -> dict[str, DeviceTensor]:
         """Enqueue a row's prefill; gives the decoder's outputs."""
+
+    def run_rest(
+        self, memory: CacheMemory, prompt: KeptPrompt, states: Feeds, count: int
+    ) -> dict[str, DeviceTensor]:
+        """Run a sequence's prefill from token `count` on, where that can be done.
+
+        Args:
+            memory: Where its cache is written.
+            prompt: All of it.
+            states: Keys and values of its first `count` tokens, as long as the memory's.
+            count: How many tokens they are.
+        """
+        raise BackendError("this decoder takes prompts from their beginning alone")
 
     def allocate(self, settings: Sequence[Generation]) -> "StaticCache":
         """Take a cache from the pool; see `DecoderGraph.allocate`."""
@@ -106,7 +124,7 @@ class StaticCache:
         with self.decoder.engine.lock:
             outputs = self.decoder.run_prefill(self.known, self.memory, row, prompt)
             self.lengths[row] = prompt.length
-        return next_logits(outputs, [0])[0]
+        return self._next_logits(outputs, [0])[0]
 
     def decode(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, NextLogits]:
         """Take in a token for each row that goes on; see `KVCache.decode`.
@@ -126,7 +144,29 @@ class StaticCache:
             call.inputs["inputs_embeds"].write(decoder.table.look_up(ids)[:, None])
             decoder.engine.repeat(call)
             self.lengths[list(tokens)] += 1
-        return next_logits(call.outputs, tokens)
+        return self._next_logits(call.outputs, tokens)
+
+    def states(self) -> dict[str, Tensor]:
+        """A copy of the only row's keys and values; see `ResumableCache.states`."""
+        length = int(self.lengths[0])
+        return {name: one.numpy()[:, :, :length].copy() for name, one in self.memory.states.items()}
+
+    def resume(self, prompt: KeptPrompt, states: Mapping[str, Tensor], count: int) -> NextLogits:
+        """Take in the only row's prompt after keys and values that are there; see `ResumableCache`.
+
+        Raises:
+            LimitError: The cache has no room for it.
+        """
+        self._check_room({0: 0}, prompt.length)
+        filled: dict[str, Tensor] = {}
+        for name, memory in self.memory.states.items():
+            whole = np.zeros(memory.shape, held(memory.dtype))
+            whole[:, :, :count] = on_host(states[name])[:, :, :count]
+            filled[name] = whole
+        with self.decoder.engine.lock:
+            outputs = self.decoder.run_rest(self.memory, prompt, filled, count)
+            self.lengths[0] = prompt.length
+        return self._next_logits(outputs, [0])[0]
 
     def nbytes(self, row: int) -> int:
         """Bytes of keys and values that a row holds now; its memory has room for more."""
@@ -139,6 +179,20 @@ class StaticCache:
             if not self.open:
                 self.decoder.pool.give_back(self.memory)
 
+    def discard(self) -> None:
+        """End all rows, and keep the memory from the next sequences."""
+        if self.open:
+            self.open.clear()
+            self.decoder.pool.drop(self.memory)
+
+    def _next_logits(
+        self, outputs: Mapping[str, DeviceTensor], rows: Iterable[int]
+    ) -> dict[int, NextLogits]:
+        """What follows in some rows of the outputs, which come to the host once, if at all."""
+        logits = cache(outputs["logits"].numpy)
+        best = cache(outputs[BEST].numpy) if BEST in outputs else None
+        return {row: NextLogits(logits, best, row, self.decoder.advice) for row in rows}
+
     def _check_room(self, lengths: Mapping[int, int], more: int) -> None:
         """ClosedError for a row that was given back, LimitError for one without room for `more` tokens."""
         if not self.open.issuperset(lengths):
@@ -149,10 +203,3 @@ class StaticCache:
                 f"a sequence has {longest} tokens, and {more} more do not fit into its cache of "
                 f"{capacity}; ask for a shorter answer, or keep fewer visual tokens"
             )
-
-
-def next_logits(outputs: Mapping[str, DeviceTensor], rows: Iterable[int]) -> dict[int, NextLogits]:
-    """What follows in some rows of a decoder's outputs, which come to the host once, if at all."""
-    logits = cache(outputs["logits"].numpy)
-    best = cache(outputs["best"].numpy) if "best" in outputs else None
-    return {row: NextLogits(logits, best, row) for row in rows}

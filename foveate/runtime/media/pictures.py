@@ -1,37 +1,64 @@
 """Pictures from wherever a caller has them: fully decoded, or one clear error."""
 
+import functools
 import io
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 
-from foveate.errors import ImageError
+from foveate.errors import FoveateError, ImageError
+from foveate.families.base import UnopenedPicture
 from foveate.families.pixels import for_each
+from foveate.runtime.checks import items_of
+from foveate.runtime.media.picture_file import (
+    DAMAGED,
+    FORMATS,
+    check_area,
+    check_picture,
+    decode,
+    read_size,
+    refusing,
+    to_eight_bits,
+)
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "Picture",
+    "check_list",
+    "find_picture",
+    "find_pictures",
+    "open_picture",
+    "open_pictures",
+    "read_file",
+]
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_PIXELS = 178_956_970
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""The most pixels (width x height) of a picture, unless a caller sets another limit."""
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
 _BYTES_A_PIXEL = 8
 _HEADER_BYTES = 1 << 24
-_DAMAGED = "save it again, or use another copy of it"
 _AXES = "give uint8 [height, width], [height, width, 3] (RGB) or [height, width, 4] (RGBA)"
 
 
 def open_picture(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Take one picture in, decoded to its last pixel.
 
-    Files and bytes are turned upright as their EXIF orientation says. PIL images and arrays are
-    taken as they stand: their caller has them in hand. Nothing is fetched from a network.
-    Animations and several pages are refused, but of a phone's MPO file (a JPEG with more behind it)
-    the first picture is taken, which is what other programs show.
+    Files and bytes are turned upright as their EXIF orientation says; other metadata (text, colour
+    profiles, EXIF that cannot be read) has no effect. PIL images and arrays are taken as they stand:
+    their caller has them in hand. Grey of 16 bits comes as its high byte. Nothing is fetched from a
+    network. Animations and several pages are refused, but of a phone's MPO or HEIC file the first or
+    primary picture is taken, which is what other programs show.
 
     A host that has switched ImageFile.LOAD_TRUNCATED_IMAGES on gets errors for cut files all the
     same; damage in the middle of a JPEG or GIF, though, Pillow then hides.
@@ -40,28 +67,26 @@ def open_picture(source: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Imag
         source: A path; an encoded file's bytes; a PIL image; or an array uint8 [height, width]
             (grey), [height, width, 3] (RGB) or [height, width, 4] (RGBA, alpha not premultiplied).
         max_pixels: Most pixels (width x height) to decode; checked before decoding. Pillow's own
-            global limit plays no part, and is left as it is.
+            global limits play no part, and are left as they are.
 
     Returns:
-        The picture in its own mode; a PIL image comes back as the same object, loaded.
+        The picture in its own mode; a PIL image comes back as the same object, loaded, unless it is
+        grey of 16 bits.
 
     Raises:
-        ImageError: No such file, not a picture, damaged, too large, animated or several pages, or
-            of a format not in `FORMATS`, or grey with over 8 bits; or an array of another shape or dtype.
+        ImageError: No such file, not a picture, damaged, too large, animated or several pages, of a
+            format not in `FORMATS`, or of numbers that are no levels; an array of another shape or
+            dtype; or no memory to decode it.
+        MissingDependencyError: A HEIC file, and pillow-heif is not installed.
     """
     if isinstance(source, Image.Image):
         return _load_image(source, max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        return _decode(data, f"The picture of {len(data)} bytes", max_pixels)
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fsdecode(source)
-        return _decode(_read(path, max_pixels), f"The picture {path!r}", max_pixels)
-    raise ImageError(
-        f"A {type(source).__name__} is no picture; pass a path, bytes, a PIL image or a uint8 array."
-    )
+        return _from_bytes(bytes(source), max_pixels)
+    path = _path(source)
+    return decode(read_file(path, max_pixels), _file_name(path), max_pixels)
 
 
 def open_pictures(sources: Iterable[Picture], *, max_pixels: int = MAX_PIXELS) -> list[Image.Image]:
@@ -71,36 +96,116 @@ def open_pictures(sources: Iterable[Picture], *, max_pixels: int = MAX_PIXELS) -
         ImageError: As `open_picture`, naming which of several it was; or a single picture was
             passed where a list belongs.
     """
-    single = isinstance(sources, (str, bytes, bytearray, os.PathLike, Image.Image))
-    if single or (isinstance(sources, np.ndarray) and sources.ndim < 4):
-        raise ImageError("Pictures go in a list, also when there is only one; write [picture].")
 
     def take(number: int, source: Picture) -> Image.Image:
         """One picture."""
-        try:
+        with _numbering(number):
             return open_picture(source, max_pixels=max_pixels)
-        except ImageError as error:
-            raise ImageError(f"Picture {number}: {error}") from error
 
-    return for_each(take, list(sources))
+    return for_each(take, list(check_list(sources)))
 
 
-class _Bytes(io.BytesIO):
-    """A file's bytes that remember being read past their end, as a decoder does on a cut file."""
+def find_picture(source: Picture, *, max_pixels: int = MAX_PIXELS) -> UnopenedPicture:
+    """Look at a picture's header, and leave it to be opened when its pixels are wanted.
 
-    overrun = False
+    Raises:
+        ImageError: What `open_picture` refuses, as far as the header shows it; the rest when it is opened.
+        MissingDependencyError: A HEIC file, and pillow-heif is not installed.
+    """
+    if isinstance(source, Image.Image):
+        check_picture(source, _image_name(source), max_pixels)
+        size = source.size
+    elif isinstance(source, np.ndarray):
+        size = _array_size(source, max_pixels)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        source = bytes(source)
+        size = _header(io.BytesIO(source), len(source), _bytes_name(source), max_pixels)
+    else:
+        path = source = _path(source)
+        with _file(path, max_pixels) as file:
+            size = _header(file, os.fstat(file.fileno()).st_size, _file_name(path), max_pixels)
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        self.overrun = self.overrun or (not data and size != 0)
-        return data
+    def open_again() -> Image.Image:
+        """The pixels, of the size that was found."""
+        picture = open_picture(source, max_pixels=max_pixels)
+        if picture.size != size:
+            raise ImageError(
+                f"The picture was {size[0]} x {size[1]} pixels by its header and is {picture.width} x "
+                f"{picture.height}; leave it alone while it is read, or save it again."
+            )
+        return picture
+
+    return UnopenedPicture(size, open_again)
 
 
-def _read(path: str, max_pixels: int) -> bytes:
-    if _URL.match(path):
+def find_pictures(
+    sources: Iterable[Picture], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[UnopenedPicture]:
+    """Look at the headers of several pictures, one after the other; see `find_picture`.
+
+    Raises:
+        ImageError: As `find_picture`, naming which of several it was; also when it is opened.
+    """
+
+    def open_numbered(number: int, found: UnopenedPicture) -> Image.Image:
+        """The pixels of one."""
+        with _numbering(number):
+            return found.open()
+
+    for number, source in enumerate(sources, start=1):
+        with _numbering(number):
+            found = find_picture(source, max_pixels=max_pixels)
+        yield UnopenedPicture(found.size, functools.partial(open_numbered, number, found))
+
+
+def check_list(sources: Any) -> Iterator[Picture]:
+    """What may be several pictures, to be gone through once.
+
+    Raises:
+        ImageError: A single picture, or nothing that can be gone through.
+    """
+    single = isinstance(sources, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
+    if single or (isinstance(sources, np.ndarray) and sources.ndim in (2, 3)):
+        raise ImageError("Pictures go in a list, also when there is only one; write [picture].")
+    batch = not isinstance(sources, np.ndarray) or sources.ndim == 4
+    items = items_of(sources) if batch else None
+    if items is None:
+        raise ImageError(
+            f"A {type(sources).__name__} is no list of pictures; write [picture], or pass an array "
+            "uint8 [pictures, height, width, 3]."
+        )
+    return items
+
+
+@contextmanager
+def _numbering(number: int) -> Iterator[None]:
+    """Say in errors which of several pictures they are about."""
+    try:
+        yield
+    except FoveateError as error:
+        raise type(error)(f"Picture {number}: {error}") from error
+
+
+def _path(source: object) -> str:
+    """A path as text; ImageError for what is none, or a URL."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(
+            f"A {type(source).__name__} is no picture; pass a path, bytes, a PIL image or a uint8 array."
+        )
+    try:
+        path = os.fsdecode(source)
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"The path of a picture is none ({error}); pass a str.") from error
+    if _URL.match(path) and not os.path.lexists(path):
         raise ImageError(
             f"{path[:80]!r} is a URL; download it first and pass the file or its bytes."
         )
+    return path
+
+
+@contextmanager
+def _file(path: str, max_pixels: int) -> Iterator[BinaryIO]:
+    """A picture's file, open; ImageError for what is no file, or too large to be a picture."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -113,110 +218,72 @@ def _read(path: str, max_pixels: int) -> bytes:
                 f"most {max_pixels} pixels; make it smaller."
             )
         with open(path, "rb") as file:
-            return file.read()
+            yield file
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {path!r}; check the path.") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
+        if isinstance(error, FoveateError):
             raise
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"The file {path!r} cannot be read ({reason}); check the path.") from error
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+def read_file(path: str, max_pixels: int) -> bytes:
+    """A picture's file; ImageError for what is no file, empty, or too large to be a picture."""
+    name = _file_name(path)
+    with _file(path, max_pixels) as file, refusing(name, "cannot be read", "check the path"):
+        return _not_empty(file.read(), name)
+
+
+def _header(file: BinaryIO, length: int, name: str, max_pixels: int) -> tuple[int, int]:
+    if not length:
+        _not_empty(b"", name)
+    return read_size(file, name, max_pixels)
+
+
+def _from_bytes(data: bytes, max_pixels: int) -> Image.Image:
+    name = _bytes_name(data)
+    return decode(_not_empty(data, name), name, max_pixels)
+
+
+def _not_empty(data: bytes, name: str) -> bytes:
     if not data:
-        raise ImageError(f"{name} is empty (0 bytes); {_DAMAGED}.")
-    stream = _Bytes(data)
-    try:
-        picture = _identify(stream, data[:16])
-        if picture is None:
-            raise ImageError(
-                f"{name} is in no format that is read here ({', '.join(FORMATS)}); "
-                "convert it to PNG or JPEG."
-            )
-        _check(picture, name, max_pixels)
-        if picture.format != "MPO" and getattr(picture, "is_animated", False):
-            raise ImageError(f"{name} holds several frames or pages; save the one you mean.")
-        if ImageFile.LOAD_TRUNCATED_IMAGES and picture.format == "PNG":
-            _verify(data)
-        picture.seek(0)
-        stream.overrun = False
-        picture.load()
-        if ImageFile.LOAD_TRUNCATED_IMAGES and stream.overrun:
-            raise ImageError(f"{name} is cut short; {_DAMAGED}.")
-        ImageOps.exif_transpose(picture, in_place=True)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has too many pixels ({error}); make it smaller.") from error
-    except Exception as error:
-        raise ImageError(
-            f"{name} is cut short or damaged ({_cause(error)}); {_DAMAGED}."
-        ) from error
-    return picture
+        raise ImageError(f"{name} is empty (0 bytes); {DAMAGED}.")
+    return data
 
 
-def _identify(stream: io.BytesIO, prefix: bytes) -> ImageFile.ImageFile | None:
-    """Read the header only. Image.open would apply Pillow's global size limit, by a warning."""
-    Image.init()
-    for name in FORMATS:
-        if name not in Image.OPEN:
-            continue
-        factory, accepts = Image.OPEN[name]
-        if accepts is None or accepts(prefix) is True:
-            stream.seek(0)
-            return factory(stream, "")
-    return None
+def _file_name(path: str) -> str:
+    return f"The picture {path!r}"
 
 
-def _verify(data: bytes) -> None:
-    picture = _identify(io.BytesIO(data), data[:16])
-    if picture is not None:
-        picture.verify()
+def _bytes_name(data: bytes) -> str:
+    return f"The picture of {len(data)} bytes"
+
+
+def _image_name(picture: Image.Image) -> str:
+    return f"The PIL image of {picture.width} x {picture.height} pixels"
 
 
 def _load_image(picture: Image.Image, max_pixels: int) -> Image.Image:
-    name = f"The PIL image of {picture.width} x {picture.height} pixels"
-    _check(picture, name, max_pixels)
-    try:
+    name = _image_name(picture)
+    check_picture(picture, name, max_pixels)
+    with refusing(name, "cannot be loaded", "load it before its file is closed, or pass the path"):
         picture.load()
-    except Exception as error:
-        raise ImageError(
-            f"{name} cannot be loaded ({_cause(error)}); load it before its file is closed, "
-            "or pass the path."
-        ) from error
-    return picture
+        return to_eight_bits(picture)
 
 
-def _from_array(array: NDArray[np.uint8], max_pixels: int) -> Image.Image:
+def _array_size(array: NDArray[np.uint8], max_pixels: int) -> tuple[int, int]:
     name = f"The array {array.dtype} {list(array.shape)}"
     if array.dtype != np.uint8:
         raise ImageError(f"{name} does not hold 8-bit levels; {_AXES}.")
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise ImageError(f"{name} is not laid out as a picture; {_AXES}.")
-    _check_area((array.shape[1], array.shape[0]), name, max_pixels)
-    return Image.fromarray(np.ascontiguousarray(array))
+    size = array.shape[1], array.shape[0]
+    check_area(size, name, max_pixels)
+    return size
 
 
-def _check(picture: Image.Image, name: str, max_pixels: int) -> None:
-    _check_area(picture.size, name, max_pixels)
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        raise ImageError(
-            f"{name} has more than 8 bits a channel (mode {picture.mode}), which making it RGB would "
-            "clip at 255; scale it to 8 bits first."
-        )
-
-
-def _check_area(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels ({width} x {height}); {_DAMAGED}.")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, over the limit of {max_pixels}; make it "
-            "smaller or raise max_pixels."
-        )
-
-
-def _cause(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _from_array(array: NDArray[np.uint8], max_pixels: int) -> Image.Image:
+    size = _array_size(array, max_pixels)
+    with refusing(f"The array of {size[0]} x {size[1]} pixels", "cannot be copied", "free memory"):
+        return Image.fromarray(np.ascontiguousarray(array))

@@ -1,58 +1,239 @@
-"""A video file to frames, evenly apart in time."""
+"""A video file to frames: which, how many, and as pictures."""
 
+import math
 import os
-from pathlib import Path
-from typing import Any, cast
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
-from foveate.errors import ImageError, MissingDependencyError
+from foveate.errors import ImageError
+from foveate.families.base import FrameRule
+from foveate.runtime.media.animation import find_animation
+from foveate.runtime.media.container import DAMAGED, Film, read_film
+from foveate.runtime.media.decode import Tally, decode
+from foveate.runtime.media.files import open_local
+from foveate.runtime.media.frame_times import FrameTimes, frame_times, recounted
+from foveate.runtime.media.upright import upright
 
-FPS = 2.0
-"""Frames a second, as the families' own processors take them."""
-MOST_FRAMES = 768
+_MISSING = 0.1
+"""Seconds by which a film may end before the time that its file tells."""
+_ROUNDING = Fraction(1, 1_000_000)
+"""Seconds by which a time may be off for being written in binary or with few digits."""
 
 
-def read_video(path: str | os.PathLike[str], fps: float = FPS) -> list[Image]:
-    """Decode a video's frames, each the first at or after its time, turned as the file says.
+class VideoWarning(UserWarning):
+    """A video that can be read and may lack frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """A video file, and what to take of it.
+
+    Attributes:
+        path: The file.
+        fps: Frames to take for each second; None takes the model's rate.
+        frames: How many frames to take, instead of a rate.
+        start: Where to begin, in seconds after the first frame.
+        end: Where to end, likewise; None takes the film to its end.
+    """
+
+    path: str | os.PathLike[str]
+    fps: float | None = None
+    frames: int | None = None
+    start: float = 0.0
+    end: float | None = None
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    fps: float | None = None,
+    frames: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    rule: FrameRule | None = None,
+) -> list[Image]:
+    """Decode a video's frames, evenly apart in time from its first one, turned as the file says.
+
+    A film, or the part of it from `start` to `end`, of T seconds gives n = T · fps frames: those on the
+    screen at 0, T/n, 2T/n …; n is at least 4 and at most 768 or as many as there are, and even
+    (one frame stays one). Only what they need is decoded, and no other file or address is opened.
 
     Args:
         path: The file.
-        fps: Frames wanted for each second; one is the least that comes.
+        fps: Frames for each second; None takes the rule's, which is 2.
+        frames: How many frames instead; exactly so many come.
+        start: Where to begin, in seconds after the first frame.
+        end: Where to end, likewise; None takes the film to its end.
+        rule: A model family's numbers in place of these.
 
     Returns:
         RGB pictures of one size.
 
     Raises:
-        ImageError: No video that can be read, or more frames than `MOST_FRAMES`.
+        ImageError: No video that can be read, a damaged one, or frames that it does not have.
         MissingDependencyError: PyAV is not installed.
     """
-    if not fps > 0:
-        raise ImageError(f"{fps} frames a second were asked for; give more than 0")
-    try:
-        import av
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading videos needs PyAV, which is not installed: pip install 'foveate[video]'"
-        ) from error
-    frames: list[Image] = []
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ImageError(f"{path} holds no video; give a file that does")
-            for frame in container.decode(container.streams.video[0]):
-                if frame.time is not None and frame.time < len(frames) / fps:
-                    continue
-                if len(frames) == MOST_FRAMES:
+    file, rule = VideoFile(path, fps, frames, start, end), rule or FrameRule()
+    check_options(file)
+    animation = find_animation(path)
+    if animation is not None:
+        return animation.pictures(choose(file, animation.times, rule, animation.name))
+    return plan_frames(file, rule).pictures()
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """Which frames of a video file to take; nothing of it is decoded yet.
+
+    Attributes:
+        file: The file, and what was asked of it.
+        film: Its video stream.
+        times: The stream's frames.
+        chosen: Which of them, ascending; one twice where it is long on the screen.
+        rule: How many a family takes.
+        tally: What decoding took.
+    """
+
+    file: VideoFile
+    film: Film
+    times: FrameTimes
+    chosen: tuple[int, ...]
+    rule: FrameRule
+    tally: Tally = field(default_factory=Tally)
+
+    def pictures(self, fit: Callable[[Image], Image] | None = None) -> list[Image]:
+        """Decode the frames, turned upright.
+
+        Args:
+            fit: Makes each smaller as soon as it is decoded, so that no more than one is held whole.
+
+        Raises:
+            ImageError: A frame that cannot be decoded, or of another size than the first.
+        """
+        wanted, repeats = np.unique(np.array(self.chosen, np.int64), return_counts=True)
+        size: tuple[int, int] | None = None
+        pictures: list[Image] = []
+        with open_local(self.file.path) as file:
+            decoded = decode(file, self.film, self.times, wanted, self.tally)
+            for frame, times in zip(decoded, repeats.tolist(), strict=False):
+                picture = upright(frame)
+                size = size or picture.size
+                if picture.size != size:
                     raise ImageError(
-                        f"{path} has more than {MOST_FRAMES} frames at {fps:g} a second; take fewer "
-                        "(--fps), or cut it"
+                        f"{self.film.name} changes its size from {size[0]} x {size[1]} to "
+                        f"{picture.width} x {picture.height} pixels; convert it to one size, or take "
+                        "a part of it (start, end)"
                     )
-                picture: Image = cast(Any, frame).to_image()
-                turn = getattr(frame, "rotation", 0)
-                frames.append(picture.rotate(turn, expand=True) if turn else picture)
-    except (av.FFmpegError, OSError) as error:
-        raise ImageError(f"{Path(path)} cannot be read as a video: {error}") from error
-    if not frames:
-        raise ImageError(f"{path} has no frame that can be decoded")
-    return frames
+                pictures += [picture if fit is None else fit(picture)] * times
+        if len(pictures) == len(self.chosen):
+            return pictures
+        # Only decoding tells how many frames a stream without times has.
+        if not self.tally.decoded:
+            raise ImageError(f"{self.film.name} has no frame that can be decoded; {DAMAGED}")
+        times = recounted(self.times, self.tally.decoded)
+        chosen = choose(self.file, times, self.rule, self.film.name)
+        return FramePlan(self.file, self.film, times, chosen, self.rule).pictures(fit)
+
+
+def plan_frames(file: VideoFile, rule: FrameRule) -> FramePlan:
+    """Read through a video file without decoding it, and choose its frames.
+
+    Raises:
+        ImageError: No video that can be read, a damaged one, or frames that it does not have.
+        MissingDependencyError: PyAV is not installed.
+    """
+    check_options(file)
+    with open_local(file.path) as opened:
+        film = read_film(opened, os.fsdecode(file.path))
+    times = frame_times(film.packets)
+    if times is None:
+        raise ImageError(f"{film.name} has no frame that can be decoded; {DAMAGED}")
+    if film.promised is not None and file.end is None:
+        promised, there = film.promised
+        if promised - there > _MISSING + 2 * float(times.seconds) / times.count:
+            raise ImageError(
+                f"{film.name} is cut short: it is to last {promised:.3f} seconds and ends after "
+                f"{there:.3f}; use another copy of it, or take the part that is there (end)"
+            )
+    marked = film.marked - times.jumps
+    if marked > 0:
+        warnings.warn(
+            f"{film.name}: {marked} of {len(film.packets.pts)} packets are marked as damaged, so that "
+            "frames may be missing",
+            VideoWarning,
+            stacklevel=2,
+        )
+    return FramePlan(file, film, times, choose(file, times, rule, film.name), rule)
+
+
+def check_options(file: VideoFile) -> None:
+    """Refuse what is no rate, count or time.
+
+    Raises:
+        ImageError: Such a field.
+    """
+    if not isinstance(file.path, (str, os.PathLike)):
+        raise ImageError(f"a {type(file.path).__name__} is no path of a video; give a path")
+    if file.fps is not None and file.frames is not None:
+        raise ImageError("fps and frames were given; give a rate or a number of frames, not both")
+    numbers: dict[str, Any] = {"fps": file.fps, "start": file.start, "end": file.end}
+    for name, value in numbers.items():
+        real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+        if value is not None and not (real and math.isfinite(value)):
+            raise ImageError(f"{name} is {value!r}; give a number")
+    if file.fps is not None and file.fps <= 0:
+        raise ImageError(f"{file.fps} frames a second were asked for; give more than 0")
+    count: Any = file.frames
+    whole = isinstance(count, Integral) and not isinstance(count, (bool, np.bool_))
+    if count is not None and not (whole and count >= 1):
+        raise ImageError(f"frames is {count!r}; give a whole number of at least 1")
+    if file.start is None or file.start < 0:
+        raise ImageError(f"start is {file.start!r}; give seconds after the first frame, 0 or more")
+    if file.end is not None and file.end <= file.start:
+        raise ImageError(f"end is {file.end}, not after start, {file.start}; give a later one")
+
+
+def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tuple[int, ...]:
+    """The frames to take of the film `name`: those on the screen at evenly spaced moments.
+
+    Raises:
+        ImageError: Frames that the film does not have.
+    """
+    begin = _moment(times, file.start)
+    end = times.seconds if file.end is None else _moment(times, file.end)
+    if begin >= times.seconds or end > times.seconds + times.seconds / times.count:
+        raise ImageError(
+            f"{name} lasts {float(times.seconds):.3f} seconds; start before that and end by then"
+        )
+    end = min(end, times.seconds)
+    first, last = times.on_screen(begin), times.on_screen(end)
+    there = last - first + (times.start(last) < end)
+    count = file.frames
+    if count is None:
+        count = rule.count(end - begin, there, None if file.fps is None else _exact(file.fps))
+    elif count > min(there, rule.most):
+        raise ImageError(
+            f"{count} frames were asked for; {name} has {there} there and "
+            f"{rule.most} are taken at most"
+        )
+    step = (end - begin) / count
+    return tuple(times.on_screen(begin + place * step) for place in range(int(count)))
+
+
+def _moment(times: FrameTimes, seconds: float) -> Fraction:
+    """A time as it is written, or when a frame begins where that is meant: 20 / 30 is no third."""
+    moment = _exact(seconds)
+    begins = times.start(times.on_screen(moment + _ROUNDING))
+    return begins if abs(begins - moment) <= _ROUNDING else moment
+
+
+def _exact(value: float) -> Fraction:
+    """A number as it is written: 0.1 is a tenth."""
+    return Fraction(str(float(value)))

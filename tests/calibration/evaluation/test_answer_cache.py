@@ -69,8 +69,10 @@ def test_without_an_answer_relevance_ranks_nothing(
 def test_several_pictures_share(model: TorchModel, tmp_path: Path) -> None:
     paths = (SCENE, NANO / "samples" / "chart-77-00016.png")
     record = Record("1", paths, "What letter is in the red square?", ("E",))
-    judged = judge(model, record, find_rankings(["downsample"]), [0.5, 2, 1], OPTIONS)
-    halved, two, one = judged.trials
+    judged = judge(model, record, find_rankings(["downsample"]), [0.5, 2], OPTIONS)
+    halved, two = judged.trials
     assert 0.3 < halved.used <= 0.5
     assert two.used == 2 / judged.tokens
-    assert one.answer is None
+    several = Record("2", (*paths, *paths), "What letter is in the red square?", ("E",))
+    (none,) = judge(model, several, find_rankings(["downsample"]), [2], OPTIONS).trials
+    assert none.answer is None

@@ -1,6 +1,7 @@
 """Training f_θ: it learns, repeats itself, goes on where it was cut short, and its file exports."""
 
 import json
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from foveate.calibration.ranking import RATIOS, overlap_at_ratios
 from foveate.calibration.relevance.store import Sample, finish
+from foveate.calibration.training import train as training
 from foveate.calibration.training.examples import prepare, split
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.run import Status
@@ -156,6 +158,55 @@ def test_anothers_state_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "g.state").write_bytes(b"junk")
     with pytest.raises(DataError, match="delete it"):
         train(scenes(), tmp_path / "g", SHORT)
+
+
+@pytest.mark.parametrize("step", ["curves_png", "writing"])
+def test_a_run_cut_short_between_its_outputs_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """After the result and before the plot, and after both and before the state is removed."""
+
+    def cut(*_: object) -> None:
+        raise Cut
+
+    out = tmp_path / "f.safetensors"
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(training, step, cut)
+        train(scenes(), out, SHORT)
+    before = out.read_bytes()
+    assert (tmp_path / "f.safetensors.state").exists()
+    train(scenes(), out, SHORT)
+    assert out.read_bytes() == before
+    assert Image.open(tmp_path / "f.png").size[0] > 1000
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "f.safetensors", "f.png", "f.tensorboard",
+    }  # fmt: skip
+
+
+def test_another_file_in_the_place_of_a_cut_runs_result_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "f.safetensors"
+    with pytest.raises(Cut):
+        train(scenes(), out, SHORT, cut_in(2))
+    out.write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match=r"f\.safetensors is already there"):
+        train(scenes(), out, SHORT)
+    assert out.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("limit", [0, 100, 3_000, 20_000])
+def test_a_disk_that_fills_is_named(tmp_path: Path, limit: int) -> None:
+    """A limit on the size of files stands for the disk: whatever is written first meets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OutputError, match="could not be written: it is larger"):
+            train(scenes(), tmp_path / "f.safetensors", SHORT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob(".*"))
+    train(scenes(), tmp_path / "f.safetensors", SHORT)
 
 
 def curve(folder: Path, tag: str) -> list[float]:

@@ -20,9 +20,10 @@ from foveate.export.tensorrt import library
 from foveate.export.tensorrt.build import Result, build_engines
 from foveate.export.tensorrt.library import check_precision, open_library
 from foveate.export.tensorrt.targets import read_targets
+from tests.attacks.harness import resealed
 from tests.bundle.test_bundle import contents
 from tests.command import invoke, refused
-from tests.conftest import VerbExport
+from tests.conftest import NANO, VerbExport
 
 pytest.importorskip(
     "tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'foveate[rtx]'"
@@ -30,6 +31,7 @@ pytest.importorskip(
 
 FOUR = '[rtx]\ncompute_capabilities = ["8.0", "8.6", "8.9", "12.0"]\n'
 ROLES = ["vision", "compressor", "decoder"]
+DATA = NANO / "samples" / "data.jsonl"
 
 
 @pytest.fixture
@@ -129,7 +131,8 @@ def test_the_verb_inspect_and_verify(copy: Path, targets_file: Callable[[str], P
     engines = json.loads(invoke("verify", copy, "--json").stdout)["engines"]
     assert list(engines) == [f"rtx {role}" for role in ROLES]
 
-    engine = copy / facts["engines"][0]["file"]
+    bundle = Bundle.open(copy)
+    engine = bundle.file(bundle.manifest.engines[0].file)
     engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
     refused(invoke("verify", copy), "does not match its checksum")
     os.truncate(engine, 1000)
@@ -142,7 +145,7 @@ def test_verify_refuses_engines_of_another_graph(verb_export: VerbExport, tmp_pa
     wrong = Bundle.open(copy).manifest.files["embeddings"].sha256
     document = json.loads(manifest.read_bytes())
     document["engines"][2]["built_from"]["decoder.weights"] = wrong
-    manifest.write_text(json.dumps(document))
+    manifest.write_bytes(resealed(json.dumps(document).encode()))
     refused(invoke("verify", copy), "not built from this bundle's decoder.weights", "foveate build")
     assert "OUTDATED" in invoke("inspect", copy).stdout
 
@@ -253,7 +256,7 @@ def test_export_refuses_a_target_before_it_writes_anything(
     for options, words in (
         (("--target", "rtx-9000"), ("rtx-9000",)),
         (("--target", "rtx", "--operators", "contrib"), ("--operators standard",)),
-        (("--target", "rtx", "--precision", "fp8"), ("fp8", "rtx")),
+        (("--target", "rtx", "--precision", "fp8", "--calibration", DATA), ("fp8", "rtx")),
         (("--target", "h100"), ("h100",)),
     ):
         refused(invoke("export", tiny_checkpoint, tmp_path / "bundle", *options), *words)

@@ -137,7 +137,7 @@ def test_profiles_of_the_vision_graph(tiny_bundle: Bundle) -> None:
     target = read_targets()["a100"]
     (vision,) = plan_profiles(tiny_bundle.manifest, target)["vision"]
     most = min(target.ranges.visual[1], tiny_bundle.manifest.limits.visual_tokens)
-    assert vision.axes == {"patches": (4, 4096, 4 * most), "borders": (2, 2, 65)}
+    assert vision.axes == {"pictures": (1, 1, 1), "patches": (4, 4096, 4 * most)}
 
 
 def test_an_axis_that_no_profile_knows() -> None:

@@ -19,7 +19,7 @@ from tests.runtime.media.made import LOSSLESS, LOSSY, encoded, refused, smooth
         (b"hello, I am a text file of some length\n" * 9, "PNG"),
         (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "convert it to PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no format"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "no format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "cut short or damaged"),
         (b"\x89PNG\r\n\x1a\n", "cut short or damaged"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "cut short or damaged"),
         (b"\xff\xd8\xff", "cut short or damaged"),

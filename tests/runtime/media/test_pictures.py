@@ -14,7 +14,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from foveate.errors import ImageError
-from foveate.runtime.media.pictures import MAX_PIXELS, open_picture, open_pictures
+from foveate.families.pixels import to_rgb
+from foveate.runtime.media.pictures import (
+    MAX_PIXELS,
+    find_picture,
+    open_picture,
+    open_pictures,
+)
 from tests.runtime.media.made import (
     LOSSLESS,
     LOSSY,
@@ -221,10 +227,11 @@ def test_no_error_of_a_decoder_comes_through(
         monkeypatch.setitem(Image.OPEN, "PNG", (fail, accepts))
     else:
         monkeypatch.setattr(factory, "load", fail)
-    refused(encoded(smooth()), "picture of")
+    words = ["memory"] if isinstance(error, MemoryError) else []
+    refused(encoded(smooth()), "picture of", *words)
     if stage == "pixels":
         lazy = Image.open(io.BytesIO(encoded(smooth())))
-        refused(lazy, "cannot be loaded")
+        refused(lazy, "The PIL image of 60 x 40 pixels", *words)
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (1, 200_000_000), (16_000, 12_000)], ids=str)
@@ -266,9 +273,17 @@ def test_pillows_own_limit_plays_no_part(
     assert warnings.filters == filters
 
 
-@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_several_frames_are_refused(form: str) -> None:
-    refused(animation(form), "several frames or pages", "save the one you mean")
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_an_animation_is_refused_with_the_way_to_give_it_as_a_video(form: str) -> None:
+    data = animation(form)
+    message = refused(data, "animation", "give it as a video (video=..., --video)")
+    with pytest.raises(ImageError) as caught:
+        find_picture(data)
+    assert str(caught.value) == message
+
+
+def test_several_pages_are_refused() -> None:
+    refused(animation("TIFF"), "several pages", "save the one you mean")
 
 
 def test_the_second_picture_that_phones_add_to_a_jpeg_is_left() -> None:
@@ -277,12 +292,34 @@ def test_the_second_picture_that_phones_add_to_a_jpeg_is_left() -> None:
     assert opened.tobytes() == alone.tobytes()
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_deep_grey_is_refused_where_rgb_would_clip_it(dtype: type) -> None:
-    picture = Image.fromarray(np.full((9, 9), 1000, dtype))
-    refused(picture, f"mode {picture.mode}", "scale it to 8 bits")
-    if dtype is np.uint16:
-        refused(encoded(picture, "PNG"), "more than 8 bits")
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_that_are_no_levels_are_refused(dtype: type) -> None:
+    picture = Image.fromarray(np.full((9, 9), 100, dtype))
+    for source in (picture, encoded(picture, "TIFF")):
+        refused(source, f"mode {picture.mode}", "scale them to 0 to 255")
+        with pytest.raises(ImageError, match="scale them"):
+            find_picture(source)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "PIL", "inverted TIFF", "hidden"])
+def test_grey_of_sixteen_bits_comes_as_its_high_byte(form: str) -> None:
+    """As Pillow itself takes 16-bit colour; its conversion to RGB would clip at 255."""
+    levels = (np.arange(60, dtype=np.uint16) * 1100).reshape(6, 10)
+    deep = Image.fromarray(levels)
+    assert deep.mode == "I;16"
+    wanted = (levels >> 8).astype(np.uint8)
+    source: Any = (
+        deep if form == "PIL" else encoded(deep, form.split()[-1] if form != "hidden" else "PNG")
+    )
+    if form == "inverted TIFF":
+        source = encoded(deep, "TIFF", tiffinfo={262: 0})
+        wanted = 255 - wanted
+    if form == "hidden":
+        source = encoded(deep, "PNG", transparency=int(levels[2, 3]))
+        wanted = np.where(levels == levels[2, 3], 255, wanted)
+    shown = np.asarray(to_rgb(open_picture(source)))
+    assert find_picture(source).size == (10, 6)
+    np.testing.assert_array_equal(shown, np.repeat(wanted[..., None], 3, axis=-1))
 
 
 def test_sixteen_bits_of_colour_are_taken() -> None:

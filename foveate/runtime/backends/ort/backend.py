@@ -1,19 +1,31 @@
 """onnxruntime on standard operators: the backend that runs everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
-from foveate.families.base import VisualInput
+from foveate.families.base import Call, VisualInput
 from foveate.runtime.backends.base import ROLES, StandardBackend
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.finite import remedy
 from foveate.runtime.language.base import Capabilities
 from foveate.runtime.language.growing_decoder import GrowingDecoder
+from foveate.runtime.memory_estimate import MemoryModel
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
+
+TOKENS = 256
+"""A run of the vision graph takes pictures of about so many visual tokens together."""
+VISION_SCORES = 1 << 21
+"""How many the vision graph holds at once; exported graphs are made so."""
+SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""How many attention scores of a layer a run of the decoder may have."""
+LEAST_CHUNK = 256
+"""A prompt is taken in by runs of at least so many tokens: each reads all weights."""
 
 
 class OrtBackend(StandardBackend):
@@ -22,6 +34,7 @@ class OrtBackend(StandardBackend):
     name = "onnxruntime"
     remedy = "export with a higher --visual-tokens"
     engines: Mapping[str, OnnxEngine]
+    graph: "OrtDecoder"
 
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, OnnxEngine], table: EmbeddingTable, device: str
@@ -30,7 +43,7 @@ class OrtBackend(StandardBackend):
         super().__init__(table)
         manifest = bundle.manifest
         self.device, self.visual_tokens = device, manifest.limits.visual_tokens
-        self.engines = engines
+        self.engines, self.width = engines, manifest.model.hidden_size
         self.graph = OrtDecoder(engines["decoder"], bundle, table)
 
     @classmethod
@@ -52,16 +65,28 @@ class OrtBackend(StandardBackend):
         options = OnnxOptions(device=device, threads=threads, precision=precision)
         engines: dict[str, OnnxEngine] = {}
         for role in ROLES:
-            engine = engines[role] = OnnxEngine(bundle.file(role), options)
+            own = replace(options, arena=role == "vision")
+            engine = engines[role] = OnnxEngine(bundle.file(role), own)
             bundle.check_graph(role, engine.inputs, engine.outputs)
-        return cls(bundle, engines, table, device)
+        backend = cls(bundle, engines, table, device)
+        if device == "cpu":
+            graph = backend.graph
+            backend.memory = MemoryModel.of(bundle, graph.dtype, VISION_SCORES, graph.prefill_chunk)
+        return backend
+
+    def largest_run(self, visual: VisualInput) -> int:
+        """The visual tokens of the largest part: one picture, or several small ones."""
+        pictures = np.unique(visual.picture, return_counts=True)[1]
+        return int(max(pictures.max(initial=0), min(visual.tokens, TOKENS)))
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
-        """The vision graph's rows, call by call."""
+        """The vision graph's rows, part by part of each call."""
         parts = [
-            (self.engines["vision"].run(call.inputs)["visual_embeds"], call.tokens)
-            for call in visual.calls
+            (self.engines["vision"].run(part.inputs)["visual_embeds"], part.tokens)
+            for part in runs(visual)
         ]
+        if not parts:
+            return np.empty((0, self.width), held(self.table.dtype))
         if len(parts) == 1 and parts[0][0].shape[0] == parts[0][1]:
             return parts[0][0]
         return np.concatenate([part.numpy()[:tokens] for part, tokens in parts])
@@ -78,15 +103,31 @@ class OrtBackend(StandardBackend):
         return rows[None]
 
 
+def runs(visual: VisualInput) -> Iterator[Call]:
+    """The runs of the vision graph: small pictures of one size together, a large one by itself."""
+    for call in visual.calls:
+        yield from call.parts(TOKENS)
+
+
 class OrtDecoder(GrowingDecoder):
     """A growing decoder in onnxruntime, which takes memory for the caches itself."""
 
     def __init__(self, engine: OnnxEngine, bundle: Bundle, table: EmbeddingTable) -> None:
         """Run `engine`, a decoder of the bundle."""
         (past,) = (spec for spec in engine.inputs if spec.name == "past.0.key")
-        super().__init__(engine, past.dtype, bundle.manifest.model, table)
-        most = bundle.manifest.limits.prompt_tokens
-        self.capabilities = Capabilities(batch=None, most_tokens=most)
+        manifest = bundle.manifest
+        wider = "fp32" if engine.device == "cpu" else "fp32 or bf16"
+        advice = remedy(manifest.precision, f"export the checkpoint with --precision {wider}")
+        super().__init__(engine, past.dtype, manifest.model, table, advice)
+        most = manifest.limits.prompt_tokens
+        self.capabilities = Capabilities(
+            batch=None, most_tokens=most, prefix_reuse=engine.device == "cpu"
+        )
+
+    def prefill_chunk(self, length: int) -> int:
+        """Equal parts of the prompt, whose attention scores are bounded."""
+        most = max(LEAST_CHUNK, SCORES[self.engine.device] // (self.model.heads * length))
+        return -(-length // -(-length // most))
 
     def empty(self, memory: None) -> dict[str, Tensor]:
         """A cache of no tokens."""

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import short
 from foveate.errors import BackendError
 from foveate.runtime.backends.ort.capture_gate import GATE
 from foveate.runtime.backends.ort.library import ort
 from foveate.runtime.tensors import DeviceTensor, held
 
+OUT_OF_MEMORY = ("allocate", "out of memory", "bad_alloc", "alloc_failed")
+"""What onnxruntime's messages hold where memory ran out."""
 SMALL = 1 << 16
 """Bytes up to which comparing an array with what was written before is quicker than writing it."""
 
@@ -117,11 +120,18 @@ def allocating(count: int, device: str) -> Iterator[None]:
 def advice(error: Exception) -> str:
     """An onnxruntime message in a line, with what to do where memory ran out."""
     line = first_line(error)
-    if "allocate" in line.lower() or "out of memory" in line.lower():
-        line += "; keep fewer visual tokens, use smaller pictures, or ask for a shorter answer"
+    if isinstance(error, MemoryError) or any(one in line.lower() for one in OUT_OF_MEMORY):
+        line += (
+            "; there was not enough memory: keep fewer visual tokens, use smaller pictures, or ask for "
+            "a shorter answer"
+        )
     return line
 
 
 def first_line(error: Exception) -> str:
     """The part of an onnxruntime message that a person can use."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        short(str(error).strip().splitlines()[0], 400)
+        if str(error).strip()
+        else type(error).__name__
+    )

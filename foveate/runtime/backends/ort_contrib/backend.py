@@ -24,6 +24,7 @@ from foveate.runtime.backends.ort_contrib.decoder import (
 from foveate.runtime.backends.ort_contrib.io_binding import IoBoundEngine
 from foveate.runtime.backends.ort_contrib.padding import PICTURE, PaddedRun, Padding
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.finite import remedy
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor
 
@@ -39,6 +40,8 @@ TEXT = 32
 are then launched as a CUDA graph that there is."""
 ROOM = 1024
 """Memory for a prompt has so many tokens, or twice or four times … as many."""
+CPU_PART = 256
+"""On a CPU a video is run in parts of about so many visual tokens."""
 MOST_UPLOADED = 256
 """How many inputs of different sizes a thread has memory for."""
 
@@ -62,7 +65,8 @@ class ContribBackend(VisualBackend):
         self._dtype = engines["vision"].types["visual_embeds"]
         self._own, self._padding = threading.local(), Padding()
         most = manifest.limits.prompt_tokens
-        self.graph = SlotDecoder(engines["decoder"], manifest.model, table, most)
+        advice = remedy(manifest.precision, "export the checkpoint with --precision bf16")
+        self.graph = SlotDecoder(engines["decoder"], manifest.model, table, most, advice)
 
     @classmethod
     def open(cls, bundle: Bundle, *, device: str, threads: int) -> "ContribBackend":
@@ -101,7 +105,12 @@ class ContribBackend(VisualBackend):
         whole = self._visual_memory(sum(counts), spill, lasting)
         start = 0
         for call in visual.calls:
-            runs = self._padding.runs(call) if engine.captures else [PaddedRun(call, call.tokens)]
+            # What a CPU runs has no padding, and bounded memory.
+            runs = (
+                self._padding.runs(call)
+                if engine.captures
+                else [PaddedRun(part, part.tokens) for part in call.parts(CPU_PART)]
+            )
             alone = len(counts) == len(runs) == 1
             for run in runs:
                 # Padding is written to where the next picture goes, or after the last.
@@ -139,6 +148,7 @@ class ContribBackend(VisualBackend):
             KeptIndices(outputs["kept_rows"], visual),
             outputs["relevance"],
             outputs["scores"],
+            self.graph.advice,
         )
 
     def gather(

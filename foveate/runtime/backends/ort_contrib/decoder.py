@@ -15,7 +15,7 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Capabilities, Generation
 from foveate.runtime.language.cache_pool import CacheMemory
-from foveate.runtime.language.static_decoder import StaticDecoder
+from foveate.runtime.language.static_decoder import BEST, StaticDecoder
 from foveate.runtime.tensors import Call, DeviceTensor, Feeds, Tensor, on_host
 
 STEP = 256
@@ -47,11 +47,18 @@ class SlotDecoder(StaticDecoder):
     engine: IoBoundEngine
 
     def __init__(
-        self, engine: IoBoundEngine, model: ModelFacts, table: EmbeddingTable, most: int
+        self,
+        engine: IoBoundEngine,
+        model: ModelFacts,
+        table: EmbeddingTable,
+        most: int,
+        advice: str,
     ) -> None:
-        """Drive `engine`, a decoder of the sizes in `model`, for sequences of up to `most` tokens."""
-        super().__init__(engine, engine.types["inputs_embeds"], model, table)
-        self.capabilities = Capabilities(batch=None, most_tokens=most)
+        """Drive `engine` for sequences of up to `most` tokens; see `DecoderGraph`."""
+        super().__init__(engine, engine.types["inputs_embeds"], model, table, advice)
+        self.capabilities = Capabilities(
+            batch=None, most_tokens=most, prefix_reuse=engine.device == "cpu"
+        )
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
         self.axes = int(places.shape[1])
         self.repeats = Repeats()
@@ -70,12 +77,16 @@ class SlotDecoder(StaticDecoder):
         }
 
     def outputs(self, rows: int) -> dict[str, DeviceTensor]:
-        """Memory for the logits of each row's next token, and for their argmax."""
+        """Memory for the logits of each row's next token, and for their argmax where the graph gives it.
+
+        Graphs that were exported before give no argmax that says whether the logits are finite: logits
+        are read whole then.
+        """
         device = self.engine.device
-        return {
-            "logits": empty((rows, self.model.vocabulary), "float32", device),
-            "best": empty((rows,), "int64", device),
-        }
+        logits = {"logits": empty((rows, self.model.vocabulary), "float32", device)}
+        if BEST not in self.engine.types:
+            return logits
+        return {**logits, BEST: empty((rows,), "float32", device)}
 
     def begin(self, settings: Sequence[Generation], memory: CacheMemory) -> Positions:
         """Shift the rows' positions until those after their prompts agree by slot."""
@@ -136,6 +147,25 @@ class SlotDecoder(StaticDecoder):
             written,
             # Each row of a batch would be a CUDA graph of its own, of which there are few.
             capture=None if memory.rows == 1 and count <= CAPTURED else False,
+        )
+
+    def run_rest(
+        self, memory: CacheMemory, prompt: KeptPrompt, states: Feeds, count: int
+    ) -> dict[str, DeviceTensor]:
+        """Run a prefill from token `count` on; see `StaticDecoder.run_rest`."""
+        total = prompt.length
+        return self.engine.run(
+            {
+                "inputs_embeds": on_host(prompt.embeds)[:, count:total],
+                "position_ids": on_host(prompt.position_ids)[:, 0, :total].T.copy(),
+                "seqlens_k": np.array([total - 1], np.int32),
+                "total_sequence_length": np.array([total], np.int32),
+                "last": np.array([total - count - 1], np.int64),
+                **{f"past.{name}": states[name] for name in self.names},
+            },
+            {},
+            memory.prompts[0],
+            capture=False,
         )
 
     def padded_length(self, count: int) -> int:

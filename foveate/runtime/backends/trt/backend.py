@@ -73,10 +73,11 @@ class TensorRTBackend(StandardBackend):
             raise
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> DeviceTensor:
-        """The vision engine's rows; several calls are copied into one tensor."""
+        """The vision engine's rows, a picture a run where calls can be cut; copied into one tensor."""
         engine = self.engines["vision"]
-        outputs = [engine.run(call.inputs)["visual_embeds"] for call in visual.calls]
-        counts = [call.tokens for call in visual.calls]
+        parts = [part for call in visual.calls for part in call.parts(1)]
+        outputs = [engine.run(part.inputs)["visual_embeds"] for part in parts]
+        counts = [part.tokens for part in parts]
         if len(outputs) == 1 and outputs[0].shape[0] == counts[0]:
             return outputs[0]
         with self.gpu.lock:

@@ -10,6 +10,7 @@ from foveate.runtime.backends.trt.engine import TensorRTEngine
 from foveate.runtime.backends.trt.ranges import largest
 from foveate.runtime.backends.trt.tensor_specs import WRITE_INDICES
 from foveate.runtime.embeddings import EmbeddingTable
+from foveate.runtime.finite import remedy
 from foveate.runtime.kept_prompt import KeptPrompt
 from foveate.runtime.language.base import Capabilities, Generation
 from foveate.runtime.language.cache_pool import CacheMemory
@@ -27,7 +28,7 @@ class WriteIndexDecoder(StaticDecoder):
         self, engine: TensorRTEngine, model: ModelFacts, table: EmbeddingTable, limit: int
     ) -> None:
         """Drive `engine`, a decoder of the sizes in `model`, within the bundle's limit of tokens."""
-        super().__init__(engine, engine.kinds["past.0.key"], model, table)
+        super().__init__(engine, engine.kinds["past.0.key"], model, table, advice(engine))
         self.length = largest(engine.variant, "past.0.key", 2)
         self.capabilities = Capabilities(batch=1, most_tokens=min(limit, self.length))
         (places,) = (spec for spec in engine.inputs if spec.name == "position_ids")
@@ -84,7 +85,7 @@ class DoubleBufferDecoder(GrowingDecoder):
         self, engine: TensorRTEngine, model: ModelFacts, table: EmbeddingTable, limit: int
     ) -> None:
         """Drive `engine`, a decoder of the sizes in `model`, within the bundle's limit of tokens."""
-        super().__init__(engine, engine.kinds["past.0.key"], model, table)
+        super().__init__(engine, engine.kinds["past.0.key"], model, table, advice(engine))
         capacity = largest(engine.variant, "past.0.key", 2) + 1
         self.capabilities = Capabilities(batch=1, most_tokens=min(limit, capacity))
         most = largest(engine.variant, "attention_mask", 1)
@@ -116,3 +117,12 @@ class DoubleBufferDecoder(GrowingDecoder):
         outputs = self.engine.run(feeds, memory[0], capture=None if first else False)
         memory.reverse()
         return outputs
+
+
+def advice(engine: TensorRTEngine) -> str:
+    """What to do where an engine gives numbers that are not finite."""
+    wider = (
+        "export the checkpoint with --precision fp32 or bf16 and build its engines, or build those of an "
+        "fp32 bundle with --precision fp32"
+    )
+    return remedy(engine.variant.precision, wider)

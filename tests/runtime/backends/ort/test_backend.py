@@ -78,7 +78,7 @@ def test_the_graphs_top_k_is_that_of_the_scores(
 ) -> None:
     visual, prompt = prepared
     embeds = backend.encode(visual)
-    for keep in (1, 0.1, 0.5):
+    for keep in (2, 0.1, 0.5):
         selection = select(visual, keep)
         kept = backend.compress(embeds, backend.stage(prompt, selection))
         assert kept.scores is not None

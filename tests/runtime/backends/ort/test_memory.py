@@ -51,7 +51,7 @@ def test_a_type_that_a_library_lacks_is_read_as_another() -> None:
 
 def test_memory_that_there_is_not() -> None:
     with (
-        pytest.raises(BackendError, match=r"3 MiB on the cuda could not .*; keep fewer visual"),
+        pytest.raises(BackendError, match=r"3 MiB on the cuda could not .*: keep fewer visual"),
         allocating(3 << 20, "cuda"),
     ):
         raise RuntimeError("Failed to allocate memory for requested buffer\nof 3145728 bytes")

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from foveate import Pipeline, machine
-from foveate.bundle.manifest import Library, encode
+from foveate.bundle.manifest import Library
+from foveate.bundle.manifest_json import encode
 from foveate.bundle.reader import Bundle
 from foveate.errors import (
     BackendError,

@@ -1,0 +1,44 @@
+"""What of an export's options cannot be; needs no torch, so that it is said at once."""
+
+from pathlib import Path
+
+from foveate.bundle.manifest import Operators, Precision, quantized
+from foveate.errors import CheckpointError, ExportError, LimitError
+from foveate.export.quantization.options import QuantizationOptions, check_options
+from foveate.runtime.keep import check_ratio
+
+ATTENTION = "attention"
+"""The compressor that is no file: the language model's first-layer attention."""
+
+
+def check_choices(
+    *,
+    compressor: str | Path,
+    precision: Precision,
+    keep: float,
+    visual_tokens: int | None,
+    random_weights: bool,
+    operators: Operators,
+    quantization: QuantizationOptions,
+) -> None:
+    """Refuse what cannot be or does not go together, before anything is read.
+
+    Raises:
+        KeepError, LimitError: Numbers out of range.
+        CheckpointError: No file where the compressor is to be.
+        DataError, ExportError: Options that do not go together.
+    """
+    check_ratio(keep)
+    if visual_tokens is not None and visual_tokens < 1:
+        raise LimitError(f"{visual_tokens} visual tokens are no limit; give at least 1")
+    if compressor != ATTENTION and not Path(compressor).is_file():
+        raise CheckpointError(
+            f"{compressor}: no such file; give the weights of a trained f_θ, or {ATTENTION}"
+        )
+    check_options(precision, quantization)
+    to = quantized(precision)
+    if to and (operators != "standard" or random_weights):
+        raise ExportError(
+            f"{to} is made of standard operators and trained weights; leave out --operators and "
+            "--random-weights, or export with --precision fp16"
+        )

@@ -1,0 +1,1 @@
+"""A fuzz with fixed seeds: mutated files of every kind, and what comes of each."""

@@ -1,0 +1,64 @@
+"""Questions about videos: opened as the runtime opens them, ranked and answered as those about pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.calibration.dataset import Record
+from foveate.calibration.drawing.show import show
+from foveate.calibration.evaluation.evaluate import EvaluateOptions, judge
+from foveate.calibration.evaluation.rankings import find_rankings
+from foveate.calibration.relevance.collect import CollectOptions, map_relevance
+from foveate.calibration.torch_model import TorchModel
+from foveate.errors import ImageError, LimitError
+from foveate.families.base import Video
+from foveate.runtime import VideoFile, read_video
+from tests.conftest import NANO
+from tests.runtime.media.films import seconds, write_film
+
+QUESTION = "What letter is in the red square?"
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """A question about a film of four frames."""
+    film = write_film(tmp_path_factory.mktemp("film") / "film.mp4", seconds(4, 2))
+    return Record("1", (film,), QUESTION, ("E",), ("film.mp4",), moving=True)
+
+
+def test_a_records_video_is_what_the_family_takes_of_it(model: TorchModel, record: Record) -> None:
+    (video,) = model.open(record)
+    assert isinstance(video, Video)
+    count = len(video.frames)
+    for frame, whole in zip(video.frames, read_video(record.pictures[0]), strict=True):
+        expected = model.family.fit_frame(whole, count)
+        np.testing.assert_array_equal(np.asarray(frame), np.asarray(expected))
+    with pytest.raises(ImageError, match="not made smaller"):
+        model.prepare(QUESTION, [video], [4])
+
+
+def test_what_a_video_answers_and_keeps(model: TorchModel, record: Record) -> None:
+    options = EvaluateOptions(max_new_tokens=2)
+    judged = judge(model, record, find_rankings(["attention,random,downsample"]), [0.5], options)
+    assert (judged.unreadable, judged.tokens) == ("", 2 * 7 * 10)
+    ranked, random, shrunk = judged.trials
+    assert ranked.answer is not None
+    assert random.answer is not None
+    assert shrunk.answer is None
+    sample, outcome, _ = map_relevance(model, record, CollectOptions(keep_wrong=True))
+    assert (outcome, sample.pictures) == ("kept", ("film.mp4",))
+    assert sample.picture is not None
+    assert np.unique(sample.picture).tolist() == [0, 2]
+
+
+def test_videos_that_cannot_be_taken(model: TorchModel, tmp_path: Path, record: Record) -> None:
+    gone = Record("2", (tmp_path / "gone.mp4",), QUESTION, ("E",), moving=True)
+    judged = judge(model, gone, find_rankings(["random"]), [0.5], EvaluateOptions())
+    assert "There is no file" in judged.unreadable
+    long = write_film(tmp_path / "long.mp4", seconds(400, 2), options={"preset": "ultrafast"})
+    with pytest.raises(LimitError, match=r"visual tokens, and the model.s context has 4096"):
+        model.open(Record("3", (long,), QUESTION, ("E",), moving=True))
+    assert VideoFile(long).fps is None
+    with pytest.raises(ImageError, match="sheets show pictures"):
+        show(NANO, tmp_path / "sheet.png", [record])
