@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 
 from foveate.errors import ImageError
 from foveate.families.base import FrameRule
@@ -58,6 +58,7 @@ def read_video(
     end: float | None = None,
     *,
     rule: FrameRule | None = None,
+    max_pixels: int | None = None,
 ) -> list[Image]:
     """Decode a video's frames, evenly apart in time from its first one, turned as the file says.
 
@@ -72,6 +73,8 @@ def read_video(
         start: Where to begin, in seconds after the first frame.
         end: Where to end, likewise; None takes the film to its end.
         rule: A model family's numbers in place of these.
+        max_pixels: Shrink larger frames to this area (width x height), each as soon as it is decoded,
+            so that no more than one is held whole; None leaves them as they are.
 
     Returns:
         RGB pictures of one size.
@@ -82,10 +85,22 @@ def read_video(
     """
     file, rule = VideoFile(path, fps, frames, start, end), rule or FrameRule()
     check_options(file)
+    if max_pixels is not None and not _is_count(max_pixels):
+        raise ImageError(f"max_pixels is {max_pixels!r}; give a whole number of at least 1")
     animation = find_animation(path)
     if animation is not None:
-        return animation.pictures(choose(file, animation.times, rule, animation.name))
-    return plan_frames(file, rule).pictures()
+        frames_of = animation.pictures(choose(file, animation.times, rule, animation.name))
+        return [_shrunk(frame, max_pixels) for frame in frames_of]
+    return plan_frames(file, rule).pictures(lambda frame: _shrunk(frame, max_pixels))
+
+
+def _shrunk(frame: Image, most: int | None) -> Image:
+    """A frame of at most so many pixels, its aspect kept."""
+    if most is None or frame.width * frame.height <= most:
+        return frame
+    scale = math.sqrt(most / (frame.width * frame.height))
+    size = max(1, int(frame.width * scale)), max(1, int(frame.height * scale))
+    return frame.resize(size, Resampling.BICUBIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +205,18 @@ def check_options(file: VideoFile) -> None:
             raise ImageError(f"{name} is {value!r}; give a number")
     if file.fps is not None and file.fps <= 0:
         raise ImageError(f"{file.fps} frames a second were asked for; give more than 0")
-    count: Any = file.frames
-    whole = isinstance(count, Integral) and not isinstance(count, (bool, np.bool_))
-    if count is not None and not (whole and count >= 1):
-        raise ImageError(f"frames is {count!r}; give a whole number of at least 1")
+    if file.frames is not None and not _is_count(file.frames):
+        raise ImageError(f"frames is {file.frames!r}; give a whole number of at least 1")
     if file.start is None or file.start < 0:
         raise ImageError(f"start is {file.start!r}; give seconds after the first frame, 0 or more")
     if file.end is not None and file.end <= file.start:
         raise ImageError(f"end is {file.end}, not after start, {file.start}; give a later one")
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1, of Python's or numpy's."""
+    whole = isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
+    return whole and int(value) >= 1
 
 
 def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tuple[int, ...]:

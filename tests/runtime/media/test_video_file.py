@@ -149,6 +149,7 @@ def test_a_part_of_a_film(tmp_path: Path) -> None:
         ({"fps": float("nan")}, "fps is nan"), ({"fps": float("inf")}, "fps is inf"),
         ({"fps": True}, "fps is True"), ({"fps": 1, "frames": 4}, "not both"),
         ({"frames": 0}, "frames is 0"), ({"frames": 2.5}, "frames is 2.5"),
+        ({"max_pixels": 0}, "max_pixels is 0"), ({"max_pixels": "1"}, "max_pixels is '1'"),
         ({"frames": True}, "frames is True"), ({"frames": 91}, "91 frames were asked for"),
         ({"start": -1}, "start is -1"), ({"start": None}, "start is None"),
         ({"start": 3}, "lasts 3.000 seconds"), ({"end": 4}, "lasts 3.000 seconds"),
@@ -166,6 +167,13 @@ def test_what_cannot_be_taken_is_refused(film: Path, options: dict[str, Any], wo
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seconds, 30 frames each."""
     return write_film(tmp_path_factory.mktemp("video") / "film.mp4", seconds(90))
+
+
+def test_frames_are_shrunk_with_their_aspect_kept(film: Path) -> None:
+    whole, small = (read_video(film, frames=3, max_pixels=most) for most in (96 * 64, 48 * 32))
+    assert [frame.size for frame in whole] == [(96, 64)] * 3
+    assert [frame.size for frame in small] == [(48, 32)] * 3
+    assert [number_of(frame) for frame in small] == [0, 30, 60]
 
 
 def test_a_family_may_count_otherwise(film: Path) -> None:
