@@ -211,12 +211,13 @@ class TestHeatmapOption:
         assert os.listdir(tmp_path) == []
 
 
-class TestVideo:
-    @pytest.fixture(scope="class")
-    def film(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Two seconds, 30 frames each, that begin at 10 s."""
-        return write_film(tmp_path_factory.mktemp("film") / "film.mp4", seconds(60, start=10))
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds, 30 frames each, that begin at 10 s."""
+    return write_film(tmp_path_factory.mktemp("film") / "film.mp4", seconds(60, start=10))
 
+
+class TestVideo:
     @pytest.mark.parametrize(
         ("options", "steps"),
         [
