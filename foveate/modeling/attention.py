@@ -11,7 +11,7 @@ PICTURES = "foveate_pictures|flash_attention"
 """Attention within pictures of one size; transformers passes their borders to what is named like flash
 attention."""
 GROUPED = "foveate_grouped"
-MOST_SCORES = 1 << 21
+MOST_SCORES = 1 << 22
 """How many attention scores are held at once, where a row of each head's has fewer."""
 
 

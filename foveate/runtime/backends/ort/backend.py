@@ -20,7 +20,7 @@ from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
 TOKENS = 256
 """A run of the vision graph takes pictures of about so many visual tokens together."""
-VISION_SCORES = 1 << 21
+VISION_SCORES = 1 << 22
 """How many the vision graph holds at once; exported graphs are made so."""
 SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """How many attention scores of a layer a run of the decoder may have."""
