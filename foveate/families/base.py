@@ -92,7 +92,7 @@ class FrameRule:
 class PixelLimits:
     """What a request asks of the size of its pictures and frames; None is the checkpoint's own.
 
-    Attributes:
+    Attributes, whole numbers from 1 on:
         min_pixels: Smaller ones are enlarged to about this area.
         max_pixels: Larger ones are shrunk to at most this area; where it alone is given, below the
             checkpoint's own min_pixels, none is enlarged.
@@ -258,11 +258,9 @@ class Family(Protocol):
 
         Args:
             media: In the order of the messages; any number, also none.
-            limits: Sizes in place of the checkpoint's own.
 
         Raises:
             ImageError: A picture or video that the family cannot take.
-            LimitError: Limits that there cannot be, or that the family cannot honour.
         """
         ...
 

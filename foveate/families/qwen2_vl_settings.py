@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Integral
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -243,16 +243,9 @@ def limited_settings(settings: _Read, limits: PixelLimits) -> _Read:
     Where max_pixels alone is given, below the checkpoint's min_pixels, no picture is enlarged.
 
     Raises:
-        LimitError: A limit that is no whole number from 1 on, or limits that leave no size.
+        LimitError: Limits that leave no size.
     """
-    wanted: dict[str, int] = {}
-    for name in ("min_pixels", "max_pixels"):
-        value = getattr(limits, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise LimitError(f"{name} is {value!r}; give a whole number of pixels from 1 on.")
-        wanted[name] = int(value)
+    wanted = {name: value for name, value in asdict(limits).items() if value is not None}
     most = wanted.get("max_pixels", settings.max_pixels)
     if most < settings.min_pixels:
         wanted.setdefault("min_pixels", 1)

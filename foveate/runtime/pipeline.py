@@ -28,7 +28,7 @@ from foveate.runtime.media.pictures import MAX_PIXELS, Picture
 from foveate.runtime.media.sources import VideoSource
 from foveate.runtime.preparation import Preparation
 from foveate.runtime.request import Options, Request, naming
-from foveate.runtime.request_check import check_loading, check_request, check_requests
+from foveate.runtime.request_check import check_fields, check_loading, check_request, check_requests
 from foveate.runtime.stages import decoded, kept_prompts
 from foveate.runtime.stopping import Stop
 from foveate.runtime.tensors import wait
@@ -279,10 +279,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             BusyError: Too many requests wait already.
             ClosedError: The pipeline was closed.
         """
+        limits = PixelLimits(**check_fields(min_pixels=min_pixels, max_pixels=max_pixels))
         place = self._admission.enter()
         assert place is not None
         with place:
-            media = self._preparation.open(images, video, PixelLimits(min_pixels, max_pixels))
+            media = self._preparation.open(images, video, limits)
             self._preparation.check_memory([media])
             embeds = self._backend.encode(decoded(media), lasting=True)
             wait(embeds)

@@ -132,14 +132,24 @@ def check_request(request: Request, manifest: Manifest) -> Request:
     """
     if not isinstance(request, Request):
         raise RequestError(f"{shown(request)} is no request; give a Request(prompt, images=[...])")
-    values = {
-        field.name: REQUEST[field.name](field.name, getattr(request, field.name))
-        for field in fields(Request)
-    }
-    checked = replace(request, **values)
+    checked = replace(
+        request, **check_fields(**{one.name: getattr(request, one.name) for one in fields(Request)})
+    )
     _check_together(checked)
     _check_vocabulary(checked, manifest.model.vocabulary)
     return checked
+
+
+def check_fields(**values: object) -> dict[str, Any]:
+    """Check some of a request's fields by themselves.
+
+    Returns:
+        The same fields, of Python's own types.
+
+    Raises:
+        FoveateError: One of another type or range, of the class that fits.
+    """
+    return {name: REQUEST[name](name, value) for name, value in values.items()}
 
 
 def _check_together(request: Request) -> None:

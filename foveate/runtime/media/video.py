@@ -3,28 +3,38 @@
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 from PIL.Image import Image, Resampling
 
 from foveate.errors import ImageError
 from foveate.families.base import FrameRule
+from foveate.runtime.checks import Check, number, optional, whole
 from foveate.runtime.media.animation import find_animation
-from foveate.runtime.media.container import DAMAGED, Film, read_film
+from foveate.runtime.media.container import Film, read_film
 from foveate.runtime.media.decode import Tally, decode
 from foveate.runtime.media.files import open_local
 from foveate.runtime.media.frame_times import FrameTimes, frame_times, recounted
+from foveate.runtime.media.picture_file import DAMAGED
 from foveate.runtime.media.upright import upright
 
 _MISSING = 0.1
 """Seconds by which a film may end before the time that its file tells."""
 _ROUNDING = Fraction(1, 1_000_000)
 """Seconds by which a time may be off for being written in binary or with few digits."""
+_COUNT = optional(whole(ImageError, 1))
+_OPTIONS: Mapping[str, Check] = {
+    "fps": optional(number(ImageError, "frames a second, more than 0", lambda value: value > 0)),
+    "frames": _COUNT,
+    "start": number(
+        ImageError, "seconds after the first frame, 0 or more", lambda value: value >= 0
+    ),
+    "end": optional(number(ImageError, "seconds after the first frame", lambda value: True)),
+}
+"""What the fields of a `VideoFile` beside its path may be."""
 
 
 class VideoWarning(UserWarning):
@@ -85,8 +95,7 @@ def read_video(
     """
     file, rule = VideoFile(path, fps, frames, start, end), rule or FrameRule()
     check_options(file)
-    if max_pixels is not None and not _is_count(max_pixels):
-        raise ImageError(f"max_pixels is {max_pixels!r}; give a whole number of at least 1")
+    _COUNT("max_pixels", max_pixels)
     animation = find_animation(path)
     if animation is not None:
         frames_of = animation.pictures(choose(file, animation.times, rule, animation.name))
@@ -198,25 +207,10 @@ def check_options(file: VideoFile) -> None:
         raise ImageError(f"a {type(file.path).__name__} is no path of a video; give a path")
     if file.fps is not None and file.frames is not None:
         raise ImageError("fps and frames were given; give a rate or a number of frames, not both")
-    numbers: dict[str, Any] = {"fps": file.fps, "start": file.start, "end": file.end}
-    for name, value in numbers.items():
-        real = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-        if value is not None and not (real and math.isfinite(value)):
-            raise ImageError(f"{name} is {value!r}; give a number")
-    if file.fps is not None and file.fps <= 0:
-        raise ImageError(f"{file.fps} frames a second were asked for; give more than 0")
-    if file.frames is not None and not _is_count(file.frames):
-        raise ImageError(f"frames is {file.frames!r}; give a whole number of at least 1")
-    if file.start is None or file.start < 0:
-        raise ImageError(f"start is {file.start!r}; give seconds after the first frame, 0 or more")
+    for name, check in _OPTIONS.items():
+        check(name, getattr(file, name))
     if file.end is not None and file.end <= file.start:
         raise ImageError(f"end is {file.end}, not after start, {file.start}; give a later one")
-
-
-def _is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1, of Python's or numpy's."""
-    whole = isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
-    return whole and int(value) >= 1
 
 
 def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tuple[int, ...]:
