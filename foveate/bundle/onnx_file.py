@@ -20,7 +20,7 @@ _ONNX = {
 }
 # Field numbers of the messages that describe a graph's inputs and outputs.
 _GRAPH, _OPSET, _DOMAIN, _VERSION = 7, 8, 1, 2
-_INITIALIZER, _INPUT, _OUTPUT, _TENSOR_NAME = 5, 11, 12, 8
+_INITIALIZER, _INPUT, _OUTPUT, _TENSOR_NAME, _SIZES = 5, 11, 12, 8, 1
 _NAME, _TYPE, _TENSOR, _ELEMENT, _SHAPE, _AXIS, _AXIS_SIZE, _AXIS_NAME = 1, 2, 1, 1, 2, 1, 1, 2
 _DTYPES: dict[int, DType] = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool",
@@ -97,6 +97,23 @@ def graph_spec(graph: Path) -> GraphSpec:
             inputs=[tensor for tensor in inputs if tensor.name not in weights],
             outputs=[_tensor(data, value) for value in found[_OUTPUT]],
         )
+
+
+def weight_shapes(graph: Path) -> set[tuple[int, ...]]:
+    """The shapes of the weights of an ONNX graph; ValueError when it cannot be parsed."""
+    with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        body = _one(data, (0, len(data)), _GRAPH)
+        return {tuple(_sizes(data, one)) for one in _parts(data, body, _INITIALIZER)}
+
+
+def _sizes(data: mmap.mmap, tensor: _Span) -> Iterator[int]:
+    """The sizes of a weight's axes, which stand in its message number by number or packed."""
+    for number, kind, start, end in _scan(data, *tensor):
+        if (number, kind) == (_SIZES, 0):
+            yield start
+        while (number, kind) == (_SIZES, 2) and start < end:
+            size, start = _varint(data, start)
+            yield size
 
 
 def _tensor(data: mmap.mmap, value: _Span) -> TensorSpec:
@@ -192,35 +209,3 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise ValueError("an integer without an end")
-
-
-def weight_shapes(graph: Path) -> set[tuple[int, ...]]:
-    """The shapes of the weights of an ONNX graph; ValueError when it cannot be parsed."""
-    with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        spans = [(0, len(data))]
-        for wanted in (7, 5):
-            spans = [
-                (first, last)
-                for span in spans
-                for number, first, last in fields(data, *span)
-                if number == wanted
-            ]
-        return {tuple(_sizes(data, *span)) for span in spans}
-
-
-def _sizes(data: mmap.mmap, at: int, end: int) -> Iterator[int]:
-    """The sizes of a tensor's axes: its field 1, number by number or packed."""
-    while at < end:
-        tag, after = _varint(data, at)
-        if tag == 1 << 3:
-            size, at = _varint(data, after)
-            yield size
-        elif tag == 1 << 3 | 2:
-            length, at = _varint(data, after)
-            last = at + length
-            while at < last:
-                size, at = _varint(data, at)
-                yield size
-        else:
-            # Sizes come first in what writers of ONNX give.
-            return

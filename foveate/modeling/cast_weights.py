@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from foveate.errors import CheckpointError
 from foveate.modeling.checkpoint import Checkpoint
-from foveate.modeling.weight_files import Entry, read_header, weight_files
+from foveate.modeling.weight_files import Entry, read_headers
 
 Layout = dict[str, tuple[str, list[int], int]]
 """For each tensor by name its type as safetensors names it, its shape and its bytes."""
@@ -31,16 +31,15 @@ def cast_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Ch
     Raises:
         CheckpointError: A weights file that cannot be read.
     """
-    shards = weight_files(checkpoint)
-    headers = {shard: read_header(shard, checkpoint) for shard in shards}
+    headers = read_headers(checkpoint)
     codes = {entry.dtype for header in headers.values() for entry in header.values()}
     if not codes & (set(CODES.values()) - {CODES[dtype]}):
         return checkpoint
     for path in checkpoint.root.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
-    for shard in shards:
+    for shard, header in headers.items():
         with open(folder / shard.name, "wb") as out:
-            write_shard(shard, headers[shard], dtype, out)
+            write_shard(shard, header, dtype, out)
     return replace(checkpoint, root=folder)
 
 

@@ -54,15 +54,15 @@ class Entry:
     size: int
 
 
-def weight_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files that hold a checkpoint's weights; others of the folder are not read.
+def read_headers(checkpoint: Checkpoint) -> dict[Path, dict[str, Entry]]:
+    """The tensors of each file that holds a checkpoint's weights; others of the folder are not read.
 
     Raises:
-        CheckpointError: There are none, or one that the index names is missing.
+        CheckpointError: There are none, one that the index names is missing, or one is damaged.
     """
     root = checkpoint.root
     if (root / SINGLE).is_file():
-        return [root / SINGLE]
+        return {root / SINGLE: read_header(root / SINGLE, checkpoint)}
     if not (root / INDEX).is_file():
         raise CheckpointError(
             f"{checkpoint.shown(SINGLE)}: cannot load the weights, the file is missing and so is "
@@ -84,14 +84,13 @@ def weight_files(checkpoint: Checkpoint) -> list[Path]:
             )
     if not names:
         raise CheckpointError(f"{index} names no file of weights; {AGAIN}")
-    files = [root / name for name in names]
-    held = {file.name: read_header(file, checkpoint) for file in files}
+    headers = {root / name: read_header(root / name, checkpoint) for name in names}
     for tensor, name in placed.items():
-        if tensor not in held[name]:
+        if tensor not in headers[root / name]:
             raise CheckpointError(
                 f"{checkpoint.shown(name)}: {brief(tensor)} is not in it, where {INDEX} says it is; {AGAIN}"
             )
-    return files
+    return headers
 
 
 def read_header(file: Path, checkpoint: Checkpoint) -> dict[str, Entry]:
@@ -136,8 +135,7 @@ def check_weights(
     Raises:
         CheckpointError: There are some; the message names file and tensor.
     """
-    files = weight_files(checkpoint)
-    headers = {file: read_header(file, checkpoint) for file in files}
+    headers = read_headers(checkpoint)
     untied = any(name.endswith(HEAD) for header in headers.values() for name in header)
     for file, header in headers.items():
         shown = checkpoint.shown(file.name)

@@ -12,13 +12,19 @@ from foveate.modeling.families import torch_family
 from foveate.modeling.weight_files import check_weights
 
 
-def read_all(folder: Path) -> Checkpoint:
-    """Read what an export reads before it loads the weights, and look the weights over."""
+def read_settings(folder: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and its settings of generation and pictures."""
     checkpoint = Checkpoint.open(folder)
     torch_family(checkpoint.family).check(checkpoint)
     checkpoint.generation(512)
-    checkpoint.chat_template()
     families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
+    return checkpoint
+
+
+def read_all(folder: Path) -> Checkpoint:
+    """Read what an export reads before it loads the weights, and look the weights over."""
+    checkpoint = read_settings(folder)
+    checkpoint.chat_template()
     check_rows(checkpoint.tokenizer(), 512, checkpoint.shown("tokenizer.json"))
     check_weights(checkpoint)
     return checkpoint

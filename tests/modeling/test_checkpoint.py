@@ -13,14 +13,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from foveate import families
 from foveate.errors import CheckpointError
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.checkpoint_tokenizer import tokenizer_bytes
-from foveate.modeling.families import torch_family
 from foveate.modeling.weight_files import check_weights
 from tests.checkpoints import TEMPLATE, change_json
-from tests.modeling.reading import read_all, refused
+from tests.modeling.reading import read_all, read_settings, refused
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -288,22 +286,13 @@ def test_odd_values_in_every_field_are_taken_or_named(folder: Path, file: str) -
             (changed[keys[0]] if keys else changed)[field] = value
             (folder / file).write_text(json.dumps(changed))
             try:
-                read_settings(folder)
+                read_settings(folder).tokenizer()
             except CheckpointError as error:
                 outcomes.append(False)
                 assert "mine" in str(error)
             else:
                 outcomes.append(True)
     assert 0 < sum(outcomes) < len(outcomes)
-
-
-def read_settings(folder: Path) -> None:
-    """What is read beside the weights."""
-    checkpoint = Checkpoint.open(folder)
-    torch_family(checkpoint.family).check(checkpoint)
-    checkpoint.generation(512)
-    checkpoint.tokenizer()
-    families.settings_from_checkpoint(checkpoint.family, checkpoint.root)
 
 
 def test_random_damage_of_weights_and_tokenizer_is_taken_or_named(folder: Path) -> None:
