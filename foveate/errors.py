@@ -93,6 +93,12 @@ def needed(message: str) -> Iterator[None]:
         raise MissingDependencyError(message.format(error.name)) from error
 
 
+def cause(error: BaseException) -> str:
+    """What an error of a library says, on one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 class OutputExistsError(FoveateError, FileExistsError):
     """An output that is already there and was not to be replaced."""
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import CheckpointError, FoveateError
+from foveate.errors import CheckpointError, FoveateError, cause
 
 
 @contextmanager
@@ -33,9 +33,7 @@ def reading(path: str | Path, kind: str, fix: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
-        raise CheckpointError(
-            f"{path}: not readable as {kind} ({first_line(error)}); {fix}"
-        ) from error
+        raise CheckpointError(f"{path}: not readable as {kind} ({cause(error)}); {fix}") from error
 
 
 def read_text(path: Path) -> str:
@@ -59,9 +57,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: not a JSON object; save the checkpoint again")
     return data
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 from transformers import AttentionInterface
 
+from foveate.runtime.memory_estimate import VISION_SCORES
+
 PICTURES = "foveate_pictures|flash_attention"
 """Attention within pictures of one size; transformers passes their borders to what is named like flash
 attention."""
 GROUPED = "foveate_grouped"
-MOST_SCORES = 1 << 22
-"""How many attention scores are held at once, where a row of each head's has fewer."""
 
 
 def pictures_attention(
@@ -42,7 +42,7 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Traced, it is a Scan over the blocks of queries.
     """
     count, heads, length, width = query.shape
-    rows = torch.sym_min(length, MOST_SCORES // (count * heads * length))  # type: ignore[no-untyped-call]
+    rows = torch.sym_min(length, VISION_SCORES // (count * heads * length))  # type: ignore[no-untyped-call]
     rows = torch.sym_max(1, rows)  # type: ignore[no-untyped-call]
     blocks = (length + rows - 1) // rows
     padded = nn.functional.pad(query, (0, 0, 0, blocks * rows - length))

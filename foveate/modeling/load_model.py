@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from foveate.errors import CheckpointError
-from foveate.families.settings_file import first_line
+from foveate.errors import CheckpointError, cause
 from foveate.modeling.checkpoint import Checkpoint
 
 
@@ -32,7 +31,7 @@ def load_model(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype, attention:
             trust_remote_code=False,
         )
     except Exception as error:
-        said = first_line(error).replace(str(checkpoint.root), checkpoint.name)
+        said = cause(error).replace(str(checkpoint.root), checkpoint.name)
         raise CheckpointError(
             f"{checkpoint.name}: transformers cannot load it ({type(error).__name__}: {said}); correct "
             "its config.json, or download the checkpoint again"

@@ -6,8 +6,7 @@ import torch
 from torch.types import Device
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from foveate.errors import CheckpointError
-from foveate.families.settings_file import first_line
+from foveate.errors import CheckpointError, cause
 from foveate.modeling.checkpoint import Checkpoint
 
 SEED = 0
@@ -43,7 +42,7 @@ def draw(checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Dev
     except Exception as error:
         raise CheckpointError(
             f"{checkpoint.name}: transformers cannot build it from its config.json "
-            f"({type(error).__name__}: {first_line(error)}); correct that file"
+            f"({type(error).__name__}: {cause(error)}); correct that file"
         ) from error
     return model.eval()
 

@@ -13,6 +13,8 @@ from foveate.runtime.language.base import token_bytes
 
 VISION_ROWS, DECODER_ROWS = 9, 4
 """Rows as wide as a graph's widest product that are held at once for each patch or token: measured."""
+VISION_SCORES = 1 << 22
+"""How many attention scores the vision graph holds at once, where a row of each head's has fewer."""
 SCORES_HELD = 3
 """Scores are held before and after softmax, and once more while they are computed."""
 FLOAT = 4

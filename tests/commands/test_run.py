@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from foveate.commands.run import run
+from foveate.runtime.media.pictures import MAX_PIXELS
 from tests.command import command, invoke, refused
 from tests.runtime.media.films import seconds, write_film
 
@@ -115,6 +117,8 @@ class TestRun:
                 invoke(*words, "--max-picture-pixels", 112 * 84 - 1, *more), "over the limit"
             )
             assert "--max-picture-pixels" in told
+        (option,) = (one for one in run.params if one.name == "max_picture_pixels")
+        assert option.default == MAX_PIXELS
 
     def test_standard_input_twice(self, bundle: Path) -> None:
         refused(invoke("run", bundle, "What?", "--image", "-", "--image", "-"), "one picture")

@@ -16,6 +16,8 @@ import numpy as np
 
 from foveate.errors import FoveateError, ImageError, MissingDependencyError
 from foveate.runtime.media.frame_times import NONE, Packets
+from foveate.runtime.media.picture_file import DAMAGED
+from foveate.runtime.media.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
     from av import Packet, VideoStream
@@ -26,7 +28,6 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,vc1,vvc,wtv,yuv4mpegpipe"
 )
 """Containers that hold all of a film themselves: no playlist, and none that stands for several files."""
-MOST_PIXELS = 178_956_970
 MOST_PACKETS = 1 << 24
 
 _OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
@@ -38,7 +39,6 @@ _MOST_RATE = 1000
 """Frames a second; headers that tell more tell how finely time is counted."""
 _CLOCK_MAY_JUMP = 0x0200
 """FFmpeg's AVFMT_TS_DISCONT."""
-DAMAGED = "save it again, or use another copy of it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +123,9 @@ def read_film(file: BinaryIO, name: str) -> Film:
         opened = len(logs)
         stream = _film_stream(container, name)
         pixels = stream.codec_context.width * stream.codec_context.height
-        if pixels > MOST_PIXELS:
+        if pixels > MAX_PIXELS:
             raise ImageError(
-                f"{name} has frames of {pixels} pixels, over the limit of {MOST_PIXELS}; "
+                f"{name} has frames of {pixels} pixels, over the limit of {MAX_PIXELS}; "
                 "make them smaller"
             )
         tables = {key: array("q") for key in ("pts", "dts", "duration", "key", "shown")}

@@ -10,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import ImageError
-from foveate.runtime.media.container import DAMAGED, MOST_PIXELS, Film, open_container
+from foveate.runtime.media.container import Film, open_container
 from foveate.runtime.media.frame_times import FrameTimes
+from foveate.runtime.media.picture_file import DAMAGED
+from foveate.runtime.media.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.codeccontext import VideoCodecContext
 
-_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MOST_PIXELS)}
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MAX_PIXELS)}
 
 
 @dataclass(slots=True)

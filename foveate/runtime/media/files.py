@@ -3,6 +3,8 @@
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from foveate.errors import ImageError
@@ -19,12 +21,40 @@ def open_local(path: str | os.PathLike[str]) -> BinaryIO:
     Raises:
         ImageError: No such file, not a regular one, or one that cannot be read.
     """
+    local_size(path)
     name = os.fsdecode(path)
-    try:
-        if not stat.S_ISREG(os.stat(name).st_mode):
-            kind = "a folder" if os.path.isdir(name) else "no regular file"
-            raise ImageError(f"{name!r} is {kind}; give a file.")
+    with _refusing(name):
         return open(name, "rb")
+
+
+def local_size(
+    path: str | os.PathLike[str], *, folder: str = "give a file", other: str = "give a file"
+) -> int:
+    """The bytes of a regular file of this machine, which is not opened.
+
+    Args:
+        path: The file.
+        folder: What to do instead of giving a folder.
+        other: What to do instead of giving a device, a pipe or the like.
+
+    Raises:
+        ImageError: No such file, or not a regular one.
+    """
+    name = os.fsdecode(path)
+    with _refusing(name):
+        status = os.stat(name)
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{name!r} is a folder; {folder}.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name!r} is no regular file; {other}.")
+    return status.st_size
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn the system's refusal of a file into an ImageError that names it."""
+    try:
+        yield
     except FileNotFoundError as error:
         if _ADDRESS.match(name):
             raise ImageError(
@@ -32,8 +62,6 @@ def open_local(path: str | os.PathLike[str]) -> BinaryIO:
                 "and give the file."
             ) from error
         raise ImageError(f"There is no file {name!r}; check the path.") from error
-    except ImageError:
-        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"The file {name!r} cannot be read ({reason}); check the path.") from error

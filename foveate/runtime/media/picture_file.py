@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from foveate.errors import FoveateError, ImageError, MissingDependencyError
+from foveate.errors import FoveateError, ImageError, MissingDependencyError, cause
 from foveate.runtime.media.png import SIGNATURE, essential
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -195,7 +195,7 @@ def refusing(
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has too many pixels ({error}); make it smaller.") from error
     except Exception as error:
-        raise ImageError(f"{name} {fault} ({_cause(error)}); {fix}.") from error
+        raise ImageError(f"{name} {fault} ({cause(error)}); {fix}.") from error
 
 
 class _Bytes(io.BytesIO):
@@ -273,8 +273,3 @@ def _heif_factory(name: str) -> Any:
             "to PNG or JPEG."
         ) from error
     return HeifImageFile
-
-
-def _cause(error: Exception) -> str:
-    """An error in the words of the library, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

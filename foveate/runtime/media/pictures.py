@@ -4,7 +4,6 @@ import functools
 import io
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from foveate.errors import FoveateError, ImageError
 from foveate.families.base import UnopenedPicture
 from foveate.families.pixels import for_each
 from foveate.runtime.checks import items_of
+from foveate.runtime.media.files import local_size, open_local
 from foveate.runtime.media.picture_file import (
     DAMAGED,
     FORMATS,
@@ -203,29 +203,17 @@ def _path(source: object) -> str:
     return path
 
 
-@contextmanager
-def _file(path: str, max_pixels: int) -> Iterator[BinaryIO]:
+def _file(path: str, max_pixels: int) -> BinaryIO:
     """A picture's file, open; ImageError for what is no file, or too large to be a picture."""
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{path!r} is a folder; pass the pictures in it one by one.")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{path!r} is no regular file; read it and pass the bytes.")
-        if status.st_size > max_pixels * _BYTES_A_PIXEL + _HEADER_BYTES:
-            raise ImageError(
-                f"The file {path!r} is too large ({status.st_size} bytes) to hold a picture of at "
-                f"most {max_pixels} pixels; make it smaller."
-            )
-        with open(path, "rb") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no file {path!r}; check the path.") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, FoveateError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"The file {path!r} cannot be read ({reason}); check the path.") from error
+    size = local_size(
+        path, folder="pass the pictures in it one by one", other="read it and pass the bytes"
+    )
+    if size > max_pixels * _BYTES_A_PIXEL + _HEADER_BYTES:
+        raise ImageError(
+            f"The file {path!r} is too large ({size} bytes) to hold a picture of at most "
+            f"{max_pixels} pixels; make it smaller."
+        )
+    return open_local(path)
 
 
 def read_file(path: str, max_pixels: int) -> bytes:

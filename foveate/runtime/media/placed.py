@@ -6,7 +6,7 @@ from typing import Any
 from foveate.errors import PromptError
 from foveate.families.base import Family, Medium
 from foveate.runtime.media.pictures import MAX_PIXELS, find_pictures
-from foveate.runtime.media.sources import Check, check_pictures, open_media
+from foveate.runtime.media.sources import Check, check_pictures, due, open_media
 
 _ARGUMENTS = {"image": "images", "video": "video"}
 _NOTHING = object()
@@ -30,7 +30,7 @@ def open_placed(
         video: A video for the part that carries none.
         family: Whose frames they are to be.
         max_pixels: The most pixels of each.
-        check: See `open_media`; called with the media of so far after each of them.
+        check: See `open_media`; called with the media of so far after each video, too.
 
     Raises:
         PromptError: More or fewer pictures or videos than such parts.
@@ -59,7 +59,8 @@ def open_placed(
             found.append(next(pictures))
         else:
             found += open_media(None, source, family, max_pixels=max_pixels, check=check)
-        check(found)
+        if kind == "video" or due(len(found)):
+            check(found)
     return found
 
 

@@ -127,6 +127,11 @@ def _gather(
     found: list[UnopenedPicture] = []
     for picture in pictures:
         found.append(picture)
-        if len(found) & (len(found) - 1) == 0:
+        if due(len(found)):
             check(found)
     return found
+
+
+def due(count: int) -> bool:
+    """Whether a list that has grown to `count` is checked again: as it doubles, so that checks stay cheap."""
+    return count & (count - 1) == 0

@@ -15,13 +15,11 @@ from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.finite import remedy
 from foveate.runtime.language.base import Capabilities
 from foveate.runtime.language.growing_decoder import GrowingDecoder
-from foveate.runtime.memory_estimate import MemoryModel
+from foveate.runtime.memory_estimate import VISION_SCORES, MemoryModel
 from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor, held, on_host
 
 TOKENS = 256
 """A run of the vision graph takes pictures of about so many visual tokens together."""
-VISION_SCORES = 1 << 22
-"""How many the vision graph holds at once; exported graphs are made so."""
 SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 """How many attention scores of a layer a run of the decoder may have."""
 LEAST_CHUNK = 256
