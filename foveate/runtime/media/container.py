@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from foveate.errors import FoveateError, ImageError, MissingDependencyError
+from foveate.errors import FoveateError, ImageError, needed
 from foveate.runtime.media.frame_times import NONE, Packets
 from foveate.runtime.media.picture_file import DAMAGED
 from foveate.runtime.media.pictures import MAX_PIXELS
@@ -87,12 +87,8 @@ def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
         ImageError: It cannot be read as a video.
         MissingDependencyError: PyAV is not installed.
     """
-    try:
+    with needed("reading videos needs PyAV, which is not installed: pip install 'foveate[video]'"):
         import av
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading videos needs PyAV, which is not installed: pip install 'foveate[video]'"
-        ) from error
     file.seek(0)
     try:
         opened = av.open(_Reader(file), "r", options=_OPTIONS, io_open=_refuse)

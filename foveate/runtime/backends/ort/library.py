@@ -5,15 +5,11 @@ import functools
 import io
 import os
 
-from foveate.errors import MissingDependencyError
+from foveate.errors import needed
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
+with needed("onnxruntime is not installed: pip install foveate, or foveate[gpu] for CUDA"):
     import onnxruntime as ort
-except ImportError as error:
-    raise MissingDependencyError(
-        "onnxruntime is not installed: pip install foveate, or foveate[gpu] for CUDA"
-    ) from error
 
 __all__ = ["ort", "preload"]
 
