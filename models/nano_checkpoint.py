@@ -8,7 +8,11 @@ import json
 from pathlib import Path
 
 import torch
-from nano_scenes import CAPTION, COLORS, DIGITS, LETTERS, SHAPES, plural
+from tasks.glyphs import SHAPES
+from tasks.palette import COLORS, INKS
+from tasks.picture import CAPTION, INVENTORY, SHUFFLED
+from tasks.sprites import plural
+from tasks.wordings import WORDINGS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -43,13 +47,7 @@ You are a helpful assistant.<|im_end|>
 {%- if add_generation_prompt -%}<|im_start|>assistant
 {% endif -%}
 """
-WORDS = (
-    "What letter is in the {c} {s}? What color is the shape with the letter {l}? What shape has the "
-    "letter {l}? What has the letter {l}? What letters are in the {c} {s} and the {c} {s}? {l} and {l} "
-    "How many {p} are there? How many {c} shapes are there? How many shapes are there? What is the "
-    "value of the tallest bar? What is the value of the shortest bar? What color is the tallest bar? "
-    "Which bar is the tallest? How many bars are there? What is the value of bar {l}? What color is "
-    "bar {l}? What is the value of the {c} bar? {c} {s} {l}, {c} {s} {l} a {c} {s} "
+EASY = (
     "what is the {c} shape? what color is the shape? does the image contain a {c} shape? does the "
     "image not contain a {s}? is there a {c} shape in the image? is there not a {c} shape? is a {s} "
     "present? is no {c} shape present? what shape is in the image? what shape is present? yes no "
@@ -154,16 +152,23 @@ def train_tokenizer() -> Tokenizer:
 
 
 def corpus() -> list[str]:
-    """Text in which each word is common enough to become a token."""
-    lines = [SYSTEM, CAPTION, " ".join(DIGITS)]
-    colors = [*COLORS, "gray", "black"]
+    """Text in which each word is common enough to become a token; letters and digits stand alone."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    lines = [SYSTEM, CAPTION, SHUFFLED, INVENTORY, " ".join("0123456789")]
+    colors = [*COLORS, "gray", *INKS]
     shapes = [*SHAPES, "rectangle"]
+    things = ["plate with white letters", "plate with black letters", "row", "column", "line"]
+    words = [wording for wordings in WORDINGS.values() for wording in wordings]
     for number in range(400):
         color, shape = colors[number % len(colors)], shapes[number % len(shapes)]
-        letter = LETTERS[number % len(LETTERS)]
-        text = WORDS.format(c=color, s=shape, p=plural(shape), l=letter)
-        lines.append(f"{text} {color} {shape} {plural(shape)} {letter}\n{color}\n{shape}\n{letter}")
-    return lines
+        letter, thing = letters[number % len(letters)], things[number % len(things)]
+        asked = words[number % len(words)].format(what=f"{color} {thing}", other=f"{color} {shape}")
+        counted = f"plates rows columns numbers lines bars shapes {color} shapes the {color} bar"
+        lines.append(
+            f"{asked} {EASY.format(c=color, s=shape)} {counted} {color} {shape} {plural(shape)} "
+            f"{letter} and {letter} bar {letter}\n{color}\n{shape}\n{plural(shape)}\n{letter}"
+        )
+    return [*lines, *words * 40]
 
 
 def write_json(path: Path, data: dict[str, object]) -> None:
