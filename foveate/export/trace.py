@@ -15,6 +15,7 @@ import torch
 
 from foveate.bundle.manifest import GraphSpec, TensorSpec
 from foveate.errors import ExportError
+from foveate.export.scans import make_scans
 
 OPSET = 18
 
@@ -71,6 +72,7 @@ def write_graph(plan: GraphPlan, folder: Path) -> Written:
     names = [value.name for value in program.model.graph.inputs]
     if names != planned:
         raise ExportError(f"{plan.role}: the graph takes {names}, planned were {planned}")
+    make_scans(program.model.graph)
     return save_graph(plan.role, program.model, folder)
 
 

@@ -1,63 +1,55 @@
-"""Attention in forms that torch can trace into a graph, by the names that transformers knows them by."""
+"""Attention in forms that torch can trace into a graph."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
 from transformers import AttentionInterface
 
+from foveate.modeling.blocks import Blocks, Part
 from foveate.runtime.memory_estimate import VISION_SCORES
 
-PICTURES = "foveate_pictures|flash_attention"
-"""Attention within pictures of one size; transformers passes their borders to what is named like flash
-attention."""
 GROUPED = "foveate_grouped"
+"""The name by which transformers knows `grouped_attention`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBlocks:
+    """Blocks that bound how many attention scores there are at once.
+
+    Attributes:
+        heads: Of all pictures: several at once where their scores are few.
+        queries: Of those, in blocks where the scores of one head are too many.
+    """
+
+    heads: Blocks
+    queries: Blocks
+
+    @classmethod
+    def of(cls, pictures: Any, heads: int, patches: Any, width: int) -> "AttentionBlocks":
+        """Blocks of `heads` heads, `width` wide, of pictures of `patches` patches each."""
+        together = torch.sym_max(1, VISION_SCORES // (patches * patches))  # type: ignore[no-untyped-call]
+        rows = torch.sym_max(1, VISION_SCORES // patches)  # type: ignore[no-untyped-call]
+        outer = Blocks.of("heads", (pictures, heads, patches, width), 0, together, joined=1)
+        return cls(outer, Blocks.of("queries", (1, outer.rows, patches, width), 2, rows))
 
 
 def pictures_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    cu_seq_lens_q: Tensor,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each picture, [1, heads, N · L, D] of N of L patches; only the borders' number counts."""
-    pictures = cu_seq_lens_q.shape[0] - 1
-    heads, patches, width = query.shape[1:]
+    query: Tensor, key: Tensor, value: Tensor, heads: int, pictures: Any, blocks: AttentionBlocks
+) -> Tensor:
+    """Attention within each picture, [N · L, C] of N pictures of L patches; queries are scaled."""
     query, key, value = (
-        one[0].reshape(heads, pictures, patches // pictures, width).transpose(0, 1)
-        for one in (query * scaling, key, value)
+        one.reshape(pictures, -1, heads, one.shape[1] // heads).transpose(1, 2)
+        for one in (query, key, value)
     )
-    attended = blockwise_attention(query, key, value).transpose(1, 2)
-    return attended.flatten(0, 1)[None], None
-
-
-def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of queries [N, heads, L, D], scaled, in blocks that bound how many scores there are.
-
-    Traced, it is a Scan over the blocks of queries.
-    """
-    count, heads, length, width = query.shape
-    rows = torch.sym_min(length, VISION_SCORES // (count * heads * length))  # type: ignore[no-untyped-call]
-    rows = torch.sym_max(1, rows)  # type: ignore[no-untyped-call]
-    blocks = (length + rows - 1) // rows
-    padded = nn.functional.pad(query, (0, 0, 0, blocks * rows - length))
-    stacked = padded.reshape(count, heads, blocks, rows, width).permute(2, 0, 1, 3, 4)
+    few, part = Part(blocks.heads), Part(blocks.queries)
+    query, key, value = few.enter(query, key, value)
     columns = key.transpose(2, 3)
-
-    def attend(carried: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-        """One block of queries; a scan must carry something along."""
-        weights = torch.softmax(torch.matmul(block, columns).float(), dim=-1).to(block.dtype)
-        return carried.clone(), torch.matmul(weights, value)
-
-    _, attended = scan(attend, torch.zeros(1), stacked)
-    attended = attended.permute(1, 2, 0, 3, 4).reshape(count, heads, blocks * rows, width)
-    found: Tensor = attended[:, :, :length]
-    return found
+    (rows,) = part.enter(query)
+    weights = torch.softmax(torch.matmul(rows, columns).float(), dim=-1).to(rows.dtype)
+    attended = few.leave(part.leave(torch.matmul(weights, value)))
+    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def grouped_attention(
@@ -80,5 +72,4 @@ def grouped_attention(
     return torch.matmul(weights, value).reshape(batch, heads, length, width).transpose(1, 2), None
 
 
-AttentionInterface.register(PICTURES, pictures_attention)
 AttentionInterface.register(GROUPED, grouped_attention)

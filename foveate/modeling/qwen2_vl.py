@@ -1,6 +1,7 @@
 """Qwen2-VL in torch, as transformers has it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +12,16 @@ from torch.types import Device
 from transformers import DynamicCache
 from transformers import Qwen2VLForConditionalGeneration as Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
 from foveate.errors import CheckpointError
 from foveate.families.base import Family, VisualInput
 from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.qwen2_vl_pixels import GridInput, shrunk
-from foveate.modeling.attention import PICTURES
+from foveate.modeling.attention import AttentionBlocks, pictures_attention
 from foveate.modeling.base import Processed, Processor, VisionModule
+from foveate.modeling.blocks import Blocks, Part
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.language_model import Language
 from foveate.modeling.load_model import load_model
@@ -26,6 +29,7 @@ from foveate.modeling.qwen2_vl_contrib import vision_graph
 from foveate.modeling.qwen2_vl_fields import check_settings
 from foveate.modeling.random_weights import draw
 from foveate.modeling.rope import settle
+from foveate.runtime.memory_estimate import VISION_SCORES
 
 END_OF_TURN = "<|im_end|>"
 
@@ -152,7 +156,6 @@ class TorchQwen2VL:
     def vision_module(self, model: Model) -> VisionModule:
         """The vision tower over patches of any number of pictures and videos."""
         config = model.config.vision_config
-        model.set_attn_implementation({"vision_config": PICTURES})
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2
         merged = config.spatial_merge_size**2
         patches = 5 * merged
@@ -208,6 +211,40 @@ class PatchProjection(nn.Module):
         return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
 
 
+class Layer(nn.Module):
+    """A layer of the vision tower that holds no more than a block of what is wider than its output."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.norm1, self.attention = layer.norm1, layer.attn
+        self.norm2, self.mlp = layer.norm2, layer.mlp
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        pictures: Any,
+        patch_blocks: Blocks,
+        attention_blocks: AttentionBlocks,
+        **_: Any,
+    ) -> Tensor:
+        """Patches [P, C] of `pictures` pictures after the layer."""
+        heads = self.attention.num_heads
+        part = Part(patch_blocks)
+        rows, cos, sin = part.enter(hidden, *position_embeddings)
+        states = self.attention.qkv(self.norm1(rows)).unflatten(1, (3, heads, -1))
+        query, key = apply_rotary_pos_emb_vision(states[:, 0], states[:, 1], cos, sin)
+        query, key, value = (
+            part.leave(one.flatten(1))
+            for one in (query * self.attention.scaling, key, states[:, 2])
+        )
+        attended = pictures_attention(query, key, value, heads, pictures, attention_blocks)
+        part = Part(patch_blocks)
+        rows, attended = part.enter(hidden, attended)
+        rows = rows + self.attention.proj(attended)
+        return part.leave(rows + self.mlp(self.norm2(rows)))
+
+
 class Vision(nn.Module):
     """Patches of pictures, or steps of a video, of one size to visual tokens E_v."""
 
@@ -215,6 +252,7 @@ class Vision(nn.Module):
         super().__init__()
         self.tower = model.model.visual
         self.tower.patch_embed = PatchProjection(self.tower.patch_embed.proj)
+        self.tower.blocks = nn.ModuleList(Layer(layer) for layer in self.tower.blocks)
 
     def forward(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
         """Visual tokens [N_v, H].
@@ -224,6 +262,9 @@ class Vision(nn.Module):
             position_ids: int64 [N, P, 2], each patch's row and column in its picture.
         """
         count, patches = pixel_values.shape[:2]
+        config = self.tower.config
+        heads, width = config.num_heads, config.embed_dim
+        most = max(1, VISION_SCORES // int(width * config.mlp_ratio))
         borders = torch.arange(count + 1, dtype=torch.int32) * patches
         output = self.tower(
             pixel_values.flatten(0, 1),
@@ -231,6 +272,9 @@ class Vision(nn.Module):
             position_ids=position_ids.flatten(0, 1),
             cu_seqlens=borders,
             max_seqlen=1,
+            pictures=count,
+            attention_blocks=AttentionBlocks.of(count, heads, patches, width // heads),
+            patch_blocks=Blocks.of("patches", (count * patches, width), 0, most),
         )
         visual: Tensor = output.pooler_output
         return visual

@@ -32,7 +32,8 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
     `position_ids` int64 [patches of a frame, 2], (row, column) of each patch in token order;
     `columns` int64 [1], runs in a row of pixels; and `lengths` int32 [T], how many patches of each
     step in time are real. The others are padding: no real one attends to them, and runs that no patch
-    is at are not read. Gives `visual_embeds` [N_v, H], padding included.
+    is at are not read; graphs of float32, which run on a CPU, take none. Gives `visual_embeds` [N_v, H],
+    padding included.
 
     Args:
         model: The weights.
@@ -164,8 +165,11 @@ def _attention(
 ) -> ir.Value:
     """Attention (of query, key and value) of every patch of a frame to the first `lengths` of it, those that are real.
 
-    onnxruntime has no kernel of it for bfloat16.
+    onnxruntime has no kernel of it for bfloat16. Graphs of float32 run on a CPU, without padding: told of no
+    `lengths`, onnxruntime holds no more than a few of the scores there.
     """
+    if graph.dtype == FLOAT:
+        return graph.contrib("MultiHeadAttention", *states, num_heads=heads)
     if graph.dtype == BFLOAT16:
         states = [graph.cast(state, FLOAT16) for state in states]
     attended = graph.contrib("MultiHeadAttention", *states, None, lengths, num_heads=heads)

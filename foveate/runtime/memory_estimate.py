@@ -11,10 +11,15 @@ from foveate.errors import LimitError
 from foveate.machine import available_memory, resident
 from foveate.runtime.language.base import token_bytes
 
-VISION_ROWS, DECODER_ROWS = 9, 4
-"""Rows as wide as a graph's widest product that are held at once for each patch or token: measured."""
+VISION_ROWS = 9
+"""Rows as wide as the vision tower that are held at once for each patch: measured."""
+DECODER_ROWS = 4
+"""Rows as wide as the decoder's widest product that are held at once for each token: measured."""
 VISION_SCORES = 1 << 22
-"""How many attention scores the vision graph holds at once, where a row of each head's has fewer."""
+"""How many attention scores, or numbers between the products of an MLP, the vision graph holds at once.
+
+Never less than one head's of one patch.
+"""
 SCORES_HELD = 3
 """Scores are held before and after softmax, and once more while they are computed."""
 FLOAT = 4
@@ -50,7 +55,7 @@ class MemoryModel:
     Attributes:
         hidden: Numbers of a token's embedding.
         heads: The language model's.
-        vision_width: The widest product of the vision graph.
+        vision_width: Numbers of a patch in the vision tower.
         decoder_width: The decoder's, but for the one that gives logits.
         patches: Of a visual token.
         cache: Bytes of keys and values of a token.
@@ -73,22 +78,21 @@ class MemoryModel:
     ) -> "MemoryModel":
         """Read the widths off a bundle's graphs; `dtype` is the caches'."""
         model = bundle.manifest.model
-        widths = {
-            role: max(
-                (
-                    max(shape)
-                    for shape in weight_shapes(bundle.file(role))
-                    if len(shape) == 2 and model.vocabulary not in shape
-                ),
-                default=model.hidden_size,
-            )
+        vision, decoder = (
+            [
+                shape
+                for shape in weight_shapes(bundle.file(role))
+                if len(shape) == 2 and model.vocabulary not in shape
+            ]
             for role in ("vision", "decoder")
-        }
+        )
+        # Of square weights, attention's projection is the narrowest.
+        squares = (wide for high, wide in vision if high == wide > 1)
         return cls(
             model.hidden_size,
             model.heads,
-            widths["vision"],
-            widths["decoder"],
+            min(squares, default=model.hidden_size),
+            max((max(shape) for shape in decoder), default=model.hidden_size),
             max((axis.per_token for axis in bundle.manifest.vision_axes.values()), default=1),
             token_bytes(model, dtype),
             scores,

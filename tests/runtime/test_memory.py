@@ -91,7 +91,7 @@ def test_attention_within_a_picture_is_never_whole(nano_bundle: Bundle, tmp_path
     )
     command = [sys.executable, "-c", code, str(nano_bundle.file("vision"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 150 * MB
+    assert int(done.stdout) < 90 * MB
 
 
 def test_a_prompt_in_parts_gives_the_same_answer(
