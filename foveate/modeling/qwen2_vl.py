@@ -1,10 +1,7 @@
 """Qwen2-VL in torch, as transformers has it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.types import Device
@@ -14,9 +11,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
 from foveate.errors import CheckpointError
-from foveate.families.base import Family, VisualInput
-from foveate.families.qwen2_vl import Qwen2VL
-from foveate.families.qwen2_vl_pixels import GridInput, shrunk
+from foveate.families.base import VisualInput
+from foveate.families.qwen2_vl_pixels import GridInput
 from foveate.modeling.attention import PICTURES
 from foveate.modeling.base import Processed, Processor, VisionModule
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
@@ -168,11 +164,6 @@ class TorchQwen2VL:
         )
 
     contrib_vision = staticmethod(vision_graph)
-
-    def shrink(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> GridInput:
-        """Prepare pictures made smaller; see `shrunk`."""
-        assert isinstance(family, Qwen2VL)
-        return shrunk(family.settings, pictures, most)
 
 
 def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, int]:
