@@ -104,7 +104,7 @@ class MadeUp:
         """The wide view alone, pooled to so many tokens."""
         whole = self.prepare(media)
         grids = [pool_grid(WIDE, WIDE, count) for count in most]
-        firsts = (CELLS * np.arange(len(media))).tolist()
+        firsts = ((CELLS + 1) * np.arange(len(media))).tolist()
         rows = [grid.sources + first for grid, first in zip(grids, firsts, strict=True)]
         widths = [len(one) for one in rows]
         taken = max(one.shape[1] for one in rows)

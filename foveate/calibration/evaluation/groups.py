@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.calibration.evaluation.intervals import Bootstrap, Estimate, Score
+from foveate.calibration.evaluation.intervals import Bootstrap, Estimate, Score, widened
 from foveate.calibration.evaluation.judged import Judged
 from foveate.calibration.evaluation.ways import WAYS
 
@@ -176,7 +176,7 @@ class _Counts:
     def differences(self) -> Iterator[Difference]:
         """What the own choice keeps more than others."""
         for own, other in self._compared():
-            points = self._found["gap", own, other]
+            points = widened(self._found["gap", own, other])
             both = np.isfinite(self._worth[own] - self._worth[other])
             mine, its = (
                 100 * float(self._worth[key][both].sum() / self._full[both].sum())

@@ -70,6 +70,14 @@ class Score:
         return Estimate(self.n, self.accuracy, *self.interval)
 
 
+def widened(estimate: Estimate) -> Estimate:
+    """A difference of pairs none of which differs, which resampling gives no width: by Wilson both ways."""
+    if estimate.low != estimate.high or estimate.value:
+        return estimate
+    reach = 100 * wilson(0, estimate.n)[1]
+    return Estimate(estimate.n, 0.0, -reach, reach)
+
+
 class Bootstrap:
     """Pictures drawn again and again with replacement, the same for every figure of one set of questions.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from foveate.calibration.evaluation.groups import Group, Row
 from foveate.calibration.evaluation.result import Evaluation, by_way
+from foveate.calibration.evaluation.table import keep_label
 from foveate.errors import needed
 from foveate.terminal import plural
 
@@ -37,6 +38,7 @@ MAIN = ("own", "other")
 DASHED = ("oracle", "without", "smaller", "centre", "random")
 PANEL = (6.4, 4.6)
 DPI = 140
+TOP = 102
 GAP = 4.6
 """The least distance of two labels, in percent of answers."""
 LEAST_WRITTEN = 1.0
@@ -55,9 +57,11 @@ def draw_evaluation(evaluation: Evaluation) -> Figure:
     figure = Figure(
         figsize=(PANEL[0] * max(1, len(panels)), PANEL[1]), dpi=DPI, layout="constrained"
     )
-    name = evaluation.made.get("checkpoint") or evaluation.made.get("bundle")
     figure.suptitle(
-        f"What {name} still answers with fewer visual tokens", x=0.01, ha="left", weight="bold"
+        f"What {evaluation.name} still answers with fewer visual tokens",
+        x=0.01,
+        ha="left",
+        weight="bold",
     )
     grid = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
     for axes, (total, ranking) in zip(grid, panels, strict=False):
@@ -79,19 +83,20 @@ def _draw_panel(axes: Axes, total: Group, ranking: str) -> None:
         axes.plot(
             shares, values, linestyle=(0, (4, 2)) if way in DASHED else "-", marker="o",
             markersize=5 if strong else 3.5, linewidth=2.6 if strong else 1.5,
-            color=COLOURS[way], zorder=4 if strong else 3, clip_on=False,
+            color=COLOURS[way], zorder={"own": 5, "other": 4}.get(way, 3), clip_on=False,
         )  # fmt: skip
         if strong:
             _draw_intervals(axes, rows[way], COLOURS[way])
     _label_ends(axes, curves)
-    shares = sorted(
-        {1.0, *(row.used for way, found in rows.items() for row in found if way != "smaller")}
-    )
+    marks = {1.0: 1.0} | {
+        row.used: row.keep for way, found in rows.items() for row in found if way != "smaller"
+    }
+    shown = _apart(sorted(marks, reverse=True))
     axes.set_xscale("log")
-    axes.set_xticks(_apart(shares), [f"{100 * share:.3g} %" for share in _apart(shares)])
+    axes.set_xticks(shown, [keep_label(marks[share]).replace(" tokens", "") for share in shown])
     axes.minorticks_off()
     axes.set_xlim(1.04, min(share for found, _ in curves.values() for share in found))
-    axes.set_ylim(0, 102)
+    axes.set_ylim(0, TOP)
     what = "answers" if total.measure == "exact" else "words of captions"
     axes.set_ylabel(f"{what} kept, % of what all tokens give", color=INK)
     axes.set_xlabel("visual tokens kept", color=INK)
@@ -110,7 +115,10 @@ def _draw_panel(axes: Axes, total: Group, ranking: str) -> None:
 
 def _curve(rows: Sequence[Row]) -> Curve:
     """Shares of the tokens used and what they keep, from few tokens to all."""
-    points = sorted([(row.used, row.kept.value) for row in rows if row.used < 1] + [(1.0, 100.0)])
+    points = [(row.used, row.kept.value) for row in rows if row.used < 1]
+    # Nothing that leaves the asked thing out ever keeps all tokens.
+    points += [] if rows[0].way == "without" else [(1.0, 100.0)]
+    points.sort()
     return [share for share, _ in points], [value for _, value in points]
 
 
@@ -133,9 +141,10 @@ def _shade(axes: Axes, curves: Mapping[str, Curve], total: Group, ranking: str) 
         if row.way == "own" and row.ranking == ranking and row.keep == widest.keep
     )
     axes.annotate(
-        f"selectivity\n{widest.points.value:+.0f} points ",
-        (used, (widest.own + widest.other) / 2), xytext=(-4, 0), textcoords="offset points",
-        ha="right", va="center", fontsize=9, color=COLOURS["own"], zorder=5,
+        f"selectivity\n{widest.points.value:+.0f} points",
+        (used, (widest.own + widest.other) / 2), xytext=(-8, 0), textcoords="offset points",
+        ha="right", va="center", fontsize=9, color=COLOURS["own"], zorder=6,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
 
 
@@ -150,23 +159,35 @@ def _draw_intervals(axes: Axes, rows: Sequence[Row], colour: str) -> None:
 
 def _label_ends(axes: Axes, curves: Mapping[str, Curve]) -> None:
     """Name each curve at its end, where the fewest tokens are, labels moved apart."""
-    ends = sorted(((values[0], way) for way, (_, values) in curves.items()), reverse=True)
-    places: list[float] = []
-    for height, _ in ends:
-        places.append(min(height, places[-1] - GAP) if places else height)
-    lift = max(0.0, -places[-1]) if places else 0.0
-    for (_, way), place in zip(ends, places, strict=True):
+    # Of curves that end alike the main ones are named first.
+    order = list(COLOURS)
+    ends = sorted((-values[0], order.index(way), way) for way, (_, values) in curves.items())
+    places = spread([-height for height, *_ in ends])
+    for (*_, way), place in zip(ends, places, strict=True):
         axes.annotate(
-            SHORT[way], (1, (place + lift) / 102), xycoords="axes fraction", xytext=(12, 0),
+            SHORT[way], (1, place / TOP), xycoords="axes fraction", xytext=(12, 0),
             textcoords="offset points", va="center", fontsize=9, color=COLOURS[way],
             weight="bold" if way in MAIN else "normal", annotation_clip=False,
         )  # fmt: skip
 
 
+def spread(heights: Sequence[float]) -> list[float]:
+    """Heights, the highest first, moved apart by at least `GAP` and none below 0 or above `TOP`."""
+    places: list[float] = []
+    for number, height in enumerate(heights):
+        least = GAP * (len(heights) - 1 - number)
+        place = max(height, least)
+        places.append(min(place, places[-1] - GAP if places else TOP))
+    # Those pressed together under a high one may rise again to where they belong.
+    for number in range(len(places) - 2, -1, -1):
+        places[number] = max(places[number], places[number + 1] + GAP)
+    return places
+
+
 def _apart(shares: Sequence[float]) -> list[float]:
-    """Shares that leave room for their labels on a logarithmic axis."""
+    """Of shares, the largest first, those that leave room for their labels on a logarithmic axis."""
     kept: list[float] = []
-    for share in sorted(shares, reverse=True):
+    for share in shares:
         if not kept or share < kept[-1] * 0.85:
             kept.append(share)
     return kept

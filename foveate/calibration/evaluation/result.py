@@ -36,6 +36,11 @@ class Evaluation:
         return group(self.judged, self.made["seed"])
 
     @property
+    def name(self) -> str:
+        """The checkpoint's or the bundle's."""
+        return str(self.made[self.made["kind"]])
+
+    @property
     def totals(self) -> list[Group]:
         """All questions, each measure apart."""
         return [one for one in self.groups if one.kind == "all"]
