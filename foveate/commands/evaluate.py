@@ -33,7 +33,7 @@ NOT_OF_BUNDLES = ("rank", "dtype")
            help="Visual tokens to keep; a question of fewer than N keeps all."),
     option("--ways", metavar="NAME,…",
            help="What tokens are chosen by beside the own question: other, neutral, random, centre, smaller, "
-           "oracle, without, all but it, one token.  [default: all]"),
+           "oracle, without, all-but-it, one-token.  [default: all]"),
     option("--neutral", default="Describe the picture.", metavar="TEXT", help="The neutral prompt."),
     option("--seed", type=IntRange(min=0), default=0, help="Of chance, and of the intervals."),
     option("--rule", type=Choice(["exact", "contains"]), default="exact",

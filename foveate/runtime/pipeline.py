@@ -20,6 +20,7 @@ from foveate.families.base import Family, Message, PixelLimits
 from foveate.runtime.admission import Admission
 from foveate.runtime.answer import Answer
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
+from foveate.runtime.checks import whole_numbers
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import AnswerText, Stream, answer_together
 from foveate.runtime.language.base import LanguageModel
@@ -38,6 +39,7 @@ from foveate.runtime.tensors import wait
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+COUNTS = whole_numbers(LimitError, "a count of visual tokens from 1 on for each picture")
 LIMITS = ("max_picture_pixels", "most_requests", "most_waiting", "memory_limit")
 """Arguments of `Pipeline.load` that bound its requests."""
 
@@ -336,14 +338,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             ImageError: A video, or a picture that cannot be decoded.
             LimitError: Other counts than one from 1 on for each picture.
         """
-        if len(most) != len(encoded.media) or min(most, default=0) < 1:
+        self._preparation.check_own(encoded)
+        counts = COUNTS("most", most)
+        if len(counts) != len(encoded.media) or min(counts, default=1) < 1:
             raise LimitError(
-                f"most is {list(most)}; give a count from 1 on for each of {len(encoded.media)} pictures"
+                f"most is {list(counts)} for {len(encoded.media)} pictures; give {COUNTS.wanted}"
             )
         place = self._admission.enter()
         assert place is not None
         with place:
-            visual = encoded.family.shrink(encoded.media, most)
+            visual = encoded.family.shrink(encoded.media, counts)
             embeds = self._backend.encode(visual, lasting=True)
             wait(embeds)
             return replace(encoded, visual=visual, embeds=embeds)

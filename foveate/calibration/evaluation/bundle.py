@@ -15,6 +15,7 @@ from foveate.bundle.reader import Bundle as OpenedBundle
 from foveate.bundle.reader import file_digest
 from foveate.calibration.dataset import Record
 from foveate.calibration.evaluation.subject import Alone
+from foveate.errors import LimitError
 from foveate.families.base import Medium, VisualInput
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.pipeline import Pipeline
@@ -111,19 +112,28 @@ class BundleScene:
 
     def answers(self, prompt: str, kept: Sequence[NDArray[np.int64]]) -> list[str]:
         """Answer with each choice of tokens, so many together as the subject's batch."""
-        texts: list[str] = []
-        for start in range(0, len(kept), self.subject.batch):
-            requests = [
-                self._request(prompt, one) for one in kept[start : start + self.subject.batch]
-            ]
-            texts += [answer.text for answer in self.subject.pipe.generate_batch(requests)]
-        return texts
+        most = self.subject.batch
+        starts = range(0, len(kept), most)
+        return [
+            text for start in starts for text in self._answered(prompt, kept[start : start + most])
+        ]
 
     def answer_smaller(self, prompt: str, most: Sequence[int]) -> tuple[str, int]:
         """Answer a prompt about smaller pictures."""
         smaller = self.encoded.smaller(most)
         answer = smaller.generate(prompt, keep=1.0, max_new_tokens=self.subject.most, temperature=0)
         return answer.text, smaller.visual.tokens
+
+    def _answered(self, prompt: str, kept: Sequence[NDArray[np.int64]]) -> list[str]:
+        """Answers that are generated together, or in halves where memory does not take all of them."""
+        requests = [self._request(prompt, one) for one in kept]
+        try:
+            return [answer.text for answer in self.subject.pipe.generate_batch(requests)]
+        except LimitError:
+            half = len(kept) // 2
+            if not half:
+                raise
+            return [*self._answered(prompt, kept[:half]), *self._answered(prompt, kept[half:])]
 
     def _request(self, prompt: str, kept: NDArray[np.int64]) -> Request:
         """A greedy answer with some of the tokens."""

@@ -37,6 +37,8 @@ INK = "#3c444c"
 MAIN = ("own", "other")
 DASHED = ("oracle", "without", "smaller", "centre", "random")
 PANEL = (6.4, 4.6)
+ACROSS = 3
+"""The most panels side by side."""
 DPI = 140
 TOP = 102
 GAP = 4.6
@@ -54,18 +56,15 @@ def draw_evaluation(evaluation: Evaluation) -> Figure:
         for total in evaluation.totals
         for ranking in dict.fromkeys(row.ranking for row in total.rows if row.way == "own")
     ]
-    figure = Figure(
-        figsize=(PANEL[0] * max(1, len(panels)), PANEL[1]), dpi=DPI, layout="constrained"
-    )
+    across = min(ACROSS, max(1, len(panels)))
+    down = -(-max(1, len(panels)) // across)
+    figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down), dpi=DPI, layout="constrained")
     figure.suptitle(
         f"What {evaluation.name} still answers with fewer visual tokens",
-        x=0.01,
-        ha="left",
-        weight="bold",
-    )
-    grid = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
-    for axes, (total, ranking) in zip(grid, panels, strict=False):
-        _draw_panel(axes, total, ranking)
+        x=0.01, ha="left", weight="bold",
+    )  # fmt: skip
+    for number, (total, ranking) in enumerate(panels, start=1):
+        _draw_panel(figure.add_subplot(down, across, number), total, ranking)
     return figure
 
 

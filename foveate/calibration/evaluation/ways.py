@@ -23,8 +23,8 @@ WAYS = {
     "smaller": "a smaller picture",
     "oracle": "the asked thing first, the rest by chance",
     "without": "the asked question, never the asked thing",
-    "all but it": "all tokens but the asked thing's",
-    "one token": "the asked thing's middle token alone",
+    "all-but-it": "all tokens but the asked thing's",
+    "one-token": "the asked thing's middle token alone",
 }
 """What tokens are chosen by; the last two know no keep."""
 RANKED = ("own", "other", "neutral", "without")
@@ -127,8 +127,8 @@ def choices(
     if shown.asked.any():
         # Of tokens that are covered alike chance decides, where there is not room for all of them.
         fixed["oracle"] = np.where(shown.asked, 2 + shown.cover + chance / 1000, chance)
-        yield Choice("all but it", "", None, np.flatnonzero(~shown.touched))
-        yield Choice("one token", "", None, _with_fixed(visual, np.array([shown.middle])))
+        yield Choice("all-but-it", "", None, np.flatnonzero(~shown.touched))
+        yield Choice("one-token", "", None, _with_fixed(visual, np.array([shown.middle])))
     for way, known in fixed.items():
         for keep in keeps:
             yield Choice(way, "", keep, kept_tokens(visual, keep, known))

@@ -1,19 +1,21 @@
 """What is counted: intervals, differences of pairs, groups, and the table and plot of them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from foveate.calibration.evaluation.groups import count_group
 from foveate.calibration.evaluation.intervals import Bootstrap, Estimate, Score, widened, wilson
 from foveate.calibration.evaluation.judged import Judged, Overlap, Trial
-from foveate.calibration.evaluation.plot import GAP, TOP, spread, draw_evaluation
+from foveate.calibration.evaluation.plot import GAP, TOP, draw_evaluation, spread
 from foveate.calibration.evaluation.result import Evaluation, group
 from foveate.calibration.evaluation.table import describe_evaluation
 
 
 def judged(name: str, picture: str, *right: float, **more: object) -> Judged:
     """A question rightly answered with all tokens: own and other at 25 %, and one token."""
-    ways = (("own", "attention", 0.25), ("other", "attention", 0.25), ("one token", "", None))
+    ways = (("own", "attention", 0.25), ("other", "attention", 0.25), ("one-token", "", None))
     trials = tuple(
         Trial(way, ranking, keep, "E", score, 0.25, 0.5, 0.1)
         for (way, ranking, keep), score in zip(ways, right, strict=False)
@@ -123,8 +125,6 @@ def test_groups_table_and_plot() -> None:
 def test_labels_move_apart() -> None:
     assert spread([90, 50, 20]) == [90, 50, 20]
     places = spread([100, 100, 99, 1, 0, 0, 0])
-    assert all(
-        above - below >= GAP - 1e-9 for above, below in zip(places, places[1:], strict=False)
-    )
+    assert all(above - below >= GAP - 1e-9 for above, below in pairwise(places))
     assert places[0] <= TOP
     assert places[-1] >= 0

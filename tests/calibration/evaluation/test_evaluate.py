@@ -20,7 +20,7 @@ from tests.command import invoke, refused
 from tests.conftest import NANO
 
 SMALL = EvaluateOptions(
-    keep="0.25,4", ways=("own", "other", "random", "one token"), max_new_tokens=8, limit=6
+    keep="0.25,4", ways=("own", "other", "random", "one-token"), max_new_tokens=8, limit=6
 )
 TIMES = ("seconds", "processes")
 
@@ -55,7 +55,7 @@ def test_the_result(whole: Evaluation, scenes: Path) -> None:
     everything = found["groups"][0]
     assert [(one["way"], one["keep"]) for one in everything["rows"]] == [
         ("own", 0.25), ("own", 4), ("other", 0.25), ("other", 4), ("random", 0.25), ("random", 4),
-        ("one token", None),
+        ("one-token", None),
     ]  # fmt: skip
     for own, other, gap in zip(
         everything["rows"][:2], everything["rows"][2:4], found["selectivity"], strict=True
