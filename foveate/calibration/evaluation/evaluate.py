@@ -1,6 +1,7 @@
 """Evaluation of a checkpoint or a bundle: every question asked with all visual tokens, and with fewer."""
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from foveate.bundle.reader import file_digest
 from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.evaluation.journal import Journal, default_path, run_key
 from foveate.calibration.evaluation.judge import judge
-from foveate.calibration.evaluation.judged import OUTCOMES, Judged
+from foveate.calibration.evaluation.judged import OUTCOMES, UNREADABLE, Judged
 from foveate.calibration.evaluation.options import EvaluateOptions
 from foveate.calibration.evaluation.others import find_other, group_by_picture
 from foveate.calibration.evaluation.result import Evaluation
@@ -65,8 +66,10 @@ def evaluate(
         FoveateError: What loading it raises.
     """
     team = evaluated.team
-    meter = Meter(OUTCOMES, quiet or team.index > 0)
     keeps, scenes = parse_keeps(options.keep), read_scenes(data, options.limit)
+    measures = {one.record.measure for scene in scenes for one in scene}
+    outcomes = [OUTCOMES[name] for name in OUTCOMES if name in measures]
+    meter = Meter([*itertools.chain(*outcomes), UNREADABLE], quiet or team.index > 0)
     settings = {name: one for name, one in asdict(options).items() if name not in NOT_KEYED}
     done: list[tuple[int, Judged]] = []
 

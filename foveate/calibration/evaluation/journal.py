@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from foveate.bundle.reader import file_digest
 from foveate.calibration.dataset import Record
@@ -42,19 +42,20 @@ class Journal:
             index: Which process of the run this is.
 
         Raises:
-            OutputError: The file cannot be read.
+            OutputError: The file cannot be read or written.
         """
         self.path, self._key = path, key
-        self._own = path if not index else path.with_name(f"{path.name}.{index}")
+        own = path if not index else path.with_name(f"{path.name}.{index}")
         self._digests: dict[str, str] = {}
         self._known: dict[str, dict[str, Any]] = {}
         try:
             for one in [path, *sorted(path.parent.glob(f"{path.name}.[0-9]*"))]:
                 if one.is_file():
                     self._known |= dict(_entries(one.read_bytes().splitlines()))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = own.open("ab")
         except OSError as error:
             raise self._trouble(error) from error
-        self._file: BinaryIO | None = None
 
     def find(self, key: str, record: Record, data: str) -> Judged | None:
         """What came of a question before; what only names it is taken from the data set as it is now."""
@@ -93,20 +94,15 @@ class Journal:
         """
         line = json.dumps({"key": key, "judged": judged_facts(judged)}, ensure_ascii=True)
         try:
-            if self._file is None:
-                self._own.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._own.open("ab")
-                # Ends a line that a killed process left half written.
-                self._file.write(b"\n")
-            self._file.write(f"{line}\n".encode())
+            # The first line break ends a line that a killed process left half written.
+            self._file.write(f"\n{line}\n".encode())
             self._file.flush()
         except OSError as error:
             raise self._trouble(error) from error
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def _file_digest(self, path: Path) -> str:
         """A picture's SHA-256, computed once."""

@@ -5,6 +5,10 @@ from typing import Any
 
 from foveate.calibration.dataset import Record
 
+OUTCOMES = {"exact": ("right", "wrong"), "words": ("described",)}
+"""By measure what can come of a question with all of its tokens."""
+UNREADABLE = "unreadable"
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -95,11 +99,8 @@ class Judged:
     def outcome(self) -> str:
         """In a word what came of it with all tokens."""
         if self.unreadable:
-            return "unreadable"
-        return "described" if self.measure == "words" else "right" if self.score else "wrong"
-
-
-OUTCOMES = ("right", "wrong", "described", "unreadable")
+            return UNREADABLE
+        return OUTCOMES[self.measure][0 if self.score else -1]
 
 
 def judged_facts(judged: Judged) -> dict[str, Any]:
