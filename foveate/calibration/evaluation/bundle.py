@@ -93,6 +93,7 @@ class BundleScene:
     subject: LoadedBundle
     encoded: EncodedMedia
     _scores: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    _smaller: dict[tuple[int, ...], EncodedMedia] = field(default_factory=dict)
 
     @property
     def media(self) -> Sequence[Medium]:
@@ -120,7 +121,10 @@ class BundleScene:
 
     def answer_smaller(self, prompt: str, most: Sequence[int]) -> tuple[str, int]:
         """Answer a prompt about smaller pictures."""
-        smaller = self.encoded.smaller(most)
+        counts = tuple(most)
+        if counts not in self._smaller:
+            self._smaller[counts] = self.encoded.smaller(counts)
+        smaller = self._smaller[counts]
         answer = smaller.generate(prompt, keep=1.0, max_new_tokens=self.subject.most, temperature=0)
         return answer.text, smaller.visual.tokens
 

@@ -127,6 +127,7 @@ class CheckpointScene:
     pictures: EncodedPictures
     _asked: dict[str, AnsweredQuestion] = field(default_factory=dict)
     _scores: dict[tuple[str, str], NDArray[np.floating] | None] = field(default_factory=dict)
+    _smaller: dict[tuple[int, ...], EncodedPictures] = field(default_factory=dict)
 
     @property
     def media(self) -> Sequence[Medium]:
@@ -170,8 +171,10 @@ class CheckpointScene:
 
     def answer_smaller(self, prompt: str, most: Sequence[int]) -> tuple[str, int]:
         """Answer a prompt about smaller pictures."""
-        model = self.subject.model
-        question = model.prepare(prompt, self.media, most)
+        model, counts = self.subject.model, tuple(most)
+        if counts not in self._smaller:
+            self._smaller[counts] = model.encode(self.media, most)
+        question = model.ask(prompt, self._smaller[counts])
         text = model.text(model.answer(question, most=self.subject.most))
         return text, question.visual.tokens
 

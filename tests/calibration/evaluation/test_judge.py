@@ -114,14 +114,15 @@ def test_the_same_tokens_are_answered_once(
 
     monkeypatch.setattr(TorchModel, "answers", note)
     monkeypatch.setattr(TorchModel, "encode", count)
-    ways = ("own", "other", "random")
+    ways = ("own", "other", "random", "smaller")
     options = replace(OPTIONS, keep="143,144,1.0", ways=ways)
     scene = subject.open(boxed[0])
     for record, other in (boxed[:2], boxed[1::-1]):
         judge(scene, record, other, ["attention"], options)
     assert len(set(asked)) <= 2 * (1 + len(ways))
     assert asked.count(np.arange(144).tobytes()) == 2
-    assert len(encoded) == 1
+    # As it is, and once smaller.
+    assert len(encoded) == 2
 
 
 def test_a_wrong_answer_is_tried_no_further(subject: LoadedCheckpoint, boxed: list[Record]) -> None:
