@@ -139,9 +139,12 @@ def _shade(axes: Axes, curves: Mapping[str, Curve], total: Group, ranking: str) 
         for row in total.rows
         if row.way == "own" and row.ranking == ranking and row.keep == widest.keep
     )
+    # Where there is no room between the curves, below them.
+    wide = widest.points.value > 3 * GAP
+    middle = (widest.own + widest.other) / 2 if wide else widest.other - 2 * GAP
     axes.annotate(
         f"selectivity\n{widest.points.value:+.0f} points",
-        (used, (widest.own + widest.other) / 2), xytext=(-8, 0), textcoords="offset points",
+        (used, middle), xytext=(-8, 0), textcoords="offset points",
         ha="right", va="center", fontsize=9, color=COLOURS["own"], zorder=6,
         bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
