@@ -30,6 +30,7 @@ VERBS = (
     "chat",
     "demo",
     "doctor",
+    "evaluate",
     "export",
     "inspect",
     "run",

@@ -19,7 +19,7 @@ from foveate import Pipeline
 from foveate.bundle.quantization_report import cost_facts
 from foveate.bundle.reader import file_digest
 from foveate.calibration.dataset import Record, read_records
-from foveate.calibration.evaluation.result import Score
+from foveate.calibration.evaluation.intervals import Score
 from foveate.export.exporter import ExportOptions, export
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.questions import Questions, score_all

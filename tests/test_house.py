@@ -30,7 +30,15 @@ FAMILY_FILES = re.compile(
     r"(families|modeling)/(qwen2_vl|llava\w*?|vila)(_\w+)?\.py"
     r"|families/__init__\.py|modeling/families\.py"
 )
-SLIM = ("foveate.runtime", "foveate.bundle", "foveate.families", "foveate.export.tensorrt.build")
+SLIM = (
+    "foveate.runtime",
+    "foveate.bundle",
+    "foveate.families",
+    "foveate.export.tensorrt.build",
+    "foveate.calibration.evaluation.bundle",
+    "foveate.calibration.evaluation.evaluate",
+    "foveate.calibration.evaluation.table",
+)
 
 
 def name(path: Path) -> str:

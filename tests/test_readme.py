@@ -44,7 +44,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_run(desk: Path) -> None:
     assert (desk / "bundle" / "manifest.json").is_file()
     assert (desk / "bench.json").is_file()
-    for picture in ("heatmap.png", "sheet.png", "f_theta.png"):
+    for picture in ("heatmap.png", "sheet.png", "f_theta.png", "kept.png"):
         assert (desk / picture).read_bytes().startswith(b"\x89PNG")
     for bundle, samples in (("bundle", "10,020 samples"), ("compressed", ", 8 samples")):
         compressor = Bundle.open(desk / bundle).manifest.compressor

@@ -8,6 +8,7 @@ import numpy as np
 
 from foveate.bench.result import STAGES, Bench, Case
 from foveate.calibration.evaluation.result import FORMAT as EVALUATION
+from foveate.calibration.evaluation.result import VERSION
 from foveate.errors import DataError, needed
 
 with needed("--plot draws with matplotlib, which is not installed: pip install 'foveate[bench]'"):
@@ -21,14 +22,14 @@ PANEL = (6.5, 4.5)
 DPI = 120
 
 Curve = list[tuple[float, float]]
-"""Shares of the visual tokens used, and the percentage of answers that were right with them."""
+"""Shares of the visual tokens used, and the percentage of answers that they keep right."""
 
 
 def read_quality(path: Path, compressor: str) -> dict[str, Curve]:
-    """Read what `calibrate evaluate` found of the bundle's way of ranking.
+    """Read what `foveate evaluate` found of the bundle's way of ranking.
 
     Args:
-        path: What `foveate calibrate evaluate --out` wrote.
+        path: What `foveate evaluate --json` wrote.
         compressor: The bundle's: "attention", or "f_theta" for rankings by a file.
 
     Returns:
@@ -39,27 +40,27 @@ def read_quality(path: Path, compressor: str) -> dict[str, Curve]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != EVALUATION:
-            raise ValueError(f"its format is {document['format']!r}, not {EVALUATION!r}")
+        if (document["format"], document["version"]) != (EVALUATION, VERSION):
+            raise ValueError(f"it is not of the format {EVALUATION}, version {VERSION}")
         everything = document["groups"][0]
         curves: dict[str, Curve] = {}
         for row in everything["rows"]:
             name = str(row["ranking"])
-            if name == compressor or (compressor == "f_theta" and name.endswith(".safetensors")):
-                point = (float(row["used"]), float(row["accuracy"]))
+            ours = name == compressor or (compressor == "f_theta" and name.endswith(".safetensors"))
+            if row["way"] == "own" and ours:
+                point = (float(row["used"]), float(row["kept"]["value"]))
                 curves.setdefault(Path(name).name, []).append(point)
-        full = (1.0, float(everything["full"]["accuracy"]))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
             f"{path}: no evaluation can be read from it ({error}); give what "
-            "foveate calibrate evaluate --out wrote"
+            "foveate evaluate --json wrote"
         ) from error
     if not curves:
         raise DataError(
             f"{path}: nothing in it was ranked by {compressor}, as the bundle's tokens are; "
-            "evaluate with --rank attention, or --rank FILE for f_θ"
+            "evaluate this bundle, or its checkpoint with --rank attention, or --rank FILE for f_θ"
         )
-    return {name: sorted({*curve, full}) for name, curve in curves.items()}
+    return {name: sorted({*curve, (1.0, 100.0)}) for name, curve in curves.items()}
 
 
 def draw_bench(bench: Bench, quality: dict[str, Curve] | None = None) -> Figure:
@@ -137,10 +138,8 @@ def _draw_quality(axes: Axes, case: Case, quality: dict[str, Curve]) -> None:
     right: Any = axes.twinx()
     for (name, curve), colour in zip(quality.items(), QUALITY * len(quality), strict=False):
         shares, accuracy = np.array(curve).T
-        right.plot(
-            shares * case.total, accuracy, "o-", color=colour, label=f"right answers, {name}"
-        )
-    right.set(ylabel="right answers [%]", ylim=(0, 103))
+        right.plot(shares * case.total, accuracy, "o-", color=colour, label=f"answers kept, {name}")
+    right.set(ylabel="answers kept [%]", ylim=(0, 103))
 
 
 def _label(axes: Axes, below: str, beside: str) -> None:

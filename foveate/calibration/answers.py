@@ -11,6 +11,7 @@ The rule `contains` finds whole words, which white space divides: Chinese or Tha
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -46,6 +47,20 @@ def is_right(answer: str, answers: Sequence[str], rule: Rule) -> bool:
     if rule == "exact":
         return given in right
     return any(f" {one} " in f" {given} " for one in right)
+
+
+def words_right(answer: str, answers: Sequence[str]) -> float:
+    """The share of an answer's words that are right, from 0 to 1: for captions.
+
+    Both sides are normalised and taken as multisets of words; the words that they share are divided by
+    the words of the longer side, so that neither words that are wrong nor words that are missing are
+    free. Of several right answers the nearest counts.
+    """
+    given = Counter(normalise(answer).split())
+    shares = [0.0]
+    for right in (Counter(normalise(one).split()) for one in answers):
+        shares.append((given & right).total() / max(given.total(), right.total(), 1))
+    return max(shares)
 
 
 def _bare(word: str) -> str:

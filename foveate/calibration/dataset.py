@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.calibration.boxes import BOXES, Box, read_boxes
 from foveate.errors import DataError
 
 PICTURES = ("image", "images", "video")
 ANSWERS = ("answer", "answers")
 TAGS = ("task", "scope")
+MEASURES = ("exact", "words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Record:
         names: The pictures or the video as the data set names them.
         tags: Its `task` and `scope`, where it has them.
         moving: Whether it is about a video.
+        boxes: The parts that the question is about; empty where the data set does not say.
+        measure: How an answer is measured: "exact", right or wrong; or "words", by the share of its words.
     """
 
     id: str
@@ -34,6 +38,8 @@ class Record:
     names: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     moving: bool = False
+    boxes: tuple[Box, ...] = ()
+    measure: str = "exact"
 
     @property
     def media(self) -> dict[str, Any]:
@@ -67,22 +73,22 @@ def read_records(path: Path, answers_needed: bool = True) -> list[Record]:
         if not line.strip():
             continue
         try:
-            record = _record(line, path.parent, answers_needed)
-            if record.id in lines:
-                raise DataError(
-                    f"the id {record.id!r} is that of line {lines[record.id]}; give each its own"
-                )
+            for record in _records(line, path.parent, answers_needed):
+                if record.id in lines:
+                    raise DataError(
+                        f"the id {record.id!r} is that of line {lines[record.id]}; give each its own"
+                    )
+                lines[record.id] = number
+                records.append(record)
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
-        lines[record.id] = number
-        records.append(record)
     if not records:
         raise DataError(f"{path}: no record in it; write one JSON object a line")
     return records
 
 
-def _record(line: str, folder: Path, answers_needed: bool) -> Record:
-    """One line's record."""
+def _records(line: str, folder: Path, answers_needed: bool) -> list[Record]:
+    """One line's record, or those of its several questions."""
     try:
         document = json.loads(line, object_pairs_hook=_object)
     except DataError:
@@ -94,16 +100,68 @@ def _record(line: str, folder: Path, answers_needed: bool) -> Record:
         raise DataError(
             'not an object; write {"id": "1", "image": "1.png", "question": "…", "answer": "…"}'
         )
+    if "questions" not in document:
+        return [_record(document, folder, answers_needed)]
+    records = []
+    for number, question in enumerate(_questions(document), start=1):
+        try:
+            records.append(_record(_merged(document, question, number), folder, answers_needed))
+        except DataError as error:
+            raise DataError(f"'questions' item {number}: {error}") from error
+    return records
+
+
+def _questions(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The questions of a line that has several."""
+    for key in ("question", *ANSWERS, *BOXES):
+        if key in document:
+            raise DataError(f"{key!r} beside 'questions'; move it into the question that it is of")
+    questions = document["questions"]
+    if not isinstance(questions, list) or not questions:
+        raise DataError(
+            "'questions' is no list of at least one question; write "
+            '[{"question": "…", "answer": "…"}]'
+        )
+    return questions
+
+
+def _merged(document: dict[str, Any], question: Any, number: int) -> dict[str, Any]:
+    """One of a line's questions as a document of its own; what it does not say, the line says."""
+    if not isinstance(question, dict):
+        raise DataError('not an object; write {"question": "…", "answer": "…"}')
+    for key in PICTURES:
+        if key in question:
+            raise DataError(f"{key!r} belongs beside 'questions', which are all about it; move it")
+    if "id" not in question:
+        if "id" not in document:
+            raise DataError("no 'id', and none beside 'questions'; give one of the two")
+        question = {**question, "id": f"{_text(document, 'id')}-{number}"}
+    return {**document, **question}
+
+
+def _record(document: dict[str, Any], folder: Path, answers_needed: bool) -> Record:
+    """One question's record."""
     names = _pictures(document)
+    moving = "video" in document
     return Record(
         id=_text(document, "id"),
         pictures=tuple(folder / name for name in names),
         question=_text(document, "question"),
         answers=_answers(document, answers_needed),
         names=names,
-        moving="video" in document,
+        moving=moving,
         tags={name: _text(document, name) for name in TAGS if name in document},
+        boxes=read_boxes(document, None if moving else len(names)),
+        measure=_measure(document),
     )
+
+
+def _measure(document: dict[str, Any]) -> str:
+    """How a record's answer is measured."""
+    measure = document.get("measure", MEASURES[0])
+    if measure not in MEASURES:
+        raise DataError(f'\'measure\' is {json.dumps(measure)[:40]}; give "exact" or "words"')
+    return str(measure)
 
 
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from foveate import families
 from foveate.calibration.dataset import Record
 from foveate.calibration.relevance.propagation import Mode, relevance
-from foveate.errors import ImageError, LimitError
-from foveate.families.base import Family, Medium, Prompt, Video, VisualInput, opened, user_turn
+from foveate.errors import LimitError
+from foveate.families.base import Family, Medium, Prompt, VisualInput, user_turn
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.checkpoint import DTYPES, Checkpoint
 from foveate.modeling.families import torch_family
@@ -24,6 +24,21 @@ from foveate.modeling.language_model import TRACED, Language
 from foveate.runtime.media.sources import open_media
 
 NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPictures:
+    """Pictures or videos that were encoded once.
+
+    Attributes:
+        media: They themselves, in order.
+        visual: As the vision tower saw them.
+        embeds: Their visual tokens E_v [N_v, H].
+    """
+
+    media: tuple[Medium, ...]
+    visual: VisualInput
+    embeds: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +121,39 @@ class TorchModel:
         return found
 
     @torch.no_grad()
-    def prepare(
-        self, question: str, media: Sequence[Medium], most: Sequence[int] | None = None
-    ) -> PreparedQuestion:
-        """Embed a question about pictures or videos, each token in its place.
+    def encode(self, media: Sequence[Medium], most: Sequence[int] | None = None) -> EncodedPictures:
+        """Encode pictures or videos, to ask about them any number of times.
 
         Args:
-            question: The user's text.
-            media: Its pictures or videos, in order.
-            most: The most visual tokens that each picture is to give, at least one: it is made
-                smaller, its aspect kept. None leaves all as they are.
+            media: In order.
+            most: The most visual tokens that each picture is to give, at least one; see `Family.shrink`.
+                None leaves all as they are.
 
         Raises:
             ImageError: A picture that the family cannot take, or a video that is to be made smaller.
+        """
+        visual = self.family.prepare(media) if most is None else self.family.shrink(media, most)
+        return EncodedPictures(tuple(media), visual, self._torch_half.encode(self._model, visual))
+
+    @torch.no_grad()
+    def ask(self, question: str, pictures: EncodedPictures) -> PreparedQuestion:
+        """Embed a question about encoded pictures, each token in its place.
+
+        Raises:
             PromptError: A question that the family cannot take.
         """
-        if most is None:
-            visual = self.family.prepare(media)
-        else:
-            pictures = [opened(medium) for medium in media if not isinstance(medium, Video)]
-            if len(pictures) < len(media):
-                raise ImageError("a video is not made smaller; leave it as it is")
-            visual = self._torch_half.shrink(self.family, pictures, most)
-        prompt = self.family.layout(user_turn(question, media), visual)
+        prompt = self.family.layout(user_turn(question, pictures.media), pictures.visual)
         embeds = self.language.embedding(self._sent(prompt.token_ids))
-        encoded = self._torch_half.encode(self._model, visual)
-        embeds = embeds.index_copy(0, self._sent(prompt.visual_index), encoded)
-        return PreparedQuestion(embeds[None], self._sent(prompt.position_ids), prompt, visual)
+        embeds = embeds.index_copy(0, self._sent(prompt.visual_index), pictures.embeds)
+        return PreparedQuestion(
+            embeds[None], self._sent(prompt.position_ids), prompt, pictures.visual
+        )
+
+    def prepare(
+        self, question: str, media: Sequence[Medium], most: Sequence[int] | None = None
+    ) -> PreparedQuestion:
+        """Encode pictures or videos and embed a question about them; see `encode` and `ask`."""
+        return self.ask(question, self.encode(media, most))
 
     def answer(
         self,
@@ -145,12 +166,31 @@ class TorchModel:
         Returns:
             The answer's tokens, at most `most`, without the stop token.
         """
-        embeds, positions = question.embeds, question.positions
-        if kept is not None:
-            rows = self._sent(question.prompt.kept_index(kept))
-            embeds, positions = embeds[:, rows], positions[:, rows]
-        first = question.prompt.next_position
-        return self.language.answer(embeds, positions, first, self.stops, most)
+        everything = np.arange(question.visual.tokens)
+        return self.answers(question, [everything if kept is None else kept], most)[0]
+
+    @torch.no_grad()
+    def answers(
+        self, question: PreparedQuestion, kept: Sequence[NDArray[np.int64]], most: int = NEW_TOKENS
+    ) -> list[list[int]]:
+        """Answer greedily with each of several choices of as many visual tokens, all together.
+
+        Args:
+            question: The question.
+            kept: Ordinals int64 [K] of visual tokens, ascending; of one length.
+            most: The longest answer, in tokens.
+
+        Returns:
+            The tokens of each answer, without the stop token.
+        """
+        rows = self._sent(np.stack([question.prompt.kept_index(one) for one in kept]))
+        return self.language.answers(
+            question.embeds[0][rows],
+            question.positions[:, rows],
+            question.prompt.next_position,
+            self.stops,
+            most,
+        )
 
     def text(self, tokens: Sequence[int]) -> str:
         """Tokens as words, control tokens left out."""

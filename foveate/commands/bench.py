@@ -37,7 +37,7 @@ PRINTED = "-"
     option("--against", metavar="CHECKPOINT",
            help="Also time this checkpoint in transformers, with all and with the same visual tokens."),
     option("--quality", type=PATH, metavar="EVAL.json",
-           help="Draw accuracy into the plot, from what calibrate evaluate --out wrote."),
+           help="Draw answers kept into the plot, from what foveate evaluate --json wrote."),
     option("--json", "out", is_flag=False, flag_value=PRINTED, metavar="[OUT.json]",
            help="Write JSON to a file, or print it instead of text."),
     option("--plot", type=PATH, metavar="OUT.png", help="Draw time against tokens kept."),

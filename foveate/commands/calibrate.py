@@ -148,55 +148,7 @@ def train(relevance: Path, out: Path, as_json: bool, **how: Any) -> None:
     tell_json(training_facts(result)) if as_json else tell(describe_training(result))
 
 
-@verb(
-    "foveate calibrate evaluate path/to/checkpoint data.jsonl --keep 0.5,0.25 --rank relevance "
-    "--rank f_theta.safetensors"
-)
-@click.argument("checkpoint")
-@click.argument("data", type=PATH, nargs=-1, required=True)
-@options(
-    option("--rank", multiple=True, metavar="NAME|FILE,…",
-           help="relevance, relevance-clamp, relevance-mean, attention, random, downsample, or the "
-           "weights of a trained f_θ; several times for several.  [default: all names]"),
-    option("--keep", default="0.5,0.25,0.1", metavar="RATIO|N,…",
-           help="Visual tokens to keep; a question of fewer than N keeps all."),
-    dtype,
-    device,
-    rule,
-    longest,
-    option("--limit", type=IntRange(min=1), metavar="N",
-           help="Take only the first N records of each file.  [default: all]"),
-    option("--out", type=PATH, metavar="FILE.json", help="Also write what --json prints here."),
-    force,
-    as_json,
-)  # fmt: skip
-def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any) -> None:
-    """Measure what share of CHECKPOINT's answers to DATA stays right on some of the visual tokens.
-
-    For each way to rank the tokens, and each share of them that is kept. By relevance, a question
-    is first answered with all tokens; downsample ranks nothing, and makes the pictures smaller
-    instead. DATA is JSON Lines, as for relevance. For several processes put `accelerate launch -m`
-    in front.
-    """
-    from foveate.atomic_write import check_file
-    from foveate.runtime.keep import parse_keep
-
-    if how["out"]:
-        check_file(how["out"], force=how["force"])
-    for one in how["keep"].split(","):
-        parse_keep(one)
-    from foveate.calibration.evaluation import evaluate as evaluating
-    from foveate.calibration.evaluation.result import evaluation_facts
-    from foveate.calibration.evaluation.table import describe_evaluation
-
-    options = evaluating.EvaluateOptions(**how)
-    evaluation = evaluating.evaluate(checkpoint, data, options, quiet=False)
-    if evaluation is None:
-        return
-    tell_json(evaluation_facts(evaluation)) if as_json else tell(describe_evaluation(evaluation))
-
-
-@click.group(commands=[relevance, train, evaluate, show])
+@click.group(commands=[relevance, train, show])
 def calibrate() -> None:
     """Train the compressor of a checkpoint: relevance maps first, then f_θ.
 

@@ -264,6 +264,21 @@ class Family(Protocol):
         """
         ...
 
+    def shrink(self, media: Sequence[Medium], most: Sequence[int]) -> VisualInput:
+        """Prepare pictures that give fewer visual tokens: what a smaller picture tells.
+
+        A family whose tokens go by a picture's size makes it smaller, its aspect kept; one whose
+        number is fixed pools the grid of tokens (`pooling`).
+
+        Args:
+            media: At least one picture.
+            most: The most visual tokens of each, at least one.
+
+        Raises:
+            ImageError: A picture that the family cannot take, or a video that it does not make smaller.
+        """
+        ...
+
     def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
         """Render the chat template around messages, tokenize them and place every token.
 

@@ -23,7 +23,7 @@ from foveate.families.base import (
 from foveate.families.chat import ChatTemplate
 from foveate.families.control import ControlTokens
 from foveate.families.messages import CARRIED, Conversation
-from foveate.families.qwen2_vl_pixels import Grid, GridInput, Pixels
+from foveate.families.qwen2_vl_pixels import Grid, GridInput, Pixels, shrunk
 from foveate.families.qwen2_vl_settings import (
     Settings,
     read_preprocessing,
@@ -135,6 +135,10 @@ class Qwen2VL:
     def prepare(self, media: Sequence[Medium]) -> GridInput:
         """Turn pictures and videos into what the vision graph takes; see `Pixels.prepare`."""
         return self._pixels.prepare(media)
+
+    def shrink(self, media: Sequence[Medium], most: Sequence[int]) -> GridInput:
+        """Prepare pictures made smaller; see `shrunk`."""
+        return shrunk(self.settings, media, most, levels=self._pixels.levels)
 
     def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
         """Render a conversation and place every token; see `Family.layout`."""

@@ -332,7 +332,9 @@ def grid_boxes(grid: Grid) -> NDArray[np.float32]:
     return boxes
 
 
-def shrunk(settings: Settings, pictures: Sequence[Image.Image], most: Sequence[int]) -> GridInput:
+def shrunk(
+    settings: Settings, media: Sequence[Medium], most: Sequence[int], *, levels: bool = False
+) -> GridInput:
     """Prepare pictures made smaller, aspects kept, each to give at most so many visual tokens.
 
     They are fitted anew from the size that the checkpoint's own limits give them, so that a small
@@ -340,18 +342,22 @@ def shrunk(settings: Settings, pictures: Sequence[Image.Image], most: Sequence[i
 
     Args:
         settings: The checkpoint's.
-        pictures: Any number.
+        media: Any number of pictures.
         most: The most visual tokens of each, at least one.
+        levels: Whether the vision graph takes 8-bit levels; see `Pixels`.
 
     Raises:
-        ImageError: A picture that the family cannot take.
+        ImageError: A picture that the family cannot take, or a video.
     """
     unit = settings.patch_size * settings.merge_size
     least = min(settings.min_pixels, unit**2)
     smaller: list[Image.Image] = []
-    for number, (picture, count) in enumerate(zip(pictures, most, strict=True), start=1):
+    for number, (medium, count) in enumerate(zip(media, most, strict=True), start=1):
+        if isinstance(medium, Video):
+            raise ImageError("a video is not made smaller; leave it as it is")
+        picture = opened(medium)
         limits = replace(settings, min_pixels=least, max_pixels=count * unit**2)
         whole = fitted_size(picture.height, picture.width, settings, number)
         height, width = (min(side, count * unit) for side in fitted_size(*whole, limits, number))
         smaller.append(resize_bicubic(to_rgb(picture, number), height, width))
-    return Pixels(replace(settings, min_pixels=least)).prepare(smaller)
+    return Pixels(replace(settings, min_pixels=least), levels=levels).prepare(smaller)

@@ -1,6 +1,6 @@
 """What export, calibration and benchmarks need of a model family in torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch.types import Device
 from transformers import DynamicCache
 
 from foveate.bundle.manifest import AxisRange, ModelFacts
-from foveate.families.base import Family, VisualInput
+from foveate.families.base import VisualInput
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.language_model import Language
 
@@ -141,18 +141,5 @@ class TorchFamily(Protocol):
         Raises:
             BundleError: Settings that are wrong.
             ExportError: A part that contrib operators cannot compute.
-        """
-        ...
-
-    def shrink(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> VisualInput:
-        """Prepare pictures made smaller, aspects kept, each to give at most so many visual tokens.
-
-        Args:
-            family: The family's other half, made without `levels`.
-            pictures: Any number.
-            most: The most visual tokens of each, at least one.
-
-        Raises:
-            ImageError: A picture that the family cannot take.
         """
         ...

@@ -132,25 +132,31 @@ class Language(nn.Module):
         return scores
 
     @torch.no_grad()
-    def answer(
+    def answers(
         self, embeds: Tensor, positions: Tensor, following: int, stops: set[int], most: int
-    ) -> list[int]:
-        """Decode greedily.
+    ) -> list[list[int]]:
+        """Decode prompts of one length greedily, all together.
 
         Args:
-            embeds: [1, T, H], a prompt whole or with tokens dropped.
-            positions: int64 [A, T], each token's own position.
+            embeds: [B, T, H], prompts whole or with tokens dropped.
+            positions: int64 [A, B, T], each token's own position.
             following: The position of the first new token, on every axis.
-            stops: Tokens that end the answer; not part of it.
+            stops: Tokens that end an answer; not part of it.
             most: The longest answer, in tokens.
         """
         cache = DynamicCache()
-        said: list[int] = []
+        said: list[list[int]] = [[] for _ in embeds]
+        going = set(range(len(embeds)))
         while True:
             hidden = self.last_state(embeds, positions, past_key_values=cache, use_cache=True)
-            token = int(self.logits(hidden[0, -1]).argmax())
-            if token in stops or len(said) == most:
+            tokens = self.logits(hidden[:, -1]).argmax(-1)
+            for number, token in enumerate(tokens.tolist()):
+                if token in stops or len(said[number]) == most:
+                    going.discard(number)
+                elif number in going:
+                    said[number].append(token)
+            if not going:
                 return said
-            said.append(token)
-            embeds = self.embedding(torch.tensor([[token]], device=embeds.device))
-            positions = torch.full_like(positions[:, :1], following + len(said) - 1)
+            embeds = self.embedding(tokens[:, None])
+            positions = torch.full_like(positions[..., :1], following)
+            following += 1

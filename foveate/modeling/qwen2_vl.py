@@ -1,11 +1,9 @@
 """Qwen2-VL in torch, as transformers has it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.types import Device
@@ -16,9 +14,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 
 from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
 from foveate.errors import CheckpointError
-from foveate.families.base import Family, VisualInput
-from foveate.families.qwen2_vl import Qwen2VL
-from foveate.families.qwen2_vl_pixels import GridInput, shrunk
+from foveate.families.base import VisualInput
+from foveate.families.qwen2_vl_pixels import GridInput
 from foveate.modeling.attention import AttentionBlocks, pictures_attention
 from foveate.modeling.base import Processed, Processor, VisionModule
 from foveate.modeling.blocks import Blocks, Part
@@ -171,11 +168,6 @@ class TorchQwen2VL:
         )
 
     contrib_vision = staticmethod(vision_graph)
-
-    def shrink(self, family: Family, pictures: Sequence[Image], most: Sequence[int]) -> GridInput:
-        """Prepare pictures made smaller; see `shrunk`."""
-        assert isinstance(family, Qwen2VL)
-        return shrunk(family.settings, pictures, most)
 
 
 def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, int]:

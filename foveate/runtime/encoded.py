@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foveate.families.base import Family, Medium, Message, VisualInput
 from foveate.runtime.tensors import Tensor
 
@@ -43,3 +46,11 @@ class EncodedMedia:
         """Answer a prompt about them piece by piece; see `Pipeline.stream`."""
         options["encoded"] = self
         return self.pipeline.stream(prompt, **options)
+
+    def rank(self, prompt: str | Sequence[Message]) -> NDArray[np.float32]:
+        """Score their visual tokens by a prompt, without an answer; see `Pipeline.rank`."""
+        return self.pipeline.rank(prompt, self)
+
+    def smaller(self, most: Sequence[int]) -> "EncodedMedia":
+        """The same pictures with fewer visual tokens each; see `Pipeline.shrink`."""
+        return self.pipeline.shrink(self, most)

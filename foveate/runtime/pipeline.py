@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from foveate.bundle.reader import Bundle
@@ -18,6 +20,7 @@ from foveate.families.base import Family, Message, PixelLimits
 from foveate.runtime.admission import Admission
 from foveate.runtime.answer import Answer
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
+from foveate.runtime.checks import whole_numbers
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import AnswerText, Stream, answer_together
 from foveate.runtime.language.base import LanguageModel
@@ -36,6 +39,7 @@ from foveate.runtime.tensors import wait
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+COUNTS = whole_numbers(LimitError, "a count of visual tokens from 1 on for each picture")
 LIMITS = ("max_picture_pixels", "most_requests", "most_waiting", "memory_limit")
 """Arguments of `Pipeline.load` that bound its requests."""
 
@@ -249,13 +253,18 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 self._language.generate(kept_prompts(self._backend, texts), settings), texts
             )
 
+    @property
+    def most_together(self) -> int | None:
+        """The most requests of a batch; None for any number."""
+        return self._language.capabilities.batch
+
     def check_batch(self, count: int) -> None:
         """Refuse more requests at once than the language model decodes together.
 
         Raises:
             BackendError: They are more.
         """
-        most = self._language.capabilities.batch
+        most = self.most_together
         if most is not None and count > most:
             raise BackendError(
                 f"{count} requests were asked at once and {self.backend} decodes {most} together, "
@@ -288,6 +297,60 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             embeds = self._backend.encode(decoded(media), lasting=True)
             wait(embeds)
             return replace(media, embeds=embeds)
+
+    def rank(self, prompt: str | Sequence[Message], encoded: EncodedMedia) -> NDArray[np.float32]:
+        """Score visual tokens by a prompt as the bundle's compressor does, without an answer.
+
+        Args:
+            prompt: The instruction, or messages; see `Request`.
+            encoded: What `encode` gave.
+
+        Returns:
+            float32 [N_v], high for tokens that matter; all 0 where there is only one to choose.
+
+        Raises:
+            FoveateError: What `stream` raises before the first token.
+        """
+        asked = check_request(
+            Request(prompt, encoded=encoded, keep=0.5, max_new_tokens=1), self.bundle.manifest
+        )
+        place = self._admission.enter()
+        assert place is not None
+        with place:
+            prepared = self._preparation.prepare(asked, Stop())
+            self._preparation.check_memory([prepared])
+            assert encoded.embeds is not None
+            staged = self._backend.stage(prepared.prompt, prepared.selection)
+            kept = self._backend.compress(encoded.embeds, staged)
+            kept.selection()
+            if kept.scores is None:
+                return np.zeros(encoded.visual.tokens, np.float32)
+            return np.array(kept.scores.numpy(), np.float32)
+
+    def shrink(self, encoded: EncodedMedia, most: Sequence[int]) -> EncodedMedia:
+        """Encode the same pictures with fewer visual tokens: smaller, or with their tokens pooled.
+
+        Args:
+            encoded: What `encode` gave.
+            most: The most visual tokens of each picture.
+
+        Raises:
+            ImageError: A video, or a picture that cannot be decoded.
+            LimitError: Other counts than one from 1 on for each picture.
+        """
+        self._preparation.check_own(encoded)
+        counts = COUNTS("most", most)
+        if len(counts) != len(encoded.media) or min(counts, default=1) < 1:
+            raise LimitError(
+                f"most is {list(counts)} for {len(encoded.media)} pictures; give {COUNTS.wanted}"
+            )
+        place = self._admission.enter()
+        assert place is not None
+        with place:
+            visual = encoded.family.shrink(encoded.media, counts)
+            embeds = self._backend.encode(visual, lasting=True)
+            wait(embeds)
+            return replace(encoded, visual=visual, embeds=embeds)
 
     def close(self) -> None:
         """Take no more requests; those under way finish, and after the last every graph is freed.

@@ -150,11 +150,15 @@ class Preparation:
             raise LimitError(
                 "encoded pictures have their size; give min_pixels and max_pixels to encode"
             )
+        self.check_own(encoded)
+        return encoded
+
+    def check_own(self, encoded: EncodedMedia) -> None:
+        """ImageError for pictures that were encoded by another pipeline."""
         if encoded.pipeline is not self._pipeline:
             raise ImageError(
                 "the pictures were encoded by another pipeline; encode them with this one"
             )
-        return encoded
 
     def _planned(
         self, conversation: Conversation | None, images: Any, video: Any, limits: PixelLimits

@@ -8,13 +8,19 @@ import pytest
 
 EVALUATION: dict[str, Any] = {
     "format": "foveate-evaluation",
+    "version": 2,
     "groups": [
         {
-            "full": {"accuracy": 90.0},
             "rows": [
-                {"ranking": "attention", "used": 0.5, "accuracy": 80.0},
-                {"ranking": "random", "used": 0.5, "accuracy": 10.0},
-                {"ranking": "some/f_theta.safetensors", "used": 0.25, "accuracy": 85.0},
+                {"way": "own", "ranking": "attention", "used": 0.5, "kept": {"value": 80.0}},
+                {"way": "other", "ranking": "attention", "used": 0.5, "kept": {"value": 9.0}},
+                {"way": "random", "ranking": "", "used": 0.5, "kept": {"value": 10.0}},
+                {
+                    "way": "own",
+                    "ranking": "some/f_theta.safetensors",
+                    "used": 0.25,
+                    "kept": {"value": 85.0},
+                },
             ],
         }
     ],

@@ -11,9 +11,9 @@ from tests.bench.conftest import EVALUATION
 
 
 def test_quality_is_that_of_the_bundles_ranking(evaluation: Path, tmp_path: Path) -> None:
-    assert read_quality(evaluation, "attention") == {"attention": [(0.5, 80.0), (1.0, 90.0)]}
+    assert read_quality(evaluation, "attention") == {"attention": [(0.5, 80.0), (1.0, 100.0)]}
     assert read_quality(evaluation, "f_theta") == {
-        "f_theta.safetensors": [(0.25, 85.0), (1.0, 90.0)]
+        "f_theta.safetensors": [(0.25, 85.0), (1.0, 100.0)]
     }
     broken = tmp_path / "broken.json"
     for text in ("", "[]", '{"format": "x"}', json.dumps({**EVALUATION, "groups": []})):

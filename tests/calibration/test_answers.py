@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.calibration.answers import Rule, is_right, normalise
+from foveate.calibration.answers import Rule, is_right, normalise, words_right
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,13 @@ def test_normalise(text: str, normal: str) -> None:
 def test_rules(said: str, answers: list[str], exact: bool, contains: bool) -> None:
     rules: tuple[Rule, Rule] = ("exact", "contains")
     assert tuple(is_right(said, answers, rule) for rule in rules) == (exact, contains)
+
+
+def test_words_right() -> None:
+    right = ("red square, blue circle",)
+    assert words_right("Blue circle, red square.", right) == 1
+    assert words_right("a red square", right) == 0.5
+    assert words_right("red red red red red", right) == 0.2
+    assert words_right("red square and blue circle too", right) == pytest.approx(4 / 6)
+    assert words_right("", right) == words_right("green", right) == 0
+    assert words_right("red", ("blue circle", "red")) == 1

@@ -59,6 +59,45 @@ def test_an_answer_may_be_left_out_where_that_is_allowed(tmp_path: Path) -> None
     refused(path, "line 1", "no answer", "give 'answer'")
 
 
+def test_a_line_may_have_several_questions(tmp_path: Path) -> None:
+    questions = [
+        {"question": "What?", "answer": "cat", "box": [0, 0, 0.5, 1], "task": "animal"},
+        {"id": "mine", "question": "Who?", "answers": ["Tom", "Tim"], "measure": "words"},
+    ]
+    line = {"id": "7", "image": "a.png", "task": "all", "scope": "local", "questions": questions}
+    first, second = read_records(write(tmp_path, line))
+    assert (first.id, second.id, first.question, second.answers) == (
+        "7-1", "mine", "What?", ("Tom", "Tim")
+    )  # fmt: skip
+    assert first.pictures == second.pictures == (tmp_path / "a.png",)
+    assert first.boxes[0].box == (0, 0, 0.5, 1)
+    assert (first.measure, second.measure) == ("exact", "words")
+    assert (first.tags["task"], second.tags) == ("animal", {"task": "all", "scope": "local"})
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"questions": []}, ("'questions' is no list of at least one",)),
+        ({"questions": ["?"]}, ("'questions' item 1: not an object",)),
+        ({"questions": [{"question": "?"}]}, ("item 1: no answer",)),
+        ({"question": "?", "questions": [{}]}, ("'question' beside 'questions'", "move")),
+        ({"box": [0, 0, 1, 1], "questions": [{}]}, ("'box' beside 'questions'",)),
+        ({"questions": [{"image": "b.png"}]}, ("'image' belongs beside 'questions'",)),
+        ({"questions": [{"question": "?", "answer": "a", "box": [0, 0, 2, 1]}]}, ("item 1: 'box' is",)),
+        ({"id": "1", "questions": [{"question": "?", "answer": "a", "id": "1"}]}, ("that of line 1",)),
+    ],
+)  # fmt: skip
+def test_questions_that_are_none(
+    tmp_path: Path, line: dict[str, object], words: tuple[str, ...]
+) -> None:
+    whole = {"id": "2", "image": "a.png", **line}
+    refused(write(tmp_path, WHOLE, whole), "line 2", *words)
+    if "item 1: no answer" in words:
+        del whole["id"]
+        refused(write(tmp_path, WHOLE, whole), "line 2", "no 'id', and none beside 'questions'")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -80,6 +119,8 @@ def test_an_answer_may_be_left_out_where_that_is_allowed(tmp_path: Path) -> None
         ({"id": "2", "video": ["a.mp4"], "question": "?", "answer": "c"}, ("'video' is",)),
         ({**WHOLE, "id": "2", "video": "a.mp4"}, ("'image' and 'video'", "exactly one")),
         ({**WHOLE, "id": "2", "task": 7}, ("'task' is 7",)),
+        ({**WHOLE, "id": "2", "measure": "word"}, ("'measure' is", "give", "words")),
+        ({**WHOLE, "id": "2", "box": [1, 2, 3, 4]}, ("'box' is [1, 2, 3, 4]", "divide pixels")),
         ('{"id": "\\ud800", "image": "a", "question": "?", "answer": "c"}', ("surrogate",)),
     ],
 )  # fmt: skip

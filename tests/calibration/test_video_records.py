@@ -1,5 +1,6 @@
 """Questions about videos: opened as the runtime opens them, ranked and answered as those about pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from foveate.calibration.dataset import Record
 from foveate.calibration.drawing.show import show
-from foveate.calibration.evaluation.evaluate import EvaluateOptions, judge
+from foveate.calibration.evaluation.checkpoint import LoadedCheckpoint
+from foveate.calibration.evaluation.judge import judge
+from foveate.calibration.evaluation.options import EvaluateOptions
 from foveate.calibration.evaluation.rankings import find_rankings
 from foveate.calibration.relevance.collect import CollectOptions, map_relevance
 from foveate.calibration.torch_model import TorchModel
@@ -39,13 +42,14 @@ def test_a_records_video_is_what_the_family_takes_of_it(model: TorchModel, recor
 
 
 def test_what_a_video_answers_and_keeps(model: TorchModel, record: Record) -> None:
-    options = EvaluateOptions(max_new_tokens=2)
-    judged = judge(model, record, find_rankings(["attention,random,downsample"]), [0.5], options)
-    assert (judged.unreadable, judged.tokens) == ("", 2 * 7 * 10)
-    ranked, random, shrunk = judged.trials
-    assert ranked.answer is not None
-    assert random.answer is not None
-    assert shrunk.answer is None
+    options = EvaluateOptions(keep="0.5", max_new_tokens=2, ways=("own", "random", "smaller"))
+    subject = LoadedCheckpoint(model, {one.name: one for one in find_rankings([])}, 2, 16)
+    scene = subject.open(record)
+    (said,) = scene.answers(record.question, [np.arange(scene.visual.tokens)])
+    right = replace(record, answers=(said,))
+    judged = judge(scene, right, None, ["attention"], options)
+    assert (judged.score, judged.tokens) == (1, 2 * 7 * 10)
+    assert [(one.way, one.used) for one in judged.trials] == [("own", 0.5), ("random", 0.5)]
     sample, outcome, _ = map_relevance(model, record, CollectOptions(keep_wrong=True))
     assert (outcome, sample.pictures) == ("kept", ("film.mp4",))
     assert sample.picture is not None
@@ -53,9 +57,8 @@ def test_what_a_video_answers_and_keeps(model: TorchModel, record: Record) -> No
 
 
 def test_videos_that_cannot_be_taken(model: TorchModel, tmp_path: Path, record: Record) -> None:
-    gone = Record("2", (tmp_path / "gone.mp4",), QUESTION, ("E",), moving=True)
-    judged = judge(model, gone, find_rankings(["random"]), [0.5], EvaluateOptions())
-    assert "There is no file" in judged.unreadable
+    with pytest.raises(ImageError, match="There is no file"):
+        model.open(Record("2", (tmp_path / "gone.mp4",), QUESTION, ("E",), moving=True))
     long = write_film(tmp_path / "long.mp4", seconds(400, 2), options={"preset": "ultrafast"})
     with pytest.raises(LimitError, match=r"visual tokens, and the model.s context has 4096"):
         model.open(Record("3", (long,), QUESTION, ("E",), moving=True))

@@ -33,6 +33,7 @@ from foveate.families.base import (
     opened,
 )
 from foveate.families.pixels import to_rgb
+from foveate.families.pooling import pool_grid
 
 NAME = "made_up"
 WIDE, FINE, ACROSS = 2, 4, 3
@@ -99,6 +100,23 @@ class MadeUp:
             weights=np.concatenate([weights for _, weights in taps]),
         )
 
+    def shrink(self, media: Sequence[Medium], most: Sequence[int]) -> VisualInput:
+        """The wide view alone, pooled to so many tokens."""
+        whole = self.prepare(media)
+        grids = [pool_grid(WIDE, WIDE, count) for count in most]
+        firsts = ((CELLS + 1) * np.arange(len(media))).tolist()
+        rows = [grid.sources + first for grid, first in zip(grids, firsts, strict=True)]
+        widths = [len(one) for one in rows]
+        taken = max(one.shape[1] for one in rows)
+        return dataclasses.replace(
+            whole,
+            candidates=np.ones(sum(widths), bool),
+            picture=np.repeat(np.arange(len(media)), widths),
+            boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (sum(widths), 1)),
+            rows=np.concatenate([_padded(one, taken) for one in rows]),
+            weights=np.concatenate([_padded(grid.weights, taken) for grid in grids]),
+        )
+
     def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
         """The visual tokens, then the text, all at consecutive positions."""
         text = messages[-1]["content"][-1]["text"]
@@ -113,6 +131,11 @@ class MadeUp:
             position_ids=np.tile(np.arange(len(ids)), (3, 1)),
             next_position=len(ids),
         )
+
+
+def _padded(values: NDArray[Any], width: int) -> NDArray[Any]:
+    """Values [N, K] with columns of 0 up to `width`."""
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
 
 
 def picture_cells(picture: Image.Image) -> NDArray[np.float32]:

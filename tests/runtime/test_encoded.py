@@ -111,6 +111,39 @@ def test_two_threads_ask_about_one_picture(engine: Pipeline, pictures: list[Imag
             same(answer, wanted[number])
 
 
+def test_scores_are_those_that_a_request_is_ranked_by(
+    engine: Pipeline, pictures: list[Image.Image]
+) -> None:
+    seen = engine.encode(images=pictures)
+    for question in QUESTIONS:
+        scores = seen.rank(question)
+        assert scores.shape == (seen.visual.tokens,)
+        for keep in (0.5, 5):
+            kept = seen.generate(QUESTIONS[0], keep=keep, rank_by=question, max_new_tokens=1).visual
+            best = np.sort(np.argsort(-scores, kind="stable")[: kept.kept])
+            assert kept.indices.tolist() == best.tolist()
+
+
+def test_smaller_pictures_are_those_of_the_same_size(
+    engine: Pipeline, pictures: list[Image.Image]
+) -> None:
+    seen = engine.encode(images=pictures[:2])
+    smaller = seen.smaller([16, 20])
+    counts = np.bincount(smaller.visual.picture)
+    assert (counts <= [16, 20]).all()
+    assert (counts >= [9, 12]).all()
+    wanted = engine._family.shrink(pictures[:2], [16, 20])
+    assert np.array_equal(smaller.visual.boxes, wanted.boxes)
+    answer = smaller.generate(QUESTIONS[0], keep=0.5, max_new_tokens=4)
+    assert answer.visual.total == counts.sum()
+    assert seen.generate(QUESTIONS[0], max_new_tokens=1).visual.total == seen.visual.tokens
+    for wrong in ([16], [16, 0], 16, [16, 1.5]):
+        with pytest.raises(LimitError, match=r"most is .* for each picture"):
+            seen.smaller(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="not made smaller"):
+        engine.encode(video=[np.asarray(pictures[0])] * 2).smaller([4])
+
+
 def test_pictures_of_another_pipeline_are_refused(
     engine: Pipeline, pictures: list[Image.Image]
 ) -> None:
@@ -118,6 +151,10 @@ def test_pictures_of_another_pipeline_are_refused(
     seen = engine.encode(images=pictures)
     with pytest.raises(ImageError, match="encoded by another pipeline"):
         other.generate(QUESTIONS[0], encoded=seen)
+    with pytest.raises(ImageError, match="encoded by another pipeline"):
+        other.rank(QUESTIONS[0], seen)
+    with pytest.raises(ImageError, match="encoded by another pipeline"):
+        other.shrink(seen, [4] * len(pictures))
     with pytest.raises(ImageError, match=r"requests\[0\]: .*encoded by another pipeline"):
         other.generate_batch([Request(QUESTIONS[0], encoded=seen)])
     for beside in ({"images": pictures}, {"video": [np.asarray(pictures[0])] * 2}):

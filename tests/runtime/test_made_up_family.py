@@ -1,6 +1,7 @@
 """A family of another kind on both of onnxruntime's backends: candidates, taps and overlapping boxes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,10 @@ from PIL import Image
 
 from foveate import Pipeline, families
 from foveate.bundle.reader import Bundle
+from foveate.calibration.boxes import Box, ShownTokens
+from foveate.calibration.dataset import Record
+from foveate.calibration.evaluation.bundle import BundleScene, LoadedBundle
+from foveate.calibration.evaluation.ways import choices
 from foveate.errors import KeepError
 from foveate.families.base import Prompt, VisualInput, user_turn
 from foveate.runtime.backends.base import mixed
@@ -198,3 +203,34 @@ def test_a_heatmap_is_drawn(pipe: Pipeline, two: list[Image.Image]) -> None:
     drawn = draw_heatmaps(two, answer.visual)
     assert drawn.mode == "RGB"
     assert len(np.unique(np.asarray(drawn))) > 50
+
+
+def test_a_fixed_number_of_tokens_is_pooled(pipe: Pipeline, two: list[Image.Image]) -> None:
+    seen = pipe.encode(images=two)
+    smaller = seen.smaller([1, 2])
+    assert smaller.visual.picture.tolist() == [0, 1, 1]
+    found, whole = on_host(smaller.embeds), on_host(seen.embeds)
+    wide = whole[:4].mean(0), *(whole[TOKENS : TOKENS + 4].reshape(2, 2, -1).mean(0))
+    assert np.abs(found - np.stack(wide)).max() <= EMBEDS * np.abs(whole).max()
+    assert smaller.generate(QUESTION, keep=1.0, max_new_tokens=2).visual.total == 3
+
+
+def test_evaluation_leaves_what_stays_out_of_all_choices(
+    pipe: Pipeline, two: list[Image.Image]
+) -> None:
+    scene = BundleScene(LoadedBundle(pipe, ["attention"], 2, 4), pipe.encode(images=two[:1]))
+    record = Record("1", (Path("a.png"),), QUESTION, ("K",), boxes=(Box(0, (0.0, 0.0, 0.5, 0.5)),))
+    shown = ShownTokens.of(scene.visual, record.boxes)
+    assert shown.asked.any()
+    assert not shown.asked[NEWLINES].any()
+    made = choices(scene, record, None, shown, ["attention"], [0.25, 4], "Describe it.", 0)
+    kept = {(one.way, one.keep): one.kept.tolist() for one in made}
+    assert all(set(NEWLINES.tolist()) <= set(one) for one in kept.values())
+    count = {key: len(one) - len(NEWLINES) for key, one in kept.items()}
+    free = TOKENS - len(NEWLINES)
+    assert count["own", 0.25] == count["random", 0.25] == free // 4
+    assert count["neutral", 4] == count["centre", 4] == count["without", 4] == 4
+    assert count["one-token", None] == 1
+    assert count["all-but-it", None] == free - shown.touched.sum()
+    texts = scene.answers(QUESTION, [np.array(one) for one in kept.values()])
+    assert len(texts) == len(kept)

@@ -83,8 +83,8 @@ def test_text_after_a_long_video_stands_behind_it(nano_bundle: Bundle) -> None:
     steps = question.prompt.position_ids[0, question.prompt.visual_index]
     assert steps.max() - steps.min() == 8
     language = model.language
-    tokens = language.answer(
-        question.embeds, question.positions, question.prompt.next_position, set(), 4
+    (tokens,) = language.answers(
+        question.embeds, question.positions[:, None], question.prompt.next_position, set(), 4
     )
     assert answer.token_ids == tokens
     assert [row.tolist() for row in answer.visual.boxes[:64]] == [

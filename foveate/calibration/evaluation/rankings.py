@@ -1,4 +1,4 @@
-"""Ways to rank the visual tokens of a question, by the names that a command line gives them."""
+"""Ways to rank the visual tokens of a checkpoint's question, by the names that a command line gives them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,35 +8,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foveate.calibration.evaluation.baselines import random_scores
 from foveate.calibration.relevance.propagation import Mode
 from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
 
-DOWNSAMPLE = "downsample"
 MODES: dict[str, Mode] = {
     "relevance": "grad",
     "relevance-clamp": "grad-clamp",
     "relevance-mean": "mean",
 }
+DEFAULT = "attention"
 
 
 @dataclass(frozen=True)
 class AnsweredQuestion:
-    """A question with the model's answer, and what rankings take of both, each computed once.
+    """A question, and what rankings take of it, each computed once and only if it is wanted.
 
     Attributes:
         model: The checkpoint.
-        id: The record's, which seeds random scores.
         question: With all visual tokens.
-        answer: The model's own greedy answer, in tokens.
+        most: The longest answer, in tokens.
+        about: Another prompt about the same pictures, such as a neutral one.
     """
 
     model: TorchModel
-    id: str
     question: PreparedQuestion
-    answer: Sequence[int]
+    most: int
+    about: Callable[[str], "AnsweredQuestion"]
+
+    @cached_property
+    def answer(self) -> list[int]:
+        """The model's own greedy answer with all visual tokens."""
+        return self.model.answer(self.question, most=self.most)
 
     @cached_property
     def attention(self) -> Tensor:
@@ -46,10 +50,6 @@ class AnsweredQuestion:
     def relevance(self, mode: Mode) -> Tensor | None:
         """R_v (Eq. 1): float32 [N_v]; None where the answer is empty."""
         return self.model.relevance(self.question, self.answer, mode) if self.answer else None
-
-    def random(self) -> Tensor:
-        """Scores float64 [N_v] that only the record's id decides."""
-        return torch.from_numpy(random_scores(self.id, self.question.visual.tokens))
 
 
 Scores = Callable[[AnsweredQuestion], Tensor | None]
@@ -62,13 +62,13 @@ class Ranking:
 
     Attributes:
         name: Its own name, or its file as the command line has it.
-        scores: How tokens are scored; None where nothing is ranked, and pictures are made smaller.
+        scores: How tokens are scored.
         file: The weights, for a trained f_θ.
         facts: What that file says of itself.
     """
 
     name: str
-    scores: Scores | None
+    scores: Scores
     file: Path | None = None
     facts: dict[str, str] | None = None
 
@@ -76,13 +76,11 @@ class Ranking:
 RANKINGS: dict[str, Ranking] = {
     ranking.name: ranking
     for ranking in (
+        Ranking("attention", lambda question: question.attention.mean((0, 1))),
         *(
             Ranking(name, partial(AnsweredQuestion.relevance, mode=mode))
             for name, mode in MODES.items()
         ),
-        Ranking("attention", lambda question: question.attention.mean((0, 1))),
-        Ranking("random", AnsweredQuestion.random),
-        Ranking(DOWNSAMPLE, None),
     )
 }
 
@@ -91,12 +89,12 @@ def find_rankings(wanted: Sequence[str]) -> list[Ranking]:
     """Find the rankings of these names, each once; other names are files of a trained f_θ.
 
     Args:
-        wanted: Names with commas between, in any number of texts; without any, all of `RANKINGS`.
+        wanted: Names with commas between, in any number of texts; without any, `DEFAULT`.
 
     Raises:
         CheckpointError: Neither a name nor the weights of an f_θ.
     """
-    names = [name.strip() for text in wanted for name in text.split(",")] or list(RANKINGS)
+    names = [name.strip() for text in wanted or [DEFAULT] for name in text.split(",")]
     return [_find(name) for name in dict.fromkeys(names)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from foveate.bundle.reader import file_digest
 from foveate.calibration.answers import is_right
 from foveate.calibration.dataset import Record, read_records
-from foveate.calibration.evaluation.result import Score
+from foveate.calibration.evaluation.intervals import Score
 from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.export.quantization.options import QuantizationOptions
 from foveate.runtime.pipeline import Pipeline

@@ -1,206 +1,203 @@
-"""Evaluation on the nano checkpoint: what is kept decides the answers, and every record counts once."""
+"""Evaluation of nano and its bundle: whole runs, stopped ones, several processes, and what the verb says."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from foveate.calibration.evaluation.evaluate import (
-    EvaluateOptions,
-    capped_count,
-    evaluate,
-    parse_keeps,
-)
-from foveate.calibration.evaluation.result import (
-    Evaluation,
-    evaluation_facts,
-)
-from foveate.calibration.torch_model import TorchModel
-from foveate.errors import DataError, KeepError
-from tests.calibration.conftest import DATA, SCENE
+from foveate.bundle.reader import Bundle as OpenedBundle
+from foveate.calibration.evaluation import evaluate as evaluating
+from foveate.calibration.evaluation.evaluate import evaluate, read_scenes
+from foveate.calibration.evaluation.options import EvaluateOptions
+from foveate.calibration.evaluation.result import Evaluation, evaluation_facts
+from foveate.errors import DataError
+from tests.calibration.conftest import DATA
+from tests.calibration.evaluation.conftest import checkpoint
 from tests.calibration.processes import run_two_processes
 from tests.command import invoke, refused
 from tests.conftest import NANO
 
-COUNT = 6
 SMALL = EvaluateOptions(
-    rank=("attention,random,downsample",), keep="0.5,0.1", device="cpu", limit=COUNT
+    keep="0.25,4", ways=("own", "other", "random", "one-token"), max_new_tokens=8, limit=6
 )
+TIMES = ("seconds", "processes")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process writes."""
-    out = tmp_path_factory.mktemp("whole") / "out.json"
-    evaluation = run(replace(SMALL, out=out))
-    facts: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    assert facts == json.loads(json.dumps(evaluation_facts(evaluation)))
-    return facts
-
-
-def run(options: EvaluateOptions = SMALL, *data: Path) -> Evaluation:
-    evaluation = evaluate(str(NANO), data or [DATA], options)
+def run(data: Path, answers: Path, options: EvaluateOptions = SMALL) -> Evaluation:
+    evaluation = evaluate(checkpoint(), [data], replace(options, answers=answers))
     assert evaluation is not None
     return evaluation
 
 
-def without_time(facts: dict[str, Any]) -> dict[str, Any]:
-    pace = ("seconds", "records_per_second", "processes")
-    return {name: value for name, value in facts.items() if name not in pace}
+def facts(evaluation: Evaluation) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(evaluation_facts(evaluation)))
+    return {name: value for name, value in found.items() if name not in TIMES}
 
 
-def test_keeps() -> None:
-    assert parse_keeps("0.5, 64,1,0.5") == [0.5, 64, 1.0]
-    assert capped_count(64, 50) == 50
-    assert capped_count(0.1, 64) == 6
-    for wrong in ("0.5,", "1.5", "0", "half"):
-        with pytest.raises(KeepError):
-            parse_keeps(wrong)
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """The first six questions of two scenes."""
+    return run(scenes, tmp_path_factory.mktemp("whole") / "answers.jsonl")
 
 
-class TestAnswers:
-    def test_they_are_the_models_own(self, model: TorchModel, whole: dict[str, Any]) -> None:
-        right = 0
-        for line, judged in zip(DATA.open(), whole["answers"], strict=False):
-            record = json.loads(line)
-            question = model.prepare(
-                record["question"], [Image.open(DATA.parent / record["image"])]
-            )
-            answer = model.text(model.answer(question))
-            right += answer == record["answer"]
-            assert (judged["id"], judged["answer"]) == (record["id"], answer)
-            assert judged["tags"] == {"task": record["task"], "scope": record["scope"]}
-            assert judged["tokens"] == question.visual.tokens
-            by_attention = model.attention(question).mean((0, 1)).numpy()
-            for trial, keep in zip(judged["trials"][:2], (0.5, 0.1), strict=True):
-                count = int(np.floor(question.visual.tokens * keep + 0.5))
-                kept = np.sort(np.argsort(-by_attention, kind="stable")[:count])
-                assert trial["answer"] == model.text(model.answer(question, kept))
-                assert trial["right"] == (trial["answer"] == record["answer"])
-                assert trial["used"] == count / question.visual.tokens
-        assert whole["groups"][0]["full"]["right"] == right
+def test_the_result(whole: Evaluation, scenes: Path) -> None:
+    found = facts(whole)
+    assert (found["format"], found["version"]) == ("foveate-evaluation", 2)
+    assert (found["kind"], found["records"], found["data"][0]["records"]) == ("checkpoint", 6, 6)
+    assert [one["id"] for one in found["answers"]] == ["1-1", "1-2", "1-3", "1-4", "2-1", "2-2"]
+    assert found["answers"][4]["other"] in ("2-2", "2-3", "2-4")
+    assert [(one["kind"], one["name"]) for one in found["groups"]] == [
+        ("all", ""),
+        ("task", "letter"),
+    ]
+    everything = found["groups"][0]
+    assert [(one["way"], one["keep"]) for one in everything["rows"]] == [
+        ("own", 0.25), ("own", 4), ("other", 0.25), ("other", 4), ("random", 0.25), ("random", 4),
+        ("one-token", None),
+    ]  # fmt: skip
+    for own, other, gap in zip(
+        everything["rows"][:2], everything["rows"][2:4], found["selectivity"], strict=True
+    ):
+        assert gap["keep"] == own["keep"]
+        assert gap["points"]["value"] == pytest.approx(
+            own["kept"]["value"] - other["kept"]["value"]
+        )
+    assert [len(one["answers"]) for one in [found]] == [6]
+    assert len(read_scenes([scenes], None)) == 2
 
 
-class TestRandom:
-    def test_the_same_in_two_runs_and_any_order(
-        self, whole: dict[str, Any], tmp_path: Path
-    ) -> None:
-        lines = DATA.read_text(encoding="utf-8").splitlines()[:COUNT][::-1]
-        records = [json.loads(line) for line in lines]
-        for record in records:
-            record["image"] = str(DATA.parent / record["image"])
-        (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
-        options = replace(SMALL, rank=("random",))
-        judged = run(options, tmp_path / "data.jsonl").judged
-        before = {
-            one["id"]: [trial["answer"] for trial in one["trials"] if trial["ranking"] == "random"]
-            for one in whole["answers"]
-        }
-        assert {one.id: [trial.answer for trial in one.trials] for one in judged} == before
+def test_a_stopped_run_goes_on_and_gives_the_same(
+    whole: Evaluation, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, judge, asked = tmp_path / "answers.jsonl", evaluating.judge, []
+
+    def stop(*arguments: Any) -> Any:
+        asked.append(arguments[1].id)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(evaluating, "judge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, answers)
+    # As a process leaves it that is killed while it writes.
+    answers.write_bytes(answers.read_bytes() + b'{"key": "x", "judged": {"da')
+    assert facts(run(scenes, answers)) == facts(whole)
+    assert asked == ["1-1", "1-2", "1-3", "1-3", "1-4", "2-1", "2-2"]
+    again = run(scenes, answers)
+    assert (facts(again), len(asked)) == (facts(whole), 7)
+    run(scenes, answers, replace(SMALL, seed=1))
+    assert len(asked) == 13
 
 
-class TestDownsample:
-    def test_answers_are_others_than_with_all(self, whole: dict[str, Any]) -> None:
-        tenth = [
-            trial
-            for one in whole["answers"]
-            for trial in one["trials"]
-            if (trial["ranking"], trial["keep"]) == ("downsample", 0.1)
-        ]
-        assert all(0 < trial["used"] <= 0.105 for trial in tenth)
-        full = [one["answer"] for one in whole["answers"]]
-        assert [trial["answer"] for trial in tenth] != full
+def test_a_changed_picture_or_question_is_asked_again(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in scenes.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data, answers, asked, judge = tmp_path / scenes.name, tmp_path / "answers", [], evaluating.judge
+
+    def note(*arguments: Any) -> Any:
+        asked.append(arguments[1].id)
+        return judge(*arguments)
+
+    monkeypatch.setattr(evaluating, "judge", note)
+    options = replace(SMALL, keep="4", ways=("own",), limit=5)
+    run(data, answers, options)
+    (tmp_path / "scene-2.png").write_bytes((tmp_path / "scene-1.png").read_bytes())
+    lines = data.read_text().replace('"id": "1"', '"task": "seen", "id": "1"')
+    data.write_text(
+        lines.replace('"answer": "', '"answers": ["', 1).replace('", "box"', '", "?"], "box"', 1)
+    )
+    again = run(data, answers, options)
+    assert asked == ["1-1", "1-2", "1-3", "1-4", "2-1", "1-1", "2-1"]
+    assert again.judged[1].tags == {"task": "letter"}
 
 
-class TestResult:
-    def test_schema(self, whole: dict[str, Any]) -> None:
-        assert set(whole) == {
-            "format", "version", "checkpoint", "checkpoint_sha256", "family", "dtype", "rule",
-            "max_new_tokens", "limit", "data", "rankings", "keeps", "tools", "records", "unreadable",
-            "seconds", "records_per_second", "processes", "groups", "answers",
-        }  # fmt: skip
-        assert (whole["format"], whole["version"]) == ("foveate-evaluation", 1)
-        assert whole["records"] == len(whole["answers"]) == COUNT
-        assert whole["data"][0]["records"] == COUNT
-        assert whole["keeps"] == [0.5, 0.1]
-        everything = whole["groups"][0]
-        assert set(everything) == {"kind", "name", "full", "rows"}
-        assert [(row["ranking"], row["keep"]) for row in everything["rows"]] == [
-            (name, keep) for name in ("attention", "random", "downsample") for keep in (0.5, 0.1)
-        ]
-        for row in everything["rows"]:
-            assert set(row) == {
-                "ranking", "keep", "n", "right", "accuracy", "interval", "of_full", "used", "unranked"
-            }  # fmt: skip
-            assert row["n"] == COUNT
-            assert row["accuracy"] == pytest.approx(100 * row["right"] / COUNT)
-            assert row["of_full"] == pytest.approx(100 * row["right"] / everything["full"]["right"])
-        sums = dict.fromkeys(("all", "scope", "task"), 0)
-        for one in whole["groups"]:
-            sums[one["kind"]] += one["full"]["n"]
-        assert set(sums.values()) == {COUNT}
+def test_two_processes_give_the_same(whole: Evaluation, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = run_two_processes(
+        "evaluate", NANO, scenes, "--limit", 6, "--device", "cpu", "--keep", SMALL.keep,
+        "--ways", ",".join(SMALL.ways), "--max-new-tokens", 8, "--json", out,
+        "--answers", tmp_path / "answers",
+    )  # fmt: skip
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["processes"] == 2
+    assert {name: value for name, value in found.items() if name not in TIMES} == facts(whole)
+    assert done.stdout.startswith("selectivity: ")
 
-    def test_two_processes_give_the_same(self, whole: dict[str, Any], tmp_path: Path) -> None:
-        out = tmp_path / "out.json"
-        done = run_two_processes(
-            "calibrate", "evaluate", NANO, DATA, "--limit", COUNT, "--device", "cpu",
-            "--keep", SMALL.keep, "--rank", SMALL.rank[0], "--json", "--out", out,
-        )  # fmt: skip
-        facts = json.loads(done.stdout)
-        assert facts == json.loads(out.read_text(encoding="utf-8"))
-        assert facts["processes"] == 2
-        assert without_time(facts) == without_time(whole)
 
-    def test_unreadable_records_are_counted(self, tmp_path: Path) -> None:
-        first = json.loads(DATA.open().readline())
-        right = {**first, "image": str(DATA.parent / first["image"])}
-        records = [right, {**right, "id": "gone", "image": "gone.png"}]
-        data = tmp_path / "data.jsonl"
-        data.write_text("\n".join(map(json.dumps, records)))
-        evaluation = run(SMALL, data)
-        facts = evaluation_facts(evaluation)
-        assert (facts["records"], facts["unreadable"], facts["groups"][0]["full"]["n"]) == (2, 1, 1)
-        assert "gone.png" in facts["answers"][1]["unreadable"]
-        data.write_text(json.dumps(records[1]))
-        with pytest.raises(DataError, match=r"none of 1 record .*gone\.png"):
-            run(SMALL, data)
+def test_unreadable_questions_are_counted_and_asked_again(scenes: Path, tmp_path: Path) -> None:
+    gone = {"id": "gone", "image": "gone.png", "question": "What?", "answer": "cat"}
+    data = tmp_path / "data.jsonl"
+    line = json.loads(scenes.read_text().splitlines()[0])
+    data.write_text(
+        f"{json.dumps({**line, 'image': str(scenes.parent / line['image'])})}\n{json.dumps(gone)}"
+    )
+    options = replace(SMALL, keep="4", ways=("own",), limit=None)
+    evaluation = run(data, tmp_path / "answers", options)
+    assert [one.id for one in evaluation.unreadable] == ["gone"]
+    assert evaluation.groups[0].full.n == 4
+    data.write_text(json.dumps(gone))
+    with pytest.raises(DataError, match=r"none of 1 record .*gone\.png"):
+        run(data, tmp_path / "answers", options)
 
 
 class TestVerb:
-    def test_table(self, tmp_path: Path) -> None:
-        other = tmp_path / "other.jsonl"
-        record = {**json.loads(DATA.open().readline()), "image": str(SCENE)}
-        other.write_text(json.dumps(record))
-        result = invoke(
-            "calibrate", "evaluate", NANO, DATA, other, "--rank", "attention", "--rank", "random",
-            "--keep", "0.5,12", "--limit", 2, "--device", "cpu",
+    def test_a_bundle(self, nano_bundle: OpenedBundle, scenes: Path, tmp_path: Path) -> None:
+        out, plot = tmp_path / "out.json", tmp_path / "out.png"
+        caption = {
+            "id": "c", "image": str(scenes.parent / "scene-1.png"), "question": "Describe the picture.",
+            "answer": "red square A, blue square B", "measure": "words", "scope": "global",
+        }  # fmt: skip
+        words = tmp_path / "words.jsonl"
+        words.write_text(json.dumps(caption))
+        done = invoke(
+            "evaluate", nano_bundle.root, scenes, words, "--limit", 3, "--keep", "0.25,0.1",
+            "--device", "cpu", "--json", out, "--plot", plot,
         )  # fmt: skip
-        assert result.exit_code == 0, result.stderr
-        assert "3 records" in result.stdout
-        assert "accuracy in %, kept: 12 tokens" in result.stdout
-        assert f"data   {other}"[:20] in result.stdout
-        assert "3/3, " in result.stderr.splitlines()[-1]
-        rows = [line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")]
-        assert [rows.count(name) for name in ("full", "attention", "random")] == [1, 1, 1]
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.startswith("selectivity: answers kept by the own question less those")
+        for text in (
+            "selectivity, of words: ", "by what chose the tokens", "a neutral prompt",
+            "the asked thing first, the rest by chance", "all tokens but the asked thing's",
+            "the asked thing's tokens (3 questions with boxes)", "(Jaccard)", "scope  global",
+        ):  # fmt: skip
+            assert text in done.stdout
+        assert "4/4, " in done.stderr.splitlines()[-1]
+        found = json.loads(out.read_text(encoding="utf-8"))
+        assert (found["kind"], found["backend"], found["device"]) == (
+            "bundle",
+            "onnxruntime",
+            "cpu",
+        )
+        assert {one["measure"] for one in found["groups"]} == {"exact", "words"}
+        assert plot.read_bytes().startswith(b"\x89PNG")
 
-    def test_refusals(self, tmp_path: Path) -> None:
-        arguments = ("calibrate", "evaluate", NANO, DATA)
+    def test_refusals(self, nano_bundle: OpenedBundle, tmp_path: Path) -> None:
+        of_checkpoint, of_bundle = ("evaluate", NANO, DATA), ("evaluate", nano_bundle.root, DATA)
         junk = tmp_path / "junk.safetensors"
         junk.write_bytes(b"junk")
         weights = NANO / "model.safetensors"
         for rank, word in (
             (junk, "safetensors"), (weights, "not an f_θ"), ("atention", "relevance-clamp")
         ):  # fmt: skip
-            refused(invoke(*arguments, "--rank", rank), str(rank), word)
-        refused(invoke(*arguments, "--keep", "2.5"), "2.5")
-        refused(invoke(*arguments, DATA), "twice")
-        refused(invoke(*arguments[:3], tmp_path / "none.jsonl"), "no such file")
-        out = tmp_path / "out.json"
-        out.write_text("mine")
-        refused(invoke(*arguments, "--out", out), "--force")
-        refused(invoke(*arguments, "--out", tmp_path / "a" / "b.json"), "folder does not exist")
-        assert out.read_text() == "mine"
+            refused(invoke(*of_checkpoint, "--rank", rank), str(rank), word)
+        for arguments, words in (
+            ((*of_checkpoint, "--keep", "2.5"), ("2.5",)),
+            ((*of_checkpoint, "--ways", "own,othr"), ("'othr'", "neutral")),
+            ((*of_checkpoint, "--threads", "2"), ("--threads", "checkpoint", "leave it out")),
+            ((*of_bundle, "--rank", "attention"), ("--rank", "own compressor")),
+            ((*of_bundle, "--dtype", "bf16"), ("--dtype", "bundle")),
+            ((*of_bundle, DATA), ("twice",)),
+            ((*of_bundle[:2], tmp_path / "none.jsonl"), ("no such file",)),
+            (("evaluate", tmp_path, DATA), ("neither a bundle", "manifest.json", "config.json")),
+            ((*of_bundle, "--json", tmp_path / "a" / "b.json"), ("folder does not exist",)),
+            ((*of_bundle, "--json", junk), ("--force",)),
+            ((*of_bundle, "--limit", 1, "--answers", tmp_path), ("--answers",)),
+            ((*of_bundle, "--limit", 1, "--answers", junk / "x"), ("--answers",)),
+        ):  # fmt: skip
+            refused(invoke(*arguments), *words)
+        assert junk.read_bytes() == b"junk"

@@ -7,46 +7,52 @@ import torch
 from PIL import Image
 
 from foveate.calibration.dataset import Record
-from foveate.calibration.evaluation.answer_cache import AnswerCache
-from foveate.calibration.evaluation.rankings import AnsweredQuestion, find_rankings, predicted
+from foveate.calibration.evaluation.checkpoint import LoadedCheckpoint
+from foveate.calibration.evaluation.rankings import RANKINGS, find_rankings, predicted
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
 from tests.calibration.conftest import SCENE
 
-NAMES = [
-    "relevance", "relevance-clamp", "relevance-mean", "attention", "random", "downsample"
-]  # fmt: skip
+NAMES = ["attention", "relevance", "relevance-clamp", "relevance-mean"]
 
 
 def test_names() -> None:
-    assert [one.name for one in find_rankings([])] == NAMES
-    assert [one.name for one in find_rankings(["random, attention", "random"])] == [
-        "random",
-        "attention",
-    ]
+    assert list(RANKINGS) == NAMES
+    assert [one.name for one in find_rankings([])] == ["attention"]
+    names = [one.name for one in find_rankings(["relevance, attention", "relevance"])]
+    assert names == ["relevance", "attention"]
+    for wrong in ("random", "", "atention"):
+        with pytest.raises(CheckpointError, match="relevance-clamp"):
+            find_rankings([wrong])
 
 
-def test_relevance_is_of_the_mode_that_its_name_says(
-    model: TorchModel, records: list[Record]
+def test_each_scores_by_what_its_name_says(
+    model: TorchModel, records: list[Record], f_theta: Path
 ) -> None:
     question = model.prepare(records[0].question, [Image.open(records[0].pictures[0])])
-    answer = model.answer(question)
-    maps = {mode: model.relevance(question, answer, mode) for mode in ("grad", "grad-clamp", "mean")}  # type: ignore[arg-type] # fmt: skip
-    answered = AnsweredQuestion(model, "1", question, answer)
+    answer, attention = model.answer(question), model.attention(question)
+    ranked_by = {one.name: one for one in find_rankings([*NAMES, str(f_theta)])}
+    scene = LoadedCheckpoint(model, ranked_by, 64, 16).open(records[0])
     for name, mode in (
         ("relevance", "grad"), ("relevance-clamp", "grad-clamp"), ("relevance-mean", "mean")
     ):  # fmt: skip
-        (ranking,) = find_rankings([name])
-        assert ranking.scores is not None
-        torch.testing.assert_close(ranking.scores(answered), maps[mode])
+        found = scene.scores(name, records[0].question)
+        wanted = model.relevance(question, answer, mode)  # type: ignore[arg-type]
+        assert found == pytest.approx(wanted.numpy())
+    found = scene.scores("attention", records[0].question)
+    assert found == pytest.approx(attention.mean((0, 1)).numpy())
+    logits = predicted(FTheta.load(f_theta)[0], attention)
+    assert scene.scores(str(f_theta), records[0].question) == pytest.approx(logits.numpy())
 
 
-def test_only_the_id_decides(model: TorchModel, records: list[Record]) -> None:
-    question = model.prepare(records[0].question, [Image.open(records[0].pictures[0])])
-    one, again, other = (AnsweredQuestion(model, id, question, []).random() for id in "aab")
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+def test_without_an_answer_relevance_ranks_nothing(
+    model: TorchModel, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchModel, "answers", lambda *_: [[]])
+    ranked_by = {one.name: one for one in find_rankings(["relevance"])}
+    scene = LoadedCheckpoint(model, ranked_by, 64, 16).open(records[0])
+    assert scene.scores("relevance", "What is it?") is None
 
 
 def test_an_f_theta_of_another_model(
@@ -54,11 +60,13 @@ def test_an_f_theta_of_another_model(
 ) -> None:
     path = tmp_path / "f_theta.safetensors"
     FTheta(3).save(path, {})
+    ranked_by = {one.name: one for one in find_rankings([str(path)])}
     with pytest.raises(CheckpointError, match="3 heads"):
-        AnswerCache.of(model, records[0], 64).answer(find_rankings([str(path)])[0], 9)
+        LoadedCheckpoint(model, ranked_by, 64, 16).open(records[0]).scores(str(path), "What?")
 
 
 def test_heads_apart(model: TorchModel) -> None:
     question = model.prepare("What letter is in the red square?", [Image.open(SCENE)])
     heads = len(model.attention(question))
     assert predicted(FTheta(heads), model.attention(question)).shape == (110,)
+    assert torch.is_grad_enabled()
