@@ -20,6 +20,9 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 Weights = Literal["trained", "random"]
 Operators = Literal["standard", "contrib"]
 Decoder = Literal["concat", "static"]
+Words = Literal["mean", "unusual", "learned"]
+WORDS: tuple[Words, ...] = get_args(Words)
+"""How the instruction's tokens are weighed: all alike, by how unusual their attention is, as trained."""
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
     "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
@@ -159,9 +162,13 @@ class Limits(Record, frozen=True, kw_only=True):
 
 
 class CompressorFacts(Record, frozen=True, kw_only=True):
-    """How visual tokens are ranked; `keep` is the default ratio, `figures` what it measured."""
+    """How visual tokens are ranked, and how the instruction's tokens are weighed for it.
+
+    `keep` is the default ratio, `figures` what it measured.
+    """
 
     kind: Literal["attention", "f_theta"]
+    words: Words
     keep: Ratio
     trained_on: str | None
     figures: dict[str, float]

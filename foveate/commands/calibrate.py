@@ -116,6 +116,9 @@ def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
            help="Read attention averaged over heads, as the paper does, or each head apart."),
     option("--scaling", type=Choice(["none", "log"]), default="none",
            help="Attention as it is, or the log of it times the number of visual tokens."),
+    option("--words", type=Choice(["mean", "unusual", "learned"]), default="mean",
+           help="The question's words count alike, as in the paper, by how unusual their attention is, or by "
+           "that and more, as trained with f_θ."),
     device,
     option("--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"),
     option("--log-dir", type=PATH, metavar="DIR",
