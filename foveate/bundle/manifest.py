@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import msgspec
 
 from foveate.bundle.generation import Generation
+from foveate.bundle.words import Words
 
 FORMAT = "foveate-bundle"
 VERSION = 7
@@ -20,9 +21,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4"]
 Weights = Literal["trained", "random"]
 Operators = Literal["standard", "contrib"]
 Decoder = Literal["concat", "static"]
-Words = Literal["mean", "unusual", "learned"]
-WORDS: tuple[Words, ...] = get_args(Words)
-"""How the instruction's tokens are weighed: all alike, by how unusual their attention is, as trained."""
 DType = Literal[
     "float32", "float16", "bfloat16", "float64",
     "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",

@@ -16,10 +16,10 @@ from foveate.bundle.manifest import (
     GraphSpec,
     Manifest,
     TensorSpec,
-    Words,
     outdated,
 )
 from foveate.bundle.reader import Bundle
+from foveate.bundle.words import Words
 from foveate.commands.options import PATH, as_json, verb
 from foveate.terminal import plural, size, table, tell, tell_json
 

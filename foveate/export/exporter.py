@@ -29,6 +29,7 @@ from foveate.bundle.manifest import (
     quantized,
 )
 from foveate.bundle.reader import Bundle
+from foveate.bundle.words import attention_words
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import BundleError, CheckpointError, LimitError, PromptError
 from foveate.export.contrib.cases import checkpoint_cases
@@ -36,7 +37,7 @@ from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
 from foveate.export.contrib.merge import merge
 from foveate.export.embeddings import write_embeddings
-from foveate.export.options import attention_words, check_choices
+from foveate.export.options import check_choices
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
 from foveate.export.quantization.draft import Draft

@@ -2,22 +2,11 @@
 
 from pathlib import Path
 
-from foveate.bundle.manifest import Operators, Precision, Words, quantized
+from foveate.bundle.manifest import Operators, Precision, quantized
+from foveate.bundle.words import UNTRAINED, attention_words
 from foveate.errors import CheckpointError, ExportError, LimitError
 from foveate.export.quantization.options import QuantizationOptions, check_options
 from foveate.runtime.keep import check_ratio
-
-UNTRAINED: dict[str, Words] = {
-    "attention": "unusual",
-    "attention:mean": "mean",
-    "attention:unusual": "unusual",
-}
-"""The compressors that are no file, the language model's first-layer attention, and how they weigh words."""
-
-
-def attention_words(compressor: str | Path) -> Words | None:
-    """How a compressor weighs the instruction's tokens where it is attention itself; None where it is a file."""
-    return UNTRAINED.get(str(compressor))
 
 
 def check_choices(

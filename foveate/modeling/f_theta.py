@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from foveate.atomic_write import replace_file
-from foveate.bundle.manifest import WORDS, Words
+from foveate.bundle.words import WORDS, Words
 from foveate.errors import CheckpointError
 from foveate.modeling.word_weights import WordWeights
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from foveate.bundle.manifest import Words
+from foveate.bundle.words import Words
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.word_weights import WordWeights
 

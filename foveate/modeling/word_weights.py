@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from foveate.bundle.manifest import Words
+from foveate.bundle.words import Words
 
-SHARPNESS = 4.0
+SHARPNESS = 6.0
 """Of "unusual": a token's weight is its divergence to this power."""
+NOISE = 1.5
+"""A divergence below so many times the mean one counts as that: such tokens tell nothing apart."""
 SMOOTHING = 1e-4
 """Added to shares, of which even attention gives every visual token 1, before logarithms."""
 LEAST = 1e-3
-"""The least of a statistic: nearer to usual is noise."""
+"""Added to statistics before logarithms."""
 NOTHING = 1e-12
 """Keeps a token that attends to no visual token from being divided by 0."""
 STATISTICS = ("divergence", "mass", "peak")
@@ -49,11 +51,12 @@ class WordWeights(nn.Module):
         if self.form == "mean":
             return attention.new_full((attention.shape[0],), 1 / attention.shape[0])
         shares = attention_shares(attention)
-        far = divergences(shares).clamp(min=LEAST).log()
+        far = divergences(shares)
+        far = torch.maximum(far, NOISE * far.mean(0, keepdim=True))
         if self.form == "unusual":
-            return torch.softmax(SHARPNESS * far, 0)
-        mass, peak = (one.clamp(min=LEAST).log() for one in (attention.sum(1), shares.amax(1)))
-        return torch.softmax(torch.stack([far, mass, peak], 1) @ self.slopes, 0)
+            return torch.softmax(SHARPNESS * (far[None] + LEAST).log(), -1)[0]
+        found = torch.stack([far, attention.sum(1), shares.amax(1)])
+        return torch.softmax(self.slopes[None] @ (found + LEAST).log(), -1)[0]
 
     def pool(self, attention: Tensor, *, apart: bool = False) -> Tensor:
         """Sum first-layer attention up over the instruction, each token by its weight.

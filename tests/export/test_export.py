@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from foveate import Pipeline
-from foveate.bundle.manifest import CONTRIB_SUFFIX, Words
+from foveate.bundle.manifest import CONTRIB_SUFFIX
 from foveate.bundle.reader import Bundle
+from foveate.bundle.words import Words
 from foveate.errors import (
     BackendError,
     CheckpointError,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.bundle.manifest import Words
+from foveate.bundle.words import Words
 from foveate.calibration.relevance.store import Sample
 from foveate.calibration.training.labels import label
 from foveate.errors import DataError

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from foveate.bundle.manifest import Words
+from foveate.bundle.words import Words
 from foveate.errors import DataError
 from foveate.modeling.f_theta import Inputs, Scaling
 

@@ -1,5 +1,7 @@
 """The compressor's second half in few operators, all on the device: f_θ, top-k, and the kept prompt."""
 
+from functools import cached_property
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -50,6 +52,17 @@ class SelectionBuilder(GraphBuilder):
         """The length of a value's first axis, int64 [1] in host memory."""
         return self.op("Shape", value, start=0, end=1)
 
+    @cached_property
+    def ones(self) -> ir.Value:
+        """As many ones as there are visual tokens, float32 [N_v]."""
+        one = ir.tensor(np.ones(1, np.float32))
+        return self.op("ConstantOfShape", self.count(self.visual), value=one)
+
+    @cached_property
+    def visual_count(self) -> ir.Value:
+        """N_v, float32 [1] on the device: the value of a shape is in host memory."""
+        return self.op("ReduceSum", self.ones, [0], keepdims=1)
+
     def pool(self, attention: ir.Value, ranker: Ranker) -> ir.Value:
         """Attention float32 [heads, N_u, N] summed up over the instruction, of visual tokens alone.
 
@@ -64,7 +77,8 @@ class SelectionBuilder(GraphBuilder):
         apart = ranker.network is not None and ranker.network.channels_in > 1
         if ranker.words.form != "mean":
             words = self.visible(self.op("ReduceMean", attention, [0], keepdims=0))
-            factors = word_factors(self, words, self.weights, ranker.words)
+            count = self.visual_count
+            factors = word_factors(self, words, self.weights, count, ranker.words)
             if not apart:
                 return self.op("MatMul", self.op("Unsqueeze", factors, [0]), words)
         share = self.op("Tile", factors, [heads])
@@ -91,9 +105,9 @@ class SelectionBuilder(GraphBuilder):
         if network is None:
             return self.op("Reshape", pooled, [-1])
         visual = self.count(self.visual)
-        ones = self.op("ConstantOfShape", visual, value=ir.tensor(np.ones(1, np.float32)))
+        ones = self.ones
         if network.scaling == "log":
-            scaled = self.op("Mul", pooled, self.op("ReduceSum", ones, [0], keepdims=1))
+            scaled = self.op("Mul", pooled, self.visual_count)
             pooled = self.op("Log", self.op("Add", scaled, np.float32(EPSILON)))
         width = aligned(network.channels_in)
         carrying = [self.op("Unsqueeze", ones, [0])] * (width - network.channels_in)

@@ -15,6 +15,7 @@ from foveate.calibration.ranking import top
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.heatmap import token_map
 from tests.calibration.conftest import SCENE
 from tests.calibration.drawing.test_sheet import panel
@@ -50,7 +51,7 @@ def test_answers_below_panels_are_those_of_the_kept_tokens(
     model: TorchModel, f_theta: Path
 ) -> None:
     network, _ = FTheta.load(f_theta)
-    entry = sheet_entry(model, Record("", (SCENE,), RED_SQUARE, ()), [1.0, 0.5, 3], network)
+    entry = sheet_entry(model, Record("", (SCENE,), RED_SQUARE, ()), [1.0, 0.5, 3], Ranker(network))
     question = model.prepare(RED_SQUARE, entry.pictures)
     relevance, guess = entry.rankings
     assert (relevance.name, guess.name) == ("R_v", "f_θ")
