@@ -17,6 +17,7 @@ from foveate.export.quantization.options import QuantizationOptions
 from foveate.export.quantization.quantize import quantize
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.families import torch_family
+from foveate.modeling.ranker import Ranker
 
 CASES: dict[Path, list[Case]] = {}
 """What transformers gave for each checkpoint, run once."""
@@ -33,7 +34,9 @@ def quantize_bundle(
     if checkpoint not in CASES:
         torch_half = torch_family(bundle.manifest.family)
         model = torch_half.load(Checkpoint.open(checkpoint), torch.float32, "eager")
-        CASES[checkpoint] = checkpoint_cases(torch_half, model, None, bundle)
+        CASES[checkpoint] = checkpoint_cases(
+            torch_half, model, Ranker(words=bundle.manifest.compressor.words), bundle
+        )
     scratch = shutil.copytree(bundle.root, target.parent / f"{target.name}.float")
     draft = Draft(
         Bundle(bundle.root, replace(bundle.manifest, precision=precision)), scratch, "fp32"

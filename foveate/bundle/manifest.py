@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import msgspec
 
 from foveate.bundle.generation import Generation
+from foveate.bundle.words import Words
 
 FORMAT = "foveate-bundle"
 VERSION = 7
@@ -159,9 +160,13 @@ class Limits(Record, frozen=True, kw_only=True):
 
 
 class CompressorFacts(Record, frozen=True, kw_only=True):
-    """How visual tokens are ranked; `keep` is the default ratio, `figures` what it measured."""
+    """How visual tokens are ranked, and how the instruction's tokens are weighed for it.
+
+    `keep` is the default ratio, `figures` what it measured.
+    """
 
     kind: Literal["attention", "f_theta"]
+    words: Words
     keep: Ratio
     trained_on: str | None
     figures: dict[str, float]

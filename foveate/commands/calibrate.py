@@ -68,8 +68,9 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
            help="Take questions and pictures from here."),
     option("--id", "ids", multiple=True, metavar="ID",
            help="One of the data; several times for several."),
-    option("--compressor", type=PATH, metavar="FILE",
-           help="The weights of a trained f_θ.  [default: show first-layer attention instead]"),
+    option("--compressor", default="attention", metavar="FILE|attention|attention:FORM",
+           help="The weights of a trained f_θ, or first-layer attention, its words weighed by FORM: mean or "
+           "unusual."),
     option("--keep", default="0.5,0.25", metavar="RATIO|N,…", help="Visual tokens to keep."),
     mode,
     dtype,
@@ -80,8 +81,8 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
 def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
     """Draw the relevance of visual tokens to CHECKPOINT's answers, and its answers from the kept ones.
 
-    Into OUT.png, for each question: relevance R_v, and beside it f_θ's prediction; the best tokens
-    with the rest white; and the answer that they give.
+    Into OUT.png, for each question: its words, shaded by what they count; relevance R_v, and below it
+    f_θ's prediction; the best tokens with the rest white; and the answer that they give.
     """
     from foveate.runtime.heatmap import check_target
     from foveate.runtime.keep import parse_keep
@@ -116,6 +117,9 @@ def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
            help="Read attention averaged over heads, as the paper does, or each head apart."),
     option("--scaling", type=Choice(["none", "log"]), default="none",
            help="Attention as it is, or the log of it times the number of visual tokens."),
+    option("--words", type=Choice(["mean", "unusual", "learned"]), default="mean",
+           help="The question's words count alike, as in the paper, by how unusual their attention is, or by "
+           "that and more, as trained with f_θ."),
     device,
     option("--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"),
     option("--log-dir", type=PATH, metavar="DIR",

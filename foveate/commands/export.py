@@ -23,8 +23,9 @@ OPERATORS: tuple[Operators, ...] = get_args(Operators)
 @click.argument("checkpoint")
 @click.argument("bundle", type=PATH)
 @options(
-    option("--compressor", default="attention", metavar="FILE|attention",
-           help="The weights of a trained f_θ, or the language model's first-layer attention."),
+    option("--compressor", default="attention", metavar="FILE|attention|attention:FORM",
+           help="The weights of a trained f_θ, or the language model's first-layer attention, its words "
+           "weighed by FORM: mean, as in the paper, or unusual, which is attention's own."),
     option("--precision", type=Choice(["fp32", "fp16", "bf16", "int8", "fp8", "int4"]), default="fp32",
            help="What the graphs compute in."),
     option("--calibration", type=PATH, metavar="DATA.jsonl",
@@ -103,6 +104,7 @@ def export_facts(bundle: Bundle) -> dict[str, Any]:
         "weights": manifest.weights,
         "operators": manifest.operators,
         "compressor": manifest.compressor.kind,
+        "words": manifest.compressor.words,
         "keep": manifest.compressor.keep,
         "visual_tokens": manifest.limits.visual_tokens,
         "parity": manifest.parity,

@@ -19,6 +19,7 @@ from foveate.bundle.manifest import (
     outdated,
 )
 from foveate.bundle.reader import Bundle
+from foveate.bundle.words import Words
 from foveate.commands.options import PATH, as_json, verb
 from foveate.terminal import plural, size, table, tell, tell_json
 
@@ -115,12 +116,20 @@ def describe_generation(generation: Generation) -> str:
     return f"{length}, {chosen}, by default"
 
 
+WEIGHED: dict[Words, str] = {
+    "mean": " over all words alike",
+    "unusual": " over words by how unusual their attention is",
+    "learned": " over words by learned weights",
+}
+"""How a compressor weighs words, after its kind."""
+
+
 def describe_compressor(bundle: Bundle) -> str:
     """The compressor in a line."""
     facts = bundle.manifest.compressor
     trained = f", trained on {facts.trained_on}" if facts.trained_on else ""
     figures = "".join(f", {name} {value:g}" for name, value in facts.figures.items())
-    return f"{facts.kind}{trained}{figures}; keeps {facts.keep:.0%} where a request does not say"
+    return f"{facts.kind}{WEIGHED[facts.words]}{trained}{figures}; keeps {facts.keep:.0%} where a request does not say"
 
 
 def describe_weights(manifest: Manifest) -> str:

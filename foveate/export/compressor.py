@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.export.modules import FirstLayerProbe
-from foveate.modeling.f_theta import FTheta
+from foveate.modeling.ranker import Ranker
 
 OUTPUTS = ("inputs_embeds", "kept_position_ids", "kept_indices", "relevance", "scores")
 
@@ -18,9 +18,9 @@ class Compressor(nn.Module):
     and the places in the sequence (`*_index`) decide what each query may see.
     """
 
-    def __init__(self, probe: FirstLayerProbe, network: FTheta | None) -> None:
+    def __init__(self, probe: FirstLayerProbe, ranker: Ranker) -> None:
         super().__init__()
-        self.probe, self.network = probe, network
+        self.probe, self.ranker = probe, ranker
 
     def forward(
         self,
@@ -46,7 +46,7 @@ class Compressor(nn.Module):
         Returns:
             The kept prompt [1, N_t + K, H]; its original positions [A, 1, N_t + K]; the kept visual
             tokens' ordinals int64 [K], ascending; relevance float32 [N_v] (a softmax); scores float32
-            [N_v], what the ranking used: f_θ's logits, or A_v⁰ itself without f_θ.
+            [N_v], what the ranking used: f_θ's logits, or A_v⁰ without f_θ.
         """
         index = torch.cat([text_index, visual_index])
         embeds = torch.cat([text_embeds, visual_embeds])
@@ -58,13 +58,7 @@ class Compressor(nn.Module):
             position_ids.index_select(1, index),
             index[None, :] <= query_index[:, None],
         )
-        text = text_index.shape[0]
-        if self.network is None:
-            scores = attention.mean(dim=(0, 1))[text:]
-            relevance = scores / scores.sum()
-        else:
-            scores = self.network(self.network.pool(attention)[None, ..., text:])[0]
-            relevance = torch.softmax(scores[None], dim=-1)[0]
+        scores, relevance = self.ranker(attention[:, :, text_index.shape[0] :])
 
         count: Any = keep.item()
         torch._check(count >= 1)  # type: ignore[no-untyped-call]

@@ -29,6 +29,7 @@ from foveate.bundle.manifest import (
     quantized,
 )
 from foveate.bundle.reader import Bundle
+from foveate.bundle.words import attention_words
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import BundleError, CheckpointError, LimitError, PromptError
 from foveate.export.contrib.cases import checkpoint_cases
@@ -52,6 +53,7 @@ from foveate.modeling.checkpoint_tokenizer import check_rows, tokenizer_bytes
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
 from foveate.modeling.random_weights import count_parameters
+from foveate.modeling.ranker import Ranker
 from foveate.modeling.weight_files import check_weights
 
 STAGES = (
@@ -75,7 +77,9 @@ class ExportOptions:
     """What the user chooses.
 
     Attributes:
-        compressor: "attention" ranks by A_v⁰ itself; a path is the weights of a trained f_θ.
+        compressor: "attention:mean" ranks by A_v⁰ itself, "attention:unusual" weighs the instruction's
+            tokens by how unusual their attention is, "attention" is the better of both; a path is the
+            weights of a trained f_θ.
         precision: What the graphs compute in; probe and f_θ always compute in float32.
         keep: The ratio of visual tokens kept where a request does not say, in (0, 1].
         visual_tokens: The most visual tokens of one request; None takes what the model's context allows.
@@ -126,7 +130,7 @@ def export(
     torch_half = torch_family(checkpoint.family)
     torch_half.check(checkpoint)
     checkpoint.generation()
-    network, compressor = choose_compressor(options)
+    ranker, compressor = choose_compressor(options)
     stages = choose_stages(options)
     base = options.precision
     if quantized(options.precision):
@@ -158,10 +162,10 @@ def export(
             begin("reference")
             with blaming(checkpoint):
                 bundle = Bundle(writer.root, manifest)
-                cases = checkpoint_cases(torch_half, model, network, bundle)
+                cases = checkpoint_cases(torch_half, model, ranker, bundle)
 
         folder = scratch if quantized(options.precision) else writer.root
-        writers, axes = graph_writers(torch_half, model, network, manifest)
+        writers, axes = graph_writers(torch_half, model, ranker, manifest)
         graphs: dict[str, GraphSpec] = {}
         for role in (stage for stage in stages if stage in writers):
             begin(role)
@@ -247,7 +251,7 @@ def write_texts(
         "tokenizer.json": tokenizer_bytes(checkpoint.root, tokenizer),
         "chat_template.jinja": checkpoint.chat_template().encode(),
     }
-    if options.compressor != "attention":
+    if attention_words(options.compressor) is None:
         contents["f_theta.safetensors"] = Path(options.compressor).read_bytes()
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -287,14 +291,18 @@ def describe(
     )
 
 
-def choose_compressor(options: ExportOptions) -> tuple[FTheta | None, schema.CompressorFacts]:
-    """The ranking network, if any, and what the manifest says of it."""
-    network, header = None, dict[str, str]()
-    if options.compressor != "attention":
+def choose_compressor(options: ExportOptions) -> tuple[Ranker, schema.CompressorFacts]:
+    """What ranks, and what the manifest says of it."""
+    words, header = attention_words(options.compressor), dict[str, str]()
+    if words is None:
         network, header = FTheta.load(Path(options.compressor))
+        ranker = Ranker(network)
+    else:
+        ranker = Ranker(words=words)
     names = [name for name in header if name.startswith("figure.")]
-    return network, schema.CompressorFacts(
-        kind="attention" if network is None else "f_theta",
+    return ranker, schema.CompressorFacts(
+        kind="attention" if ranker.network is None else "f_theta",
+        words=ranker.words.form,
         keep=options.keep,
         trained_on=header.get("trained_on"),
         figures={name.removeprefix("figure."): float(header[name]) for name in names},
@@ -312,7 +320,7 @@ def choose_limits(context: int, options: ExportOptions) -> schema.Limits:
 
 
 def graph_writers(
-    torch_half: TorchFamily, model: Any, network: FTheta | None, manifest: Manifest
+    torch_half: TorchFamily, model: Any, ranker: Ranker, manifest: Manifest
 ) -> tuple[dict[str, Write], dict[str, schema.AxisRange]]:
     """What writes each graph and the embeddings, by role, and the standard vision graph's axes."""
     language, facts, dtype = torch_half.language(model), manifest.model, model.dtype
@@ -320,13 +328,13 @@ def graph_writers(
     if manifest.operators == "standard":
         torch_half.set_attention(model, GROUPED)
         vision = torch_half.vision_module(model)
-        made = plans(vision, language, facts, network)
+        made = plans(vision, language, facts, ranker)
         return table | {plan.role: partial(write_graph, plan) for plan in made}, vision.ranges
 
     # Each is made at its turn: it copies weights.
     makers: dict[str, Callable[[], ir.Model]] = {
         "vision": lambda: torch_half.contrib_vision(model, manifest.preprocessing),
-        "compressor": lambda: compressor_graph(language, facts, network, dtype),
+        "compressor": lambda: compressor_graph(language, facts, ranker, dtype),
         "merge": lambda: merge(facts.hidden_size, dtype),
         "decoder": lambda: decoder(language, facts, dtype),
     }

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 from foveate.bundle.manifest import Operators, Precision, quantized
+from foveate.bundle.words import UNTRAINED, attention_words
 from foveate.errors import CheckpointError, ExportError, LimitError
 from foveate.export.quantization.options import QuantizationOptions, check_options
 from foveate.runtime.keep import check_ratio
-
-ATTENTION = "attention"
-"""The compressor that is no file: the language model's first-layer attention."""
 
 
 def check_choices(
@@ -31,9 +29,9 @@ def check_choices(
     check_ratio(keep)
     if visual_tokens is not None and visual_tokens < 1:
         raise LimitError(f"{visual_tokens} visual tokens are no limit; give at least 1")
-    if compressor != ATTENTION and not Path(compressor).is_file():
+    if attention_words(compressor) is None and not Path(compressor).is_file():
         raise CheckpointError(
-            f"{compressor}: no such file; give the weights of a trained f_θ, or {ATTENTION}"
+            f"{compressor}: no such file; give the weights of a trained f_θ, or {', '.join(UNTRAINED)}"
         )
     check_options(precision, quantization)
     to = quantized(precision)

@@ -7,13 +7,13 @@ from foveate.export.compressor import OUTPUTS, Compressor
 from foveate.export.modules import Decoder, FirstLayerProbe
 from foveate.export.trace import GraphPlan
 from foveate.modeling.base import VisionModule
-from foveate.modeling.f_theta import FTheta
 from foveate.modeling.language_model import Language
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.language.base import state_names
 
 
 def plans(
-    vision: VisionModule, language: Language, facts: ModelFacts, network: FTheta | None
+    vision: VisionModule, language: Language, facts: ModelFacts, ranker: Ranker
 ) -> list[GraphPlan]:
     """The three graphs of a bundle; example sizes differ so that no two axes are taken for one.
 
@@ -21,16 +21,16 @@ def plans(
         vision: The family's.
         language: Its layers compute attention by `GROUPED`.
         facts: The model's sizes.
-        network: What ranks; None for A_v⁰ itself.
+        ranker: What ranks.
     """
     return [
         GraphPlan("vision", vision.module, vision.inputs, ("visual_embeds",)),
-        compressor_plan(language, facts, network),
+        compressor_plan(language, facts, ranker),
         decoder_plan(language, facts),
     ]
 
 
-def compressor_plan(language: Language, facts: ModelFacts, network: FTheta | None) -> GraphPlan:
+def compressor_plan(language: Language, facts: ModelFacts, ranker: Ranker) -> GraphPlan:
     """Probe, ranking, top-k and gather."""
     dtype, width = next(language.parameters()).dtype, facts.hidden_size
     inputs = {
@@ -42,7 +42,7 @@ def compressor_plan(language: Language, facts: ModelFacts, network: FTheta | Non
         "position_ids": (torch.arange(29).expand(facts.rope.axes, -1), {1: "prompt"}),
         "keep": (torch.tensor([6]), None),
     }
-    return GraphPlan("compressor", Compressor(FirstLayerProbe(language), network), inputs, OUTPUTS)
+    return GraphPlan("compressor", Compressor(FirstLayerProbe(language), ranker), inputs, OUTPUTS)
 
 
 def decoder_plan(language: Language, facts: ModelFacts) -> GraphPlan:

@@ -13,23 +13,21 @@ from foveate.bundle.manifest import EMBEDDINGS
 from foveate.export.parity import Case, check_selection
 from foveate.families.base import Family, Prompt, VisualInput, user_turn
 from foveate.modeling.base import TorchFamily
-from foveate.modeling.f_theta import FTheta
 from foveate.modeling.language_model import cache_states, make_cache
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.language.base import state_names
 
 QUESTION = "What can be seen in the two pictures?"
 
 
 @torch.no_grad()
-def reference(
-    torch_half: TorchFamily, model: Any, network: FTheta | None, family: Family
-) -> list[Case]:
+def reference(torch_half: TorchFamily, model: Any, ranker: Ranker, family: Family) -> list[Case]:
     """Run two unequal pictures and a question through a model, and note what each graph must give.
 
     Args:
         torch_half: The model's family.
         model: Loaded with eager attention.
-        network: What ranks; None for A_v⁰ itself.
+        ranker: What ranks.
         family: The other half, made without `levels`.
     """
     media = pictures()
@@ -45,7 +43,7 @@ def reference(
     return [
         *vision_cases(visual, host(visual_embeds)),
         Case(EMBEDDINGS, {"token_ids": text_ids}, {"text_embeds": host(text_embeds)}),
-        compressor_case(attention, network, prompt, embeds),
+        compressor_case(attention, ranker, prompt, embeds),
         *decoder_cases(torch_half, model, prompt, embeds),
     ]
 
@@ -59,18 +57,10 @@ def vision_cases(visual: VisualInput, embeds: NDArray[Any]) -> list[Case]:
     ]
 
 
-def compressor_case(
-    attention: Tensor, network: FTheta | None, prompt: Prompt, embeds: Tensor
-) -> Case:
-    """A_v⁰ read off the first layer's own attention weights, ranked by f_θ or by itself."""
+def compressor_case(attention: Tensor, ranker: Ranker, prompt: Prompt, embeds: Tensor) -> Case:
+    """The first layer's own attention weights, ranked."""
     instruction = attention[:, torch.from_numpy(prompt.instruction_index)]
-    visual = torch.from_numpy(prompt.visual_index)
-    if network is None:
-        scores = instruction.mean(dim=(0, 1))[visual]
-        relevance = scores / scores.sum()
-    else:
-        scores = network(network.pool(instruction)[None, ..., visual])[0]
-        relevance = torch.softmax(scores, dim=-1)
+    scores, relevance = ranker(instruction[:, :, torch.from_numpy(prompt.visual_index)])
     feeds: dict[str, NDArray[Any]] = {
         "text_embeds": host(embeds[prompt.text_index]),
         "visual_embeds": host(embeds[prompt.visual_index]),
@@ -78,7 +68,7 @@ def compressor_case(
         "visual_index": prompt.visual_index,
         "instruction_rows": prompt.instruction_rows,
         "position_ids": prompt.position_ids,
-        "keep": np.array([len(visual) // 4], np.int64),
+        "keep": np.array([len(scores) // 4], np.int64),
     }
     expected = {"scores": host(scores), "relevance": host(relevance)}
     return Case("compressor", feeds, expected, check_selection)

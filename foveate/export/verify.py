@@ -13,6 +13,7 @@ from foveate.export.parity import compare
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
+from foveate.modeling.ranker import Ranker
 
 FLOATS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 ROOM = 1.25
@@ -54,11 +55,11 @@ def verify(
             f"{checkpoint.name} has other sizes than {bundle.root} says; "
             "give the checkpoint that the bundle was exported from"
         )
-    network = None
+    ranker = Ranker(words=bundle.manifest.compressor.words)
     if bundle.manifest.compressor.kind == "f_theta":
-        network, _ = FTheta.load(bundle.file("f_theta"))
+        ranker = Ranker(FTheta.load(bundle.file("f_theta"))[0])
     progress("reference")
-    cases = checkpoint_cases(torch_half, model, network, bundle)
+    cases = checkpoint_cases(torch_half, model, ranker, bundle)
     release(model)
     progress("parity")
     files = {role: bundle.file(role) for role in (*bundle.manifest.graphs, EMBEDDINGS)}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from foveate.atomic_write import replace_file
+from foveate.bundle.words import WORDS, Words
 from foveate.errors import CheckpointError
+from foveate.modeling.word_weights import WordWeights
 
 CHANNELS = (32, 64, 128, 256, 512)
 KERNEL = 3
@@ -36,12 +38,16 @@ class FTheta(nn.Module):
     Attributes:
         channels_in: 1 reads A_v⁰, the paper's input; more read that many heads apart.
         scaling: One of `SCALINGS`.
+        words: How the instruction's tokens are weighed in what it reads.
     """
 
-    def __init__(self, channels_in: int = 1, scaling: Scaling = "none") -> None:
+    def __init__(
+        self, channels_in: int = 1, scaling: Scaling = "none", words: Words = "mean"
+    ) -> None:
         super().__init__()
         self.channels_in = channels_in
         self.scaling = scaling
+        self.words = WordWeights(words)
         widths = (channels_in, *CHANNELS)
         self.depthwise = nn.ModuleList(
             nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
@@ -56,16 +62,17 @@ class FTheta(nn.Module):
         """What `forward` takes of one request's attention.
 
         Args:
-            attention: float32 [heads, N_u, T], from each instruction token to tokens of the prompt.
+            attention: float32 [heads, N_u, N_v], from each instruction token to each visual token.
 
         Returns:
-            float32 [T], its mean over heads and instruction tokens; [heads, T] where heads are read apart.
+            float32 [N_v], its mean over heads, summed over the instruction's tokens by their weights;
+            [heads, N_v] where heads are read apart.
 
         Raises:
             CheckpointError: It reads the heads of another model.
         """
         self.check_heads(attention.shape[0])
-        return attention.mean(dim=(0, 1) if self.channels_in == 1 else 1)
+        return self.words.pool(attention, apart=self.channels_in > 1)
 
     def check_heads(self, heads: int) -> None:
         """CheckpointError where it reads the heads of a model that has another number of them."""
@@ -161,7 +168,11 @@ class FTheta(nn.Module):
 
     def serialized(self, facts: dict[str, str]) -> bytes:
         """The bytes of the file that `save` writes."""
-        form = {"channels_in": str(self.channels_in), "scaling": self.scaling}
+        form = {
+            "channels_in": str(self.channels_in),
+            "scaling": self.scaling,
+            "words": self.words.form,
+        }
         return bytes(save(self.state_dict(), {**facts, "kind": "f_theta", **form}))
 
     @classmethod
@@ -189,7 +200,13 @@ class FTheta(nn.Module):
                 f"{path}: an f_θ of an unknown scaling, {scaling}; train it anew, with one of "
                 f"{', '.join(SCALINGS)}"
             )
-        network = cls(int(channels), scaling)
+        words = facts.pop("words", "mean")
+        if words not in WORDS:
+            raise CheckpointError(
+                f"{path}: an f_θ whose words are weighed in an unknown way, {words}; train it anew, with "
+                f"one of {', '.join(WORDS)}"
+            )
+        network = cls(int(channels), scaling, words)
         try:
             network.load_state_dict(state)
         except RuntimeError as error:

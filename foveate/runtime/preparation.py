@@ -81,7 +81,7 @@ class Preparation:
         prompt = self._layout(request.prompt, media)
         whole = len(prompt.token_ids)
         sampling = choose_sampling(request, manifest.generation, whole)
-        ranked_by = None if request.rank_by is None else self._layout(request.rank_by, media)
+        ranked_by = self._ranked_by(request, conversation, prompt, media)
         keep = manifest.compressor.keep if request.keep is None else request.keep
         selection = select(media.visual, keep, request.kept, request.rank)
         self._check_capabilities(sampling, selection)
@@ -183,6 +183,24 @@ class Preparation:
             places = conversation.media
             found = open_placed(places, images, video, family, max_pixels=most, check=check)
         return EncodedMedia(self._pipeline, family, tuple(found), check(found))
+
+    def _ranked_by(
+        self,
+        request: Request,
+        conversation: Conversation | None,
+        prompt: Prompt,
+        media: EncodedMedia,
+    ) -> Prompt | None:
+        """The prompt that ranks in place of the request's own, or None.
+
+        No token sees what follows it, so a question before a picture is ranked as if it came after.
+        """
+        if request.rank_by is not None:
+            return self._layout(request.rank_by, media)
+        first = prompt.instruction_index.min(initial=len(prompt.token_ids))
+        if conversation is None or prompt.visual_index.max(initial=-1) < first:
+            return None
+        return self._layout("\n".join(one.text for one in conversation.instruction()), media)
 
     def _layout(self, prompt: str | Sequence[Message], media: EncodedMedia) -> Prompt:
         """Messages, or a text after its pictures, tokenized and placed."""

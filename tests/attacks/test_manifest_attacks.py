@@ -130,6 +130,7 @@ OUT_OF_RANGE = {
     "generation/exponential_decay_length_penalty": [1],
     "limits/prompt_tokens": 10**400,
     "compressor/kind": "random",
+    "compressor/words": "some",
     "compressor/keep": 0,
     "compressor/figures": None,
     "parity/vision": "small",

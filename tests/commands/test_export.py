@@ -49,6 +49,7 @@ class TestExport:
             (("--visual-tokens", "0"), "visual tokens"),
             (("--visual-tokens", "99999999"), "context"),
             (("--compressor", "none.safetensors"), "none.safetensors"),
+            (("--compressor", "attention:usual"), "attention:unusual"),
         ],
     )
     def test_options_out_of_range(

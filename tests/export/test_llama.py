@@ -22,6 +22,7 @@ from foveate.export.trace import save_graph, write_graph
 from foveate.families.base import Prompt, VisualInput
 from foveate.modeling.attention import GROUPED
 from foveate.modeling.language_model import Language
+from foveate.modeling.ranker import Ranker
 from foveate.modeling.rope import settle
 
 FACTS = ModelFacts(
@@ -29,6 +30,7 @@ FACTS = ModelFacts(
     tied_embeddings=False, rope=Rope(theta=5e5, sections=()),
 )  # fmt: skip
 TEXT, VISUAL = 9, 20
+RANKER = Ranker(words="unusual")
 
 
 class Llama:
@@ -92,7 +94,7 @@ def make_cases(model: LlamaForCausalLM) -> list[Case]:
         embeds = torch.randn(len(places), FACTS.hidden_size)
         attention = first_layer_attention(family, model, embeds, prompt)
         return [
-            compressor_case(attention, None, prompt, embeds),
+            compressor_case(attention, RANKER, prompt, embeds),
             *decoder_cases(family, model, prompt, embeds),
         ]
 
@@ -107,7 +109,7 @@ def compare_standard(model: LlamaForCausalLM, cases: list[Case], tmp_path: Path)
     model.set_attn_implementation(GROUPED)
     language = Llama().language(model)
     files = {}
-    for plan in (compressor_plan(language, FACTS, None), decoder_plan(language, FACTS)):
+    for plan in (compressor_plan(language, FACTS, RANKER), decoder_plan(language, FACTS)):
         written, _ = write_graph(plan, tmp_path)
         files[plan.role] = tmp_path / written[plan.role]
     return max(compare(files, "fp32", "standard", cases, tmp_path).values())
@@ -122,7 +124,7 @@ def compare_contrib(model: LlamaForCausalLM, cases: list[Case], tmp_path: Path) 
     """How far graphs of contrib operators are from what transformers gave."""
     language, dtype = Llama().language(model), torch.float32
     graphs = {
-        "compressor": compressor(language, FACTS, None, dtype),
+        "compressor": compressor(language, FACTS, RANKER, dtype),
         "merge": merge(FACTS.hidden_size, dtype),
         "decoder": decoder(language, FACTS, dtype),
     }

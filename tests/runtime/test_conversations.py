@@ -139,6 +139,23 @@ def test_the_last_user_turn_ranks(pipe: Pipeline, pictures: list[Image.Image]) -
     assert pipe._tokenizer.decode(said) == "How many stars are there?"
 
 
+def test_a_question_before_its_pictures_ranks_as_one_after_them(
+    engine: Pipeline, pictures: list[Image.Image]
+) -> None:
+    """Also where a picture stands before it and one after, of which no token of it could see the latter."""
+    plain = engine.generate(QUESTION, images=pictures[:2], keep=0.25, max_new_tokens=1).visual
+    for content in ([say(QUESTION), SHOWN, SHOWN], [SHOWN, say(QUESTION), SHOWN]):
+        messages = [{"role": "user", "content": content}]
+        given = engine.generate(messages, images=pictures[:2], keep=0.25, max_new_tokens=1).visual
+        assert np.array_equal(given.indices, plain.indices)
+        np.testing.assert_allclose(given.relevance, plain.relevance, rtol=1e-4)
+    other = engine.generate(
+        [{"role": "user", "content": [say(QUESTION), SHOWN, SHOWN]}],
+        images=pictures[:2], keep=0.25, max_new_tokens=1, rank_by="How many stars are there?",
+    ).visual  # fmt: skip
+    assert not np.array_equal(other.indices, plain.indices)
+
+
 def test_a_conversation_without_pictures(engine: Pipeline, reference: Reference) -> None:
     messages = [
         {"role": "user", "content": "How many stars are there?"},

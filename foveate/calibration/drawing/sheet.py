@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from foveate.calibration.dataset import Record
 from foveate.calibration.drawing import text
 from foveate.calibration.drawing.text import Line
+from foveate.calibration.drawing.words import Word, draw_words, words_height
 from foveate.families.pixels import to_rgb
 from foveate.runtime import heatmap
 from foveate.runtime.heatmap import PAPER
@@ -79,6 +80,7 @@ class SheetEntry:
         visual: Which part of which picture each visual token shows.
         answer: The model's answer from all tokens.
         rankings: All with the same keeps.
+        words: The question's tokens, with what each counts in the last ranking.
     """
 
     record: Record
@@ -86,6 +88,7 @@ class SheetEntry:
     visual: heatmap.Shown
     answer: str
     rankings: tuple[RankedTokens, ...]
+    words: tuple[Word, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -206,7 +209,7 @@ def _result(entry: SheetEntry, kept: KeptAnswer, here: int) -> tuple[Line, ...]:
 
 
 def _header(entry: SheetEntry, width: int, *, ruled: bool) -> Image.Image:
-    """A question and its answer from all tokens."""
+    """A question, what its words count, and its answer from all tokens."""
     lines = [
         Line(entry.record.question, bold=True, size=HEAD, most=QUESTION_LINES),
         Line(f"With all {entry.tokens} tokens: “{entry.answer}”", most=ANSWER_LINES),
@@ -215,10 +218,12 @@ def _header(entry: SheetEntry, width: int, *, ruled: bool) -> Image.Image:
         expected = " or ".join(f"“{answer}”" for answer in entry.record.answers)
         lines.append(Line(f"Expected: {expected}", MUTED, most=ANSWER_LINES))
     room = width - GAP
-    block = Image.new("RGB", (width, text.height(lines, room) + 2 * AIR + GAP), PAPER)
+    tall = text.height(lines, room) + words_height(entry.words, room)
+    block = Image.new("RGB", (width, tall + 2 * AIR + GAP), PAPER)
     if ruled:
         ImageDraw.Draw(block).line((GAP // 2, 0, width - GAP // 2, 0), fill=RULE, width=2)
-    text.write_lines(block, lines, GAP // 2, GAP, room)
+    under = text.write_lines(block, lines, GAP // 2, GAP, room)
+    draw_words(block, entry.words, GAP // 2, under, room)
     return block
 
 

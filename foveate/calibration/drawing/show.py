@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.atomic_write import replace_file
+from foveate.bundle.words import Words, attention_words
 from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.device import pick_device
 from foveate.calibration.drawing.sheet import KeptAnswer, RankedTokens, SheetEntry, draw_sheet
-from foveate.calibration.evaluation.rankings import predicted
+from foveate.calibration.drawing.words import Word
 from foveate.calibration.ranking import overlap, top
 from foveate.calibration.relevance.propagation import Mode
-from foveate.calibration.torch_model import TorchModel
+from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.heatmap import check_target
 from foveate.runtime.keep import kept_count, parse_keep
 from foveate.runtime.media.pictures import open_picture
@@ -30,6 +33,10 @@ MEANINGS: dict[Mode, str] = {
     "grad-clamp": "what the answer rests on (Eq. 1, clamped)",
     "mean": "what the answer rests on (no gradients)",
 }
+UNTRAINED: dict[Words, str] = {
+    "mean": "first-layer attention, untrained",
+    "unusual": "first-layer attention of unusual words, untrained",
+}
 
 
 def show(
@@ -37,7 +44,7 @@ def show(
     out: Path,
     samples: Sequence[Record],
     *,
-    compressor: Path | None = None,
+    compressor: str | Path = "attention",
     keep: str = "0.5,0.25",
     mode: Mode = "grad",
     dtype: str = "fp32",
@@ -51,7 +58,7 @@ def show(
         checkpoint: A folder, or a hub id.
         out: The file.
         samples: At least one.
-        compressor: The weights of a trained f_θ; None shows first-layer attention in its place.
+        compressor: The weights of a trained f_θ, or "attention", "attention:mean" or "attention:unusual".
         keep: As a person writes it: ratios or counts, with commas between.
         mode: How relevance is computed.
         dtype: What the model computes in: "fp32" or "bf16".
@@ -74,13 +81,14 @@ def show(
             )
         for path in sample.pictures:
             open_picture(path)
-    network = None if compressor is None else FTheta.load(compressor)[0]
+    words = attention_words(compressor)
+    ranker = Ranker(FTheta.load(Path(compressor))[0]) if words is None else Ranker(words=words)
     progress("loading the checkpoint", 0, 0)
     model = TorchModel.load(checkpoint, dtype, str(pick_device(device)))
     entries = []
     for number, sample in enumerate(samples, start=1):
         progress(f"answering: {one_line(sample.question, 60)}", number, len(samples))
-        entries.append(sheet_entry(model, sample, keeps, network, mode))
+        entries.append(sheet_entry(model, sample, keeps, ranker, mode))
     progress("drawing", 0, 0)
     sheet = draw_sheet(entries)
     replace_file(out, lambda file: sheet.save(file, "PNG"), force=force)
@@ -91,7 +99,7 @@ def sheet_entry(
     model: TorchModel,
     sample: Record,
     keeps: Sequence[float | int],
-    network: FTheta | None = None,
+    ranker: Ranker | None = None,
     mode: Mode = "grad",
 ) -> SheetEntry:
     """Rank one question's visual tokens by R_v, and by f_θ or first-layer attention.
@@ -100,7 +108,7 @@ def sheet_entry(
         model: Answers the question, with all visual tokens and with those that are kept.
         sample: The question and its pictures.
         keeps: Ratios and counts of tokens.
-        network: A trained f_θ; None takes A_v⁰ in its place.
+        ranker: A trained f_θ, or attention; None takes A_v⁰.
         mode: How R_v is computed.
 
     Raises:
@@ -130,14 +138,25 @@ def sheet_entry(
         return RankedTokens(name, meaning, shown, tuple(kept))
 
     rankings = [ranked("R_v", MEANINGS[mode], relevance, relevance)]
-    if network is None:
-        mean = _array(attention.mean((0, 1)))
-        rankings.append(ranked("A_v⁰", "first-layer attention, untrained", mean, mean))
+    ranker = (ranker or Ranker()).to(attention.device)
+    with torch.no_grad():
+        scores, probable = map(_array, ranker(attention))
+        weights = ranker.words(attention.mean(0))
+    if ranker.network is None:
+        rankings.append(ranked("A_v⁰", UNTRAINED[ranker.words.form], scores, scores))
     else:
-        logits = predicted(network, attention)
-        probable = _array(logits.softmax(-1))
-        rankings.append(ranked("f_θ", "predicted before answering", _array(logits), probable))
-    return SheetEntry(sample, pictures, question.visual, model.text(answer), tuple(rankings))
+        rankings.append(ranked("f_θ", "predicted before answering", scores, probable))
+    words = _words(model, question, weights.tolist())
+    return SheetEntry(sample, pictures, question.visual, model.text(answer), tuple(rankings), words)
+
+
+def _words(
+    model: TorchModel, question: PreparedQuestion, weights: Sequence[float]
+) -> tuple[Word, ...]:
+    """The instruction's tokens as text, each with its weight."""
+    ids = question.prompt.token_ids[question.prompt.instruction_index]
+    texts = (model.tokenizer.decode([one], skip_special_tokens=False) for one in ids.tolist())
+    return tuple(map(Word, texts, weights))
 
 
 def gather_samples(
@@ -188,6 +207,7 @@ def _entry_facts(entry: SheetEntry) -> dict[str, Any]:
         "tokens_by_image": by_image.tolist(),
         "answer": entry.answer,
         "expected": list(record.answers),
+        "words": [{"text": one.text, "weight": round(one.weight, 6)} for one in entry.words],
         "rankings": [
             {"ranking": one.name, "keeps": [_kept_facts(kept) for kept in one.kept]}
             for one in entry.rankings

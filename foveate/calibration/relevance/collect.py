@@ -166,7 +166,7 @@ def map_relevance(
     if not right and not options.keep_wrong:
         return sample, "wrong", "wrong answer"
     relevance = model.relevance(question, tokens, options.mode).float()
-    attention = model.attention(question).mean(1)
+    attention = model.attention(question)
     if not (relevance.isfinite().all() and attention.isfinite().all()):
         reason = f"relevance is not finite in {options.dtype}; try another dtype"
         return sample, "unreadable", reason
@@ -175,7 +175,9 @@ def map_relevance(
         picture=question.visual.picture.astype(np.int32),
         boxes=question.visual.boxes,
         relevance=relevance.cpu().numpy(),
-        attention=attention.cpu().numpy(),
+        attention=attention.mean(1).cpu().numpy(),
+        instruction=question.prompt.token_ids[question.prompt.instruction_index].astype(np.int32),
+        words=attention.mean(0).cpu().numpy(),
     )
     return kept, "kept", "" if right else "wrong answer"
 

@@ -11,7 +11,7 @@ from foveate.atomic_write import replace_file
 from foveate.errors import DataError
 
 FORMAT: Final = "foveate-relevance"
-VERSION: Final = 2
+VERSION: Final = 3
 MANIFEST = "manifest.json"
 
 Outcome = Literal["kept", "wrong", "unreadable"]
@@ -33,7 +33,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How a store was made; `counts` and `shards` are there once it is finished."""
 
     format: Literal["foveate-relevance"] = FORMAT
-    version: Literal[2] = VERSION
+    version: Literal[3] = VERSION
     checkpoint: str
     checkpoint_sha256: Digest
     family: str

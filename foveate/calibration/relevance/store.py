@@ -32,7 +32,7 @@ SHARD_ROWS = 256
 FLUSH_SECONDS = 20.0
 OPEN_BATCHES = 16
 
-ARRAYS = ("picture", "boxes", "relevance", "attention")
+ARRAYS = ("picture", "boxes", "relevance", "attention", "instruction", "words")
 """The columns of numbers, which are empty but for records that were kept."""
 
 LEFTOVER = re.compile(r"\.(part-\d+-\d+\.arrow|manifest\.json)\.partial-[0-9a-f]{8}", re.ASCII)
@@ -53,6 +53,8 @@ _COLUMNS = {
     "boxes": pa.list_(pa.float32()),
     "relevance": pa.list_(pa.float32()),
     "attention": pa.list_(pa.float32()),
+    "instruction": pa.list_(pa.int32()),
+    "words": pa.list_(pa.float32()),
 }
 _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
@@ -74,6 +76,8 @@ class Sample:
         relevance: float32 [N_v], R_v.
         attention: float32 [heads, N_v], A⁰ averaged over the instruction's tokens; its mean over
             heads is A_v⁰.
+        instruction: int32 [N_u], the instruction's token ids.
+        words: float32 [N_u, N_v], A⁰ of each of them averaged over heads; their mean is A_v⁰ too.
     """
 
     id: str
@@ -86,6 +90,8 @@ class Sample:
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 4), np.float32))
     relevance: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     attention: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    instruction: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    words: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 class Store:
@@ -159,12 +165,23 @@ class Store:
         arrays = {name: cells[name].values.to_numpy().copy() for name in ARRAYS}
         visual = len(arrays["relevance"])
         heads = len(arrays["attention"]) // visual if visual else 0
-        lengths = {"picture": visual, "boxes": 4 * visual, "attention": heads * visual}
-        if not heads or any(len(arrays[name]) != length for name, length in lengths.items()):
+        asked = len(arrays["instruction"])
+        lengths = {
+            "picture": visual,
+            "boxes": 4 * visual,
+            "attention": heads * visual,
+            "words": asked * visual,
+        }
+        if (
+            not heads
+            or not asked
+            or any(len(arrays[name]) != length for name, length in lengths.items())
+        ):
             path = self._shards[shard]
             raise DataError(f"{path} is damaged: its arrays do not fit each other. {_fix(path)}")
         arrays["boxes"] = arrays["boxes"].reshape(visual, 4)
         arrays["attention"] = arrays["attention"].reshape(heads, visual)
+        arrays["words"] = arrays["words"].reshape(asked, visual)
         texts = {name: cells[name].as_py() for name in ("id", "question", "answer", "tokens")}
         lists: Any = {name: tuple(cells[name].as_py()) for name in ("answers", "pictures")}
         return Sample(**texts, **lists, **arrays)

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.bundle.words import Words
 from foveate.calibration.relevance.store import Sample
 from foveate.calibration.training.labels import label
 from foveate.errors import DataError
@@ -27,6 +28,7 @@ class Example:
         label: float32 [N_v], R_v*.
         relevance: float32 [N_v], R_v.
         attention: float32 [N_v], A_v⁰.
+        words: float32 [1, N_u, N_v], what is pooled anew in every step; None where that changes nothing.
     """
 
     pictures: tuple[str, ...]
@@ -34,6 +36,7 @@ class Example:
     label: Tensor
     relevance: NDArray[np.float32]
     attention: NDArray[np.float32]
+    words: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,9 @@ class Pack:
         return torch.log_softmax(rows, -1).masked_fill(~self.inside, 0)
 
 
-def prepare(samples: Iterable[Sample], inputs: Inputs, scaling: Scaling) -> Examples:
+def prepare(
+    samples: Iterable[Sample], inputs: Inputs, scaling: Scaling, words: Words = "mean"
+) -> Examples:
     """Make each sample's features and label.
 
     Raises:
@@ -93,29 +98,50 @@ def prepare(samples: Iterable[Sample], inputs: Inputs, scaling: Scaling) -> Exam
     for sample in samples:
         digest.update(repr((sample.id, sample.pictures)).encode())
         digest.update(sample.relevance.tobytes() + sample.attention.tobytes())
+        digest.update(sample.words.tobytes())
         target = label(sample.relevance)
         if target is None or not np.isfinite(sample.attention).all():
             skipped += 1
             continue
         if network is None:
             heads = len(sample.attention)
-            network = FTheta(heads if inputs == "heads" else 1, scaling)
+            network = FTheta(heads if inputs == "heads" else 1, scaling, words)
         if len(sample.attention) != heads:
             raise DataError(
                 f"sample {sample.id!r} has attention of {len(sample.attention)} heads and others have "
                 f"{heads}; make the relevance maps of one checkpoint anew"
             )
-        pooled = network.pool(torch.from_numpy(sample.attention)[:, None])
-        features = network.scale(pooled[None])[0].reshape(network.channels_in, -1)
+        by_head = torch.from_numpy(sample.attention)[:, None]
+        source = by_head if words == "mean" else torch.from_numpy(sample.words)[None]
         pictures, wanted = sample.pictures or (sample.id,), torch.from_numpy(target)
+        with torch.no_grad():
+            features = pooled_features(network, source)
         attention = sample.attention.mean(0)
-        examples.append(Example(pictures, features, wanted, sample.relevance, attention))
+        again = source if words == "learned" else None
+        examples.append(Example(pictures, features, wanted, sample.relevance, attention, again))
     if network is None:
         raise DataError(
             f"there is nothing to train on: no samples but {skipped} without usable relevance; "
             "make relevance maps of more questions (foveate calibrate relevance)"
         )
     return Examples(examples, network.channels_in, skipped, digest.hexdigest())
+
+
+def pooled_features(network: FTheta, source: Tensor) -> Tensor:
+    """What f_θ reads of attention [heads, N_u, N_v]: float32 [channels_in, N_v]."""
+    pooled = network.pool(source)
+    return network.scale(pooled[None])[0].reshape(network.channels_in, -1)
+
+
+def pooled_anew(network: FTheta, examples: Sequence[Example]) -> list[Example]:
+    """Examples with the features that a network's weights of words give now, where these are trained."""
+    device = network.head.weight.device
+    return [
+        one
+        if one.words is None
+        else replace(one, features=pooled_features(network, one.words.to(device)))
+        for one in examples
+    ]
 
 
 def split(

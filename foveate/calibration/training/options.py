@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from foveate.bundle.words import Words
 from foveate.errors import DataError
 from foveate.modeling.f_theta import Inputs, Scaling
 
-DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling")
+DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling", "words")
 """The options that decide the weights."""
 
 
@@ -22,6 +23,7 @@ class TrainingOptions:
         validation: The share of pictures to validate on, in (0, 1).
         inputs: "mean" reads A_v⁰, "heads" reads each head's attention apart.
         scaling: See `SCALINGS`.
+        words: How the instruction's tokens are weighed; see `WordWeights`.
         device: "auto" takes a CUDA GPU where there is one.
         plot: The curves as a PNG; None takes `out` with the suffix .png.
         log_dir: The curves for TensorBoard; None takes `out` with the suffix .tensorboard.
@@ -34,6 +36,7 @@ class TrainingOptions:
     validation: float = 0.1
     inputs: Inputs = "mean"
     scaling: Scaling = "none"
+    words: Words = "mean"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     plot: Path | None = None
     log_dir: Path | None = None
@@ -53,3 +56,8 @@ class TrainingOptions:
             raise DataError("epochs and batch must be at least 1, and the seed at least 0")
         if not 0 < self.validation < 1:
             raise DataError(f"validation is {self.validation}; give a share of pictures in (0, 1)")
+        if self.inputs == "heads" and self.words != "mean":
+            raise DataError(
+                "relevance maps hold the attention of single words averaged over heads, so heads apart go with "
+                "words that all count alike: give --inputs mean, or --words mean"
+            )

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from foveate.calibration.ranking import overlap_at_ratios
-from foveate.calibration.training.examples import Examples, Pack, packs, split
+from foveate.calibration.training.examples import Examples, Pack, packs, pooled_anew, split
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.result import Epoch
 from foveate.calibration.training.state import TrainingState
 from foveate.errors import DataError
 from foveate.modeling.f_theta import FTheta
+
+SLOPES_RATE = 0.03
+"""Adam's learning rate for the few slopes that weigh words, which have far to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,13 @@ class Run:
         self.device = device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
-            self.network = FTheta(data.channels_in, options.scaling).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters())
+            self.network = FTheta(data.channels_in, options.scaling, options.words).to(device)
+        slopes = list(self.network.words.parameters())
+        weights = [one for one in self.network.parameters() if all(one is not s for s in slopes)]
+        groups: list[dict[str, Any]] = [{"params": weights}]
+        if slopes:
+            groups.append({"params": slopes, "lr": SLOPES_RATE})
+        self.optimizer = torch.optim.Adam(groups)
 
     def epochs(self, state: TrainingState, progress: Progress) -> Iterator[Epoch]:
         """Train the epochs that `state` lacks; it is up to date as each is yielded."""
@@ -105,7 +114,7 @@ class Run:
         for start in range(0, len(order), self.options.batch):
             batch = [self.training[index] for index in order[start : start + self.options.batch]]
             self.optimizer.zero_grad()
-            for pack in packs(batch):
+            for pack in packs(pooled_anew(self.network, batch)):
                 loss, _ = self.divergence(pack)
                 (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
@@ -119,7 +128,7 @@ class Run:
         self.network.eval()
         total = 0.0
         predicted: list[Tensor] = []
-        for pack in packs(self.validation):
+        for pack in packs(pooled_anew(self.network, self.validation)):
             loss, logs = self.divergence(pack)
             total += loss.item()
             predicted += [row[inside] for row, inside in zip(logs.cpu(), pack.inside, strict=True)]

@@ -64,7 +64,7 @@ def train(
     outputs.check(force=options.force)
     aside = outputs.state
 
-    data = prepare(samples, options.inputs, options.scaling)
+    data = prepare(samples, options.inputs, options.scaling, options.words)
     run = Run(data, options, device)
     training, validation = run.training, run.validation
     key = hashlib.sha256(f"{data.digest} {options.decisive()}".encode()).hexdigest()
@@ -87,7 +87,7 @@ def train(
     result = TrainingResult(
         out, trained_on, state.history, attention, random, *counts, state.seconds, *paths
     )
-    network = FTheta(data.channels_in, options.scaling)
+    network = FTheta(data.channels_in, options.scaling, options.words)
     network.load_state_dict(state.best)
     content = network.serialized(header(result, options))
     state.finish(aside, out, content, force=options.force)

@@ -10,25 +10,25 @@ from foveate.export.parity import Arrays, Case
 from foveate.export.reference import pictures, reference, vision_cases
 from foveate.families.base import Family
 from foveate.modeling.base import TorchFamily
-from foveate.modeling.f_theta import FTheta
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.language.static_decoder import BEST
 from foveate.runtime.load import read_family, read_tokenizer
 
 
 def checkpoint_cases(
-    torch_half: TorchFamily, model: Any, network: FTheta | None, bundle: Bundle
+    torch_half: TorchFamily, model: Any, ranker: Ranker, bundle: Bundle
 ) -> list[Case]:
     """What transformers gives for each graph of a bundle, which may still lack them.
 
     Args:
         torch_half: The model's family.
         model: Loaded with eager attention.
-        network: What ranks; None for A_v⁰ itself.
+        ranker: What ranks.
         bundle: Its manifest, tokenizer and chat template.
     """
     tokenizer = read_tokenizer(bundle)
     standard = Bundle(bundle.root, replace(bundle.manifest, operators="standard"))
-    cases = reference(torch_half, model, network, read_family(standard, tokenizer))
+    cases = reference(torch_half, model, ranker, read_family(standard, tokenizer))
     if bundle.manifest.operators == "standard":
         return cases
     return contrib_cases(cases, read_family(bundle, tokenizer))

@@ -10,13 +10,13 @@ from torch import nn
 from foveate.bundle.manifest import ModelFacts
 from foveate.export.contrib.rotary import rotary_tables
 from foveate.export.contrib.selection import SelectionBuilder
-from foveate.modeling.f_theta import FTheta
 from foveate.modeling.graph_builder import BFLOAT16, FLOAT, FLOAT16, GraphBuilder, Input
 from foveate.modeling.language_model import Language
+from foveate.modeling.ranker import Ranker
 
 
 def compressor(
-    language: Language, facts: ModelFacts, network: FTheta | None, dtype: torch.dtype
+    language: Language, facts: ModelFacts, ranker: Ranker, dtype: torch.dtype
 ) -> ir.Model:
     """Probe, f_θ, top-k and gather, over the visual tokens and then the text.
 
@@ -33,17 +33,15 @@ def compressor(
     Args:
         language: Its layers are like Llama's; biases may be absent.
         facts: The model's sizes.
-        network: f_θ; None ranks by A_v⁰ itself.
+        ranker: Weighs the instruction's tokens, and has f_θ where there is one.
         dtype: Of the weights.
 
     Raises:
         CheckpointError: An f_θ that reads the heads of another model.
     """
     heads, groups, depth = facts.heads, facts.kv_heads, facts.head_dim
-    channels = 1
-    if network is not None:
-        network.check_heads(heads)
-        channels = network.channels_in
+    if ranker.network is not None:
+        ranker.network.check_heads(heads)
     graph = SelectionBuilder(dtype, facts)
     first: Any = language.layers[0]
     normed, projecting = _probe_norm(graph, graph.embeds, first.input_layernorm)
@@ -75,7 +73,8 @@ def compressor(
     scores = graph.op("Reshape", scores, [heads, -1, 0])
     scores = graph.op("Where", unseen, np.float32(-np.inf), scores)
     attention = graph.op("Softmax", scores, axis=-1)
-    return graph.select(graph.rank(graph.pool(attention, channels), network), network is None)
+    pooled, network = graph.pool(attention, ranker), ranker.network
+    return graph.select(graph.rank(pooled, network), network is None)
 
 
 def _probe_norm(graph: GraphBuilder, embeds: ir.Value, norm: Any) -> tuple[ir.Value, torch.dtype]:

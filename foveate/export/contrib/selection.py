@@ -1,13 +1,17 @@
 """The compressor's second half in few operators, all on the device: f_θ, top-k, and the kept prompt."""
 
+from functools import cached_property
+
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from foveate.bundle.manifest import ModelFacts
+from foveate.export.contrib.word_factors import word_factors
 from foveate.modeling.f_theta import EPSILON, KERNEL, FTheta
 from foveate.modeling.graph_builder import FLOAT, INT64, GraphBuilder
+from foveate.modeling.ranker import Ranker
 
 MOST_TOKENS = 1 << 16
 ALIGNED = 4
@@ -48,23 +52,48 @@ class SelectionBuilder(GraphBuilder):
         """The length of a value's first axis, int64 [1] in host memory."""
         return self.op("Shape", value, start=0, end=1)
 
-    def pool(self, attention: ir.Value, channels: int) -> ir.Value:
-        """Attention float32 [heads, N_u, N] averaged, of visual tokens alone: [channels, N_v].
+    @cached_property
+    def ones(self) -> ir.Value:
+        """As many ones as there are visual tokens, float32 [N_v]."""
+        one = ir.tensor(np.ones(1, np.float32))
+        return self.op("ConstantOfShape", self.count(self.visual), value=one)
+
+    @cached_property
+    def visual_count(self) -> ir.Value:
+        """N_v, float32 [1] on the device: the value of a shape is in host memory."""
+        return self.op("ReduceSum", self.ones, [0], keepdims=1)
+
+    def pool(self, attention: ir.Value, ranker: Ranker) -> ir.Value:
+        """Attention float32 [heads, N_u, N] summed up over the instruction, of visual tokens alone.
 
         Args:
             attention: From each instruction token to all tokens.
-            channels: 1 averages over heads too; else as many as there are heads.
+            ranker: Weighs the instruction's tokens, and reads heads apart or their mean.
+
+        Returns:
+            float32 [1, N_v], averaged over heads; [heads, N_v] of heads apart.
         """
-        heads = self.facts.heads
-        share = self.op("Tile", self.weights, [heads])
-        if channels == 1:
+        heads, factors = self.facts.heads, self.weights
+        apart = ranker.network is not None and ranker.network.channels_in > 1
+        if ranker.words.form != "mean":
+            words = self.visible(self.op("ReduceMean", attention, [0], keepdims=0))
+            count = self.visual_count
+            factors = word_factors(self, words, self.weights, count, ranker.words)
+            if not apart:
+                return self.op("MatMul", self.op("Unsqueeze", factors, [0]), words)
+        share = self.op("Tile", factors, [heads])
+        if apart:
+            share = self.op("Reshape", share, [heads, 1, -1])
+            summed = self.op("Reshape", self.op("MatMul", share, attention), [heads, -1])
+        else:
             share = self.op("Reshape", share, [1, -1])
             flat = self.op("Flatten", attention, axis=2)
-            mean = self.contrib("FusedMatMul", share, flat, alpha=1 / heads)
-        else:
-            share = self.op("Reshape", share, [heads, 1, -1])
-            mean = self.op("Reshape", self.op("MatMul", share, attention), [heads, -1])
-        return self.op("Slice", mean, [0], self.count(self.visual), [1])
+            summed = self.contrib("FusedMatMul", share, flat, alpha=1 / heads)
+        return self.visible(summed)
+
+    def visible(self, attention: ir.Value) -> ir.Value:
+        """The visual tokens' part of attention [..., N]: [..., N_v]."""
+        return self.op("Slice", attention, [0], self.count(self.visual), [-1])
 
     def rank(self, pooled: ir.Value, network: FTheta | None) -> ir.Value:
         """What tokens are ranked by, float32 [N_v]: f_θ's logits, or A_v⁰ itself.
@@ -76,9 +105,9 @@ class SelectionBuilder(GraphBuilder):
         if network is None:
             return self.op("Reshape", pooled, [-1])
         visual = self.count(self.visual)
-        ones = self.op("ConstantOfShape", visual, value=ir.tensor(np.ones(1, np.float32)))
+        ones = self.ones
         if network.scaling == "log":
-            scaled = self.op("Mul", pooled, self.op("ReduceSum", ones, [0], keepdims=1))
+            scaled = self.op("Mul", pooled, self.visual_count)
             pooled = self.op("Log", self.op("Add", scaled, np.float32(EPSILON)))
         width = aligned(network.channels_in)
         carrying = [self.op("Unsqueeze", ones, [0])] * (width - network.channels_in)

@@ -39,6 +39,16 @@ def set_precisions(trt: Any, network: Any) -> tuple[int, int]:
         layer = todo.pop()
         exact.add(layer.name)
         todo += [one for one in sources(layer) if one.name not in exact]
+    # Logarithms are of small sums and quotients, which float16 would make coarse or 0.
+    todo = [layer for layer in layers if _operation(trt, layer) == trt.UnaryOperation.LOG]
+    while todo:
+        layer = todo.pop()
+        exact.add(layer.name)
+        todo += [
+            one
+            for one in sources(layer)
+            if one.type.name == "ELEMENTWISE" and one.name not in exact
+        ]
     halves = kept = 0
     for layer in layers:
         if any(tensor.dtype != trt.float32 for tensor in outputs_of(layer)):

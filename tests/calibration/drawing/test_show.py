@@ -1,6 +1,7 @@
 """Sheets of real questions: the answers under the panels, and what the verb refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from PIL import Image
 from foveate.calibration.dataset import Record
 from foveate.calibration.drawing.sheet import GAP, GUTTER, PANEL, draw_sheet, panel_size
 from foveate.calibration.drawing.show import gather_samples, sheet_entry
+from foveate.calibration.drawing.words import GROUND, Word, words_height
 from foveate.calibration.evaluation.rankings import predicted
 from foveate.calibration.ranking import top
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.heatmap import token_map
 from tests.calibration.conftest import SCENE
 from tests.calibration.drawing.test_sheet import panel
@@ -50,7 +53,7 @@ def test_answers_below_panels_are_those_of_the_kept_tokens(
     model: TorchModel, f_theta: Path
 ) -> None:
     network, _ = FTheta.load(f_theta)
-    entry = sheet_entry(model, Record("", (SCENE,), RED_SQUARE, ()), [1.0, 0.5, 3], network)
+    entry = sheet_entry(model, Record("", (SCENE,), RED_SQUARE, ()), [1.0, 0.5, 3], Ranker(network))
     question = model.prepare(RED_SQUARE, entry.pictures)
     relevance, guess = entry.rankings
     assert (relevance.name, guess.name) == ("R_v", "f_θ")
@@ -109,12 +112,37 @@ def test_verb_draws_and_tells(tmp_path: Path, f_theta: Path) -> None:
         assert [ranking["ranking"] for ranking in sample["rankings"]] == ["R_v", "f_θ"]
         for ranking in sample["rankings"]:
             assert [keep["kept"] for keep in ranking["keeps"]] == [55, 7]
+        words = sample["words"]
+        assert "".join(word["text"] for word in words) == sample["question"]
+        assert len({word["weight"] for word in words}) == 1
     with Image.open(out) as drawn:
         drawn.load()
         assert drawn.width == GUTTER + 4 * (PANEL + GAP)
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     again = ("calibrate", "show", NANO, out, "--image", SCENE, "--question", RED_SQUARE)
     refused(invoke(*again), "sheet.png", "--force")
+
+
+def test_words_are_shaded_by_what_they_count(model: TorchModel) -> None:
+    """The colour asked for is darkest, and the words that every question has stay light."""
+    record = Record("", (SCENE,), RED_SQUARE, ())
+    entry = sheet_entry(model, record, [3], Ranker(words="unusual"), "grad-clamp")
+    weights = {word.text.strip(): word.weight for word in entry.words}
+    assert max(weights, key=weights.__getitem__) == "red"
+    assert weights["red"] > 5 * max(weights[word] for word in ("What", "letter", "is", "in", "the"))
+    alike = replace(entry, words=())
+    with_words, without = draw_sheet([entry]), draw_sheet([alike])
+    more = with_words.height - without.height
+    assert more == words_height(entry.words, with_words.width)
+    assert GROUND in {colour for _, colour in with_words.getcolors(1 << 24)}
+    assert GROUND not in {colour for _, colour in without.getcolors(1 << 24)}
+
+
+def test_words_wrap_and_parts_of_one_touch() -> None:
+    words = [Word("Un", 0.2), Word("usual", 0.2), Word(" words", 0.6)]
+    assert words_height(words, 1000) == words_height(words[:1], 1000)
+    assert words_height(words, 60) == 3 * words_height(words[:1], 1000)
+    assert words_height((), 60) == 0
 
 
 def test_verb_refuses_early_and_says_why(tmp_path: Path) -> None:

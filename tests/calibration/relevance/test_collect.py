@@ -98,8 +98,10 @@ class TestMaps:
             np.testing.assert_array_equal(sample.boxes, question.visual.boxes)
             relevance = model.relevance(question, answer).numpy()
             np.testing.assert_allclose(sample.relevance, relevance, rtol=1e-4, atol=1e-7)
-            attention = model.attention(question).mean(1).numpy()
-            np.testing.assert_allclose(sample.attention, attention, rtol=1e-4, atol=1e-9)
+            attention = model.attention(question).numpy()
+            np.testing.assert_allclose(sample.attention, attention.mean(1), rtol=1e-4, atol=1e-9)
+            np.testing.assert_allclose(sample.words, attention.mean(0), rtol=1e-4, atol=1e-9)
+            assert model.tokenizer.decode(sample.instruction.tolist()) == sample.question
 
     def test_the_manifest_says_how(self, whole: Path) -> None:
         made = Store.open(whole).manifest

@@ -26,6 +26,8 @@ def sample(number: int, rows: int = 3) -> Sample:
         pictures=("x.png", "y.png"), picture=shown.picture.astype(np.int32), boxes=shown.boxes,
         relevance=random.normal(size=rows * 2 + 4).astype(np.float32),
         attention=random.random((5, rows * 2 + 4)).astype(np.float32),
+        instruction=random.integers(1000, size=rows).astype(np.int32),
+        words=random.random((rows, rows * 2 + 4)).astype(np.float32),
     )  # fmt: skip
 
 
@@ -164,7 +166,7 @@ class TestAttacks:
         ("changes", "word"),
         [
             ({"format": "foveate-bundle"}, "not that of relevance maps"),
-            ({"version": 3}, "version 3"),
+            ({"version": 4}, "version 4"),
             ({"version": None}, "version None"),
             ({"rule": None}, "`rule`"),
             ({"more": 1}, "`more`"),
@@ -245,7 +247,9 @@ class TestAttacks:
         (folder / "part-0-7.arrow").write_bytes(data)
         refused(folder, "part-0-7.arrow", "twice")
 
-    @pytest.mark.parametrize("name", ["picture", "boxes", "relevance", "attention"])
+    @pytest.mark.parametrize(
+        "name", ["picture", "boxes", "relevance", "attention", "instruction", "words"]
+    )
     def test_arrays_that_do_not_fit_each_other(self, folder: Path, name: str) -> None:
         manifest(folder, counts=None, shards=None)
         odd = sample(50)
@@ -257,7 +261,7 @@ class TestAttacks:
             (folder / "part-9-0.arrow").unlink()
 
     def test_a_store_of_the_version_before_is_to_be_made_again(self, folder: Path) -> None:
-        manifest(folder, version=1)
+        manifest(folder, version=2)
         refused(
-            folder, MANIFEST, "version 1", "reads 2", "make the relevance maps again", "--force"
+            folder, MANIFEST, "version 2", "reads 3", "make the relevance maps again", "--force"
         )

@@ -5,20 +5,26 @@ import numpy as np
 from foveate.calibration.relevance.store import Sample
 from tests.calibration.boxes import tiled
 
-HEADS = 4
+HEADS, WORDS = 4, 5
 
 
 def scene(side: int, number: int) -> Sample:
-    """Relevance is attention summed over three neighbours along a row: what a convolution can learn."""
+    """Relevance is attention summed over three neighbours along a row: what a convolution can learn.
+
+    Of the instruction's tokens one attends as relevance asks, the others evenly.
+    """
     random = np.random.default_rng([side, number])
     attention = random.random((HEADS, side, side)) ** 6
     attention /= 2 * attention.sum((1, 2), keepdims=True)
     shown = tiled((side, side))
     flat = attention.reshape(HEADS, -1)
+    words = np.full((WORDS, side**2), 1 / (2 * side**2))
+    words[2] = flat.mean(0)
     relevance = np.convolve(flat.mean(0), (1, 1, 1), "same") ** 2 * side**2 - 1e-3
     return Sample(
         f"s{number:04d}", "Where?", ("there",), "there", 1, (f"p{number // 2}.png",),
         shown.picture.astype(np.int32), shown.boxes, relevance.astype(np.float32), flat.astype(np.float32),
+        np.arange(WORDS, dtype=np.int32), words.astype(np.float32),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from foveate.bundle.words import WORDS
 from foveate.calibration.ranking import RATIOS, overlap_at_ratios
 from foveate.calibration.relevance.store import Sample, finish
 from foveate.calibration.training import train as training
@@ -23,6 +24,7 @@ from foveate.calibration.training.run import Status
 from foveate.calibration.training.train import train
 from foveate.errors import BackendError, DataError, OutputError, OutputExistsError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.word_weights import WordWeights
 from tests.calibration.stores import write_store
 from tests.calibration.training.scenes import HEADS, scene, scenes
 from tests.command import invoke, refused
@@ -265,8 +267,41 @@ def test_samples_that_teach_nothing_are_counted(tmp_path: Path) -> None:
         train([*scenes(), other], tmp_path / "g", SHORT)
 
 
+def drowned(sample: Sample) -> Sample:
+    """The same, but for one token all attend alike, and not as relevance asks."""
+    words = sample.words.copy()
+    words[[0, 1, 3, 4]] = np.random.default_rng(len(sample.relevance)).permutation(words[2])
+    attention = np.repeat(words.mean(0, keepdims=True), HEADS, 0)
+    return replace(sample, words=words, attention=attention)
+
+
+def test_weights_of_words_are_trained_with_the_network(tmp_path: Path) -> None:
+    """Relevance follows one token, which the others drown: only weighed words find it.
+
+    An interrupted run goes on with the slopes too.
+    """
+    options = TrainingOptions(epochs=4, batch=16, scaling="log")
+    losses = {}
+    for words in WORDS:
+        one = train(
+            map(drowned, scenes(96)), tmp_path / f"{words}.f", replace(options, words=words)
+        )
+        losses[words] = one.best.validation_kl
+        assert FTheta.load(one.path)[0].words.form == words
+    assert max(losses["unusual"], losses["learned"]) < 0.92 * losses["mean"]
+    slopes = weights(tmp_path / "learned.f")["words.slopes"]
+    assert not torch.equal(slopes, WordWeights("learned").slopes)
+    assert "words.slopes" not in weights(tmp_path / "unusual.f")
+    learned, whole = replace(SHORT, words="learned"), tmp_path / "whole.f"
+    train(scenes(), whole, learned)
+    with pytest.raises(Cut):
+        train(scenes(), tmp_path / "cut.f", learned, cut_in(2))
+    assert same(whole, train(scenes(), tmp_path / "cut.f", learned).path)
+
+
 def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
-    for wrong in ({"epochs": 0}, {"batch": 0}, {"seed": -1}, {"validation": 0.0}):
+    apart = {"inputs": "heads", "words": "unusual"}
+    for wrong in ({"epochs": 0}, {"batch": 0}, {"seed": -1}, {"validation": 0.0}, apart):
         with pytest.raises(DataError):
             train(scenes(), tmp_path / "f", replace(SHORT, **wrong))  # type: ignore[arg-type]
     if not torch.cuda.is_available():

@@ -1,5 +1,6 @@
 """Which layers of real parsed networks are set to float16 and which to float32."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,14 +44,18 @@ class Network:
         return self.layers[place]
 
 
-@pytest.mark.parametrize("role", ["vision", "decoder"])
-def test_products_are_float16_and_exact_layers_are_not(tiny_bundle: Bundle, role: str) -> None:
+def parsed_network(graph: Path) -> Network:
+    """A bundle's graph, as the oldest TensorRT gets it."""
     logger = trt.Logger(trt.Logger.ERROR)
     parsed = trt.Builder(logger).create_network(0)
-    graph = tiny_bundle.file(role)
     parser = trt.OnnxParser(parsed, logger)
     assert parser.parse(to_opset17(graph), str(graph))
-    network = Network(parsed)
+    return Network(parsed)
+
+
+@pytest.mark.parametrize("role", ["vision", "compressor", "decoder"])
+def test_products_are_float16_and_exact_layers_are_not(tiny_bundle: Bundle, role: str) -> None:
+    network = parsed_network(tiny_bundle.file(role))
     halves, kept = set_precisions(trt, network)
     products = [layer for layer in network.layers if layer.type.name == "MATRIX_MULTIPLY"]
     half = [layer for layer in network.layers if layer.precision == trt.float16]
@@ -61,7 +66,24 @@ def test_products_are_float16_and_exact_layers_are_not(tiny_bundle: Bundle, role
         if layer.type.name in ("SOFTMAX", "REDUCE") and layer.get_output(0).dtype == trt.float32:
             assert layer.precision == trt.float32
             assert layer.outputs == {0: trt.float32}
-    # Patches, two layers of six products and the merger's two; two layers of nine and the head.
-    assert len(half) == len(products) == {"vision": 15, "decoder": 19}[role]
+    # Patches, two layers of six products and the merger's two; queries, keys, scores, and words summed up;
+    # two layers of nine and the head.
+    assert len(half) == len(products) == {"vision": 15, "compressor": 4, "decoder": 19}[role]
     unary = [layer for layer in network.layers if layer.type.name == "UNARY"]
     assert sum(layer.precision == trt.float32 for layer in unary) >= 2
+
+
+def test_what_logarithms_are_of_is_exact(tiny_bundle: Bundle) -> None:
+    """Words are weighed by logarithms of quotients: these, and the sums that they are of, are float32."""
+    network = parsed_network(tiny_bundle.file("compressor"))
+    set_precisions(trt, network)
+    makers = {
+        layer.get_output(place).name: layer
+        for layer in network.layers
+        for place in range(layer.num_outputs)
+    }
+    logs = [layer for layer in network.layers if "log" in layer.name and layer.type.name == "UNARY"]
+    assert logs
+    for layer in logs:
+        source = makers[layer.get_input(0).name]
+        assert (layer.precision, source.precision) == (trt.float32, trt.float32)
