@@ -38,7 +38,9 @@ def records(
     picture: Picture, name: str, rng: np.random.Generator, options: argparse.Namespace
 ) -> list[dict[str, object]]:
     """A picture's questions as lines of a data set, in random order, as far as they are asked for."""
-    tasks, without = (set(filter(None, part.split(","))) for part in (options.tasks, options.without))
+    tasks, without = (
+        set(filter(None, part.split(","))) for part in (options.tasks, options.without)
+    )
     asked = [
         question
         for question in [*picture.questions, picture.caption]

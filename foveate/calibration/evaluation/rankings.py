@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foveate.bundle.words import UNTRAINED, Words
 from foveate.calibration.relevance.propagation import Mode
 from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.word_weights import WordWeights
 
 MODES: dict[str, Mode] = {
     "relevance": "grad",
@@ -47,6 +49,10 @@ class AnsweredQuestion:
         """A⁰: float32 [heads, N_u, N_v]."""
         return self.model.attention(self.question)
 
+    def weighed(self, words: Words) -> Tensor:
+        """A_v⁰, or what takes its place where the question's words are weighed: float32 [N_v]."""
+        return WordWeights(words).pool(self.attention)
+
     def relevance(self, mode: Mode) -> Tensor | None:
         """R_v (Eq. 1): float32 [N_v]; None where the answer is empty."""
         return self.model.relevance(self.question, self.answer, mode) if self.answer else None
@@ -76,7 +82,10 @@ class Ranking:
 RANKINGS: dict[str, Ranking] = {
     ranking.name: ranking
     for ranking in (
-        Ranking("attention", lambda question: question.attention.mean((0, 1))),
+        *(
+            Ranking(name, partial(AnsweredQuestion.weighed, words=words))
+            for name, words in UNTRAINED.items()
+        ),
         *(
             Ranking(name, partial(AnsweredQuestion.relevance, mode=mode))
             for name, mode in MODES.items()
