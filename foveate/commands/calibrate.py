@@ -25,11 +25,15 @@ longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="
 @click.argument("data", type=PATH)
 @click.argument("out", type=PATH)
 @options(
-    mode,
+    option("--mode", type=Choice(["auto", "grad", "grad-clamp", "mean"]), default="auto",
+           help="Relevance by Eq. 1 (grad), with negative products dropped, or without gradients; auto "
+           "measures which of them keeps the most answers."),
     dtype,
     device,
     rule,
     option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
+    option("--own-answers", is_flag=True,
+           help="Take the model's own answers as right, all of them: DATA need have none."),
     longest,
     option("--limit", type=IntRange(min=1), metavar="N",
            help="Take only the first N records.  [default: all]"),
