@@ -16,6 +16,8 @@ dtype = option("--dtype", type=Choice(["fp32", "bf16"]), default="fp32",
                help="What the model computes in.")  # fmt: skip
 rule = option("--rule", type=Choice(["exact", "contains"]), default="exact",
               help="When an answer is right: it is one of the data's answers, or has one in it.")  # fmt: skip
+own_answers = option("--own-answers", is_flag=True,
+                     help="Take the model's own answers as right, all of them: DATA need have none.")  # fmt: skip
 longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="N",
                  help="The longest answer.")  # fmt: skip
 
@@ -32,8 +34,7 @@ longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="
     device,
     rule,
     option("--keep-wrong", is_flag=True, help="Keep the maps of wrong answers too."),
-    option("--own-answers", is_flag=True,
-           help="Take the model's own answers as right, all of them: DATA need have none."),
+    own_answers,
     longest,
     option("--limit", type=IntRange(min=1), metavar="N",
            help="Take only the first N records.  [default: all]"),
@@ -200,7 +201,47 @@ def evaluate(checkpoint: str, data: tuple[Path, ...], as_json: bool, **how: Any)
     tell_json(evaluation_facts(evaluation)) if as_json else tell(describe_evaluation(evaluation))
 
 
-@click.group(commands=[relevance, train, evaluate, show])
+@verb("foveate calibrate auto-keep path/to/checkpoint held_out.jsonl f_theta.safetensors")
+@click.argument("checkpoint")
+@click.argument("data", type=PATH)
+@click.argument("compressor", metavar="FILE|attention")
+@options(
+    option("--target", type=FloatRange(0, 1, min_open=True), default=0.99, metavar="SHARE",
+           help="The share of answers that are to stay."),
+    option("--least", type=FloatRange(0, 1, min_open=True), default=0.02, metavar="RATIO",
+           help="The smallest ratio of visual tokens to keep."),
+    option("--most", type=FloatRange(0, 1, min_open=True), default=0.5, metavar="RATIO",
+           help="The largest."),
+    own_answers,
+    dtype,
+    device,
+    rule,
+    longest,
+    option("--limit", type=IntRange(min=1), metavar="N",
+           help="Take only the first N records.  [default: all]"),
+    option("--seed", type=IntRange(min=0), default=0,
+           help="Of the split by picture: half to calibrate, half to measure."),
+    force,
+    as_json,
+)  # fmt: skip
+def auto_keep(checkpoint: str, data: Path, compressor: str, as_json: bool, **how: Any) -> None:
+    """Find what keep="auto" is to keep so that CHECKPOINT's answers to DATA stay.
+
+    It is the smallest share of the relevance that f_θ predicts, and is noted in FILE, the weights of
+    f_θ; export takes it from there. DATA is JSON Lines, as for relevance, of pictures that f_θ was not
+    trained on.
+    """
+    from foveate.calibration import auto_keep as calibrating
+
+    options = calibrating.AutoKeepOptions(**how)
+    result = calibrating.calibrate_auto_keep(checkpoint, data, compressor, options, quiet=False)
+    if result is None:
+        return
+    facts = calibrating.auto_keep_result_facts(result)
+    tell_json(facts) if as_json else tell(calibrating.describe_auto_keep(result))
+
+
+@click.group(commands=[relevance, train, evaluate, show, auto_keep])
 def calibrate() -> None:
     """Train the compressor of a checkpoint: relevance maps first, then f_θ.
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from foveate.bundle.generation import Generation
 from foveate.bundle.manifest import (
+    AutoKeep,
     AxisRange,
     CompressorFacts,
     EngineVariant,
@@ -141,7 +142,11 @@ def example(files: dict[str, FileEntry]) -> Manifest:
         generation=generation(),
         limits=Limits(visual_tokens=1296, prompt_tokens=32768),
         compressor=CompressorFacts(
-            kind="f_theta", keep=0.25, trained_on="nano scenes", figures={"accuracy": 0.97}
+            kind="f_theta",
+            keep=0.25,
+            auto=AutoKeep(share=0.9, least=0.02, most=0.5),
+            trained_on="nano scenes",
+            figures={"accuracy": 0.97},
         ),
         parity={"vision": 2.1e-7},
         tools={"foveate": "0.1.0", "torch": "2.13.0"},

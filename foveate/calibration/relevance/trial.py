@@ -63,7 +63,9 @@ def try_modes(
             same[mode] += stays_same(model, asked, mode, judging.most)
         tried += 1
         meter.step("tried")
-    counts = {mode: tuple(map(int, found)) for mode, found in same.items()}
+    counts: dict[str, tuple[int, ...]] = {
+        mode: tuple(map(int, found)) for mode, found in same.items()
+    }
     return Trial(tried, KEEPS, counts)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -118,9 +119,21 @@ def prepare(samples: Iterable[Sample], inputs: Inputs, scaling: Scaling) -> Exam
     return Examples(examples, network.channels_in, skipped, digest.hexdigest())
 
 
-def split(
-    examples: Sequence[Example], share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+class Pictured(Protocol):
+    """Something about pictures.
+
+    Attributes:
+        pictures: As the data set names them.
+    """
+
+    @property
+    def pictures(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+ONE = TypeVar("ONE", bound=Pictured)
+
+
+def split(examples: Sequence[ONE], share: float, seed: int) -> tuple[list[ONE], list[ONE]]:
     """Part training from validation such that no picture is in both.
 
     Samples that share a picture stay together. A hash of the seed and the first picture's name
@@ -140,7 +153,7 @@ def split(
     if len(order) < 2:
         raise DataError(
             "all samples are of one picture, so none is left to validate on; "
-            "make relevance maps of more pictures (foveate calibrate relevance)"
+            "take questions about more pictures"
         )
     held = {name for name in order if _draw(name, seed) < share}
     held = (held | {order[0]}) - {order[-1]}
@@ -179,7 +192,7 @@ def pack(examples: Sequence[Example]) -> Pack:
     )
 
 
-def _groups(examples: Sequence[Example]) -> dict[str, list[int]]:
+def _groups(examples: Sequence[Pictured]) -> dict[str, list[int]]:
     """Examples by the pictures they share, directly or through others, under the first one's name."""
     parent: dict[str, str] = {}
 

@@ -11,6 +11,7 @@ from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.evaluation.result import Score
 from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.export.quantization.options import QuantizationOptions
+from foveate.runtime.keep import Keep
 from foveate.runtime.pipeline import Pipeline
 from foveate.terminal import plural
 
@@ -59,8 +60,8 @@ def choose_questions(options: QuantizationOptions) -> tuple[Questions | None, Qu
 
 
 def score_all(
-    pipe: Pipeline, questions: Questions, keeps: Sequence[float], say: Say
-) -> tuple[dict[str, Any], dict[float, Score]]:
+    pipe: Pipeline, questions: Questions, keeps: Sequence[Keep], say: Say
+) -> tuple[dict[str, Any], dict[Keep, Score]]:
     """Ask every question at each keep, and count the right answers.
 
     Returns:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.calibration.dataset import Record
 from foveate.calibration.relevance import trial as trials
 from foveate.calibration.relevance.collect import Collected, CollectOptions, collect
 from foveate.calibration.relevance.manifest import MANIFEST
 from foveate.calibration.relevance.store import Store
-from foveate.calibration.dataset import Record
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import BackendError, CheckpointError, DataError, OutputError, OutputExistsError
 from tests.calibration.conftest import DATA
