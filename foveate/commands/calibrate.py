@@ -121,6 +121,8 @@ def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
            help="Read attention averaged over heads, as the paper does, or each head apart."),
     option("--scaling", type=Choice(["none", "log"]), default="none",
            help="Attention as it is, or the log of it times the number of visual tokens."),
+    option("--label", type=Choice(["relevance", "contrast"]), default="relevance",
+           help="Learn relevance itself, or what a question has more of it than the others about its picture."),
     device,
     option("--plot", type=PATH, metavar="OUT.png", help="The curves.  [default: OUT with .png]"),
     option("--log-dir", type=PATH, metavar="DIR",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.calibration.relevance.store import Sample
-from foveate.calibration.training.labels import label
+from foveate.calibration.training.labels import MakeLabel
 from foveate.errors import DataError
 from foveate.modeling.f_theta import FTheta, Inputs, Scaling
 
@@ -81,7 +81,9 @@ class Pack:
         return torch.log_softmax(rows, -1).masked_fill(~self.inside, 0)
 
 
-def prepare(samples: Iterable[Sample], inputs: Inputs, scaling: Scaling) -> Examples:
+def prepare(
+    samples: Iterable[Sample], inputs: Inputs, scaling: Scaling, make_label: MakeLabel
+) -> Examples:
     """Make each sample's features and label.
 
     Raises:
@@ -94,7 +96,7 @@ def prepare(samples: Iterable[Sample], inputs: Inputs, scaling: Scaling) -> Exam
     for sample in samples:
         digest.update(repr((sample.id, sample.pictures)).encode())
         digest.update(sample.relevance.tobytes() + sample.attention.tobytes())
-        target = label(sample.relevance)
+        target = make_label(sample)
         if target is None or not np.isfinite(sample.attention).all():
             skipped += 1
             continue

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from foveate.calibration.training.labels import LabelKind
 from foveate.errors import DataError
 from foveate.modeling.f_theta import Inputs, Scaling
 
-DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling")
+DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling", "label")
 """The options that decide the weights."""
 
 
@@ -22,6 +23,7 @@ class TrainingOptions:
         validation: The share of pictures to validate on, in (0, 1).
         inputs: "mean" reads A_v⁰, "heads" reads each head's attention apart.
         scaling: See `SCALINGS`.
+        label: "relevance", or "contrast" with that of the other questions about the same pictures.
         device: "auto" takes a CUDA GPU where there is one.
         plot: The curves as a PNG; None takes `out` with the suffix .png.
         log_dir: The curves for TensorBoard; None takes `out` with the suffix .tensorboard.
@@ -34,6 +36,7 @@ class TrainingOptions:
     validation: float = 0.1
     inputs: Inputs = "mean"
     scaling: Scaling = "none"
+    label: LabelKind = "relevance"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     plot: Path | None = None
     log_dir: Path | None = None

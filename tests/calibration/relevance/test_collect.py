@@ -343,7 +343,7 @@ class TestMode:
         assert "no answer to measure" in trials.describe_trial(made)
 
     def test_an_explicit_store_is_not_gone_on_with(self, copy: Path) -> None:
-        with pytest.raises(OutputExistsError, match="another mode .*'grad', now 'auto'"):
+        with pytest.raises(OutputExistsError, match=r"another mode .*'grad', now 'auto'"):
             run(copy, self.AUTO)
 
 
