@@ -38,6 +38,9 @@ longest = option("--max-new-tokens", type=IntRange(min=1), default=64, metavar="
     longest,
     option("--limit", type=IntRange(min=1), metavar="N",
            help="Take only the first N records.  [default: all]"),
+    option("--report", is_flag=True,
+           help="Also measure by mode whether relevance is about the question: answers kept by its own "
+           "map, and by that of another question about the same picture."),
     force,
     as_json,
 )  # fmt: skip

@@ -48,7 +48,9 @@ class TestChoice:
         assert (result.mean, result.fixed) == (pytest.approx(0.35), 0.35)
 
     def test_a_few_hard_answers_may_be_lost(self) -> None:
-        several = [tried(f"{number}.png", 0.97 if number % 10 == 0 else 0.4) for number in range(200)]
+        several = [
+            tried(f"{number}.png", 0.97 if number % 10 == 0 else 0.4) for number in range(200)
+        ]
         assert choose_share("a", several, OPTIONS).auto.share == 0.97
         assert choose_share("a", several, replace(OPTIONS, target=0.8)).auto.share == 0.4
 
@@ -91,7 +93,10 @@ def test_each_share_keeps_what_a_bundle_would(model: TorchModel, records: list[R
     wrong = replace(record, answers=("something else",))
     assert try_keeps(model, wrong, ranking, OPTIONS) == "wrong"
     assert isinstance(try_keeps(model, wrong, ranking, replace(OPTIONS, own_answers=True)), Tried)
-    assert try_keeps(model, replace(record, pictures=(Path("gone"),)), ranking, OPTIONS) == "unreadable"
+    assert (
+        try_keeps(model, replace(record, pictures=(Path("gone"),)), ranking, OPTIONS)
+        == "unreadable"
+    )
 
 
 class TestVerb:
@@ -138,7 +143,10 @@ class TestVerb:
         with pytest.raises(KeepError, match="run `foveate calibrate auto-keep` on it"):
             choose_compressor(ExportOptions(compressor=weights, keep="auto"))
         network, facts = FTheta.load(weights)
-        for damaged in ({"auto.share": "0.9"}, {"auto.share": "x", "auto.least": "0.1", "auto.most": "1"}):
+        for damaged in (
+            {"auto.share": "0.9"},
+            {"auto.share": "x", "auto.least": "0.1", "auto.most": "1"},
+        ):
             network.save(weights, facts | damaged)
             with pytest.raises(CheckpointError, match="auto-keep` again"):
                 choose_compressor(ExportOptions(compressor=weights))

@@ -18,6 +18,15 @@ from foveate.calibration.relevance.answered import Judging, ask
 from foveate.calibration.relevance.claim import claimed
 from foveate.calibration.relevance.manifest import AUTO, Manifest, Outcome
 from foveate.calibration.relevance.propagation import Mode
+from foveate.calibration.relevance.selectivity import (
+    Selectivity,
+    describe_selectivity,
+    measure_selectivity,
+    read_selectivity,
+    selectivity_facts,
+    several,
+    write_selectivity,
+)
 from foveate.calibration.relevance.store import FLUSH_SECONDS, Sample, Store, Writer, finish
 from foveate.calibration.relevance.trial import choose_mode, describe_trial, trial_facts
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
@@ -42,6 +51,7 @@ class CollectOptions:
         own_answers: Take the model's own answers as right: the data need have none.
         max_new_tokens: The longest answer.
         limit: Take only so many records, from the first.
+        report: Also measure, in every mode, whether relevance is about the question.
         force: Start afresh where there are relevance maps already.
         flush_seconds: How often what is done goes to the disk; a kill costs no more than that.
     """
@@ -54,6 +64,7 @@ class CollectOptions:
     own_answers: bool = False
     max_new_tokens: int = NEW_TOKENS
     limit: int | None = None
+    report: bool = False
     force: bool = False
     flush_seconds: float = FLUSH_SECONDS
 
@@ -86,6 +97,7 @@ class Collected:
         seconds: What these took, without loading the model.
         processes: How many shared the work.
         made: How the store was made.
+        selectivity: Whether relevance is about the question, where that was measured.
     """
 
     out: Path
@@ -94,6 +106,7 @@ class Collected:
     seconds: float
     processes: int
     made: Manifest
+    selectivity: Selectivity | None
 
     @property
     def rate(self) -> float:
@@ -157,10 +170,14 @@ def collect(
         if not state.is_main_process:
             return None
         seconds = meter.seconds
-        outcomes = finish(out)
-        return Collected(
-            out, outcomes, len(todo), seconds, state.num_processes, manifests.read_manifest(out)
-        )
+        outcomes, made = finish(out), manifests.read_manifest(out)
+        found = read_selectivity(out, made) if options.report else None
+        if options.report and found is None:
+            model = load_model(source, options.dtype, state, meter, 0, model)
+            with stopping(state, meter, lambda: "stopped; the same command measures it anew"):
+                found = measure_selectivity(model, records, options.judging, made, quiet=quiet)
+            write_selectivity(out, found)
+        return Collected(out, outcomes, len(todo), seconds, state.num_processes, made, found)
 
 
 def _leave(writer: Writer) -> str:
@@ -215,6 +232,7 @@ def collected_facts(collected: Collected) -> dict[str, Any]:
         "mode": collected.made.mode,
         "own_answers": collected.made.own_answers,
         "trial": trial_facts(collected.made),
+        "selectivity": selectivity_facts(collected.selectivity),
     }
 
 
@@ -230,12 +248,15 @@ def describe_collected(collected: Collected) -> str:
     return (
         f"{collected.out}: {plural(records, 'record')}, {new}\n{table(rows)}\n"
         f"{describe_trial(collected.made)}"
+        + (f"\n{describe_selectivity(collected.selectivity)}" if collected.selectivity else "")
     )
 
 
 def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
     """How this run makes samples; reads the data set to refuse a bad one early."""
-    read_records(data, not options.own_answers)
+    records = read_records(data, not options.own_answers)[: options.limit]
+    if options.report:
+        several(records)
     return Manifest(
         **checkpoint_facts(source),
         **{name: getattr(options, name) for name in SETTINGS},

@@ -67,9 +67,7 @@ def train(
 
     if isinstance(samples, Iterator):
         samples = list(samples)
-    data = prepare(
-        samples, options.inputs, options.scaling, label_maker(options.label, samples)
-    )
+    data = prepare(samples, options.inputs, options.scaling, label_maker(options.label, samples))
     run = Run(data, options, device)
     training, validation = run.training, run.validation
     key = hashlib.sha256(f"{data.digest} {options.decisive()}".encode()).hexdigest()

@@ -380,6 +380,50 @@ class TestOwnAnswers:
                 run(tmp_path / "maps", replace(self.OWN, **{name: value}))
 
 
+class TestReport:
+    def test_own_and_other_by_mode_and_form(
+        self, model: TorchModel, tmp_path: Path, records: list[Record]
+    ) -> None:
+        """Three questions about one picture, counted here one by one for one ratio."""
+        out, options = tmp_path / "maps", replace(SMALL, limit=3, report=True)
+        found = run(out, options).selectivity
+        assert found is not None
+        assert (found.questions, found.pictures) == (3, 1)
+        assert len(found.rows) == 9
+        asked = [model.prepare(one.question, model.open(one)) for one in records[:3]]
+        said = [model.answer(one) for one in asked]
+        maps = [
+            model.relevance(*one, "grad-clamp").numpy() for one in zip(asked, said, strict=True)
+        ]
+        kept = [np.sort(np.argsort(-one, kind="stable")[: round(0.1 * len(one))]) for one in maps]
+        row = next(one for one in found.rows if (one.mode, one.form) == ("grad-clamp", "R_v"))
+        own = [model.answer(asked[n], kept[n]) == said[n] for n in range(3)]
+        other = [model.answer(asked[n], kept[(n + 1) % 3]) == said[n] for n in range(3)]
+        assert (row.own[1], row.other[1]) == (sum(own), sum(other))
+        shared = [len({*kept[n]} & {*kept[(n + 1) % 3]}) / len(kept[n]) for n in range(3)]
+        assert row.overlap[1] == pytest.approx(np.mean(shared))
+        for one in found.rows:
+            label = next(row for row in found.rows if (row.mode, row.form) == (one.mode, "label"))
+            if one.form == "R_v" and one.mode != "grad":
+                # The label's upper half is relevance's own.
+                assert (label.own, label.other) == (one.own, one.other)
+
+    def test_it_is_kept_and_not_measured_twice(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = replace(SMALL, limit=2, report=True)
+        first = run(tmp_path / "maps", options)
+        monkeypatch.setattr(TorchModel, "load", lambda *_: 1 / 0)
+        again = run(tmp_path / "maps", options)
+        assert again.selectivity == first.selectivity is not None
+        assert run(tmp_path / "maps", replace(options, report=False)).selectivity is None
+
+    def test_it_needs_a_picture_with_two_questions(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no picture has two; .*leave out --report"):
+            run(tmp_path / "maps", replace(SMALL, limit=1, report=True))
+        assert not (tmp_path / "maps").exists()
+
+
 class TestProcesses:
     def test_two_share_the_work_and_one_goes_on(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "maps"
@@ -432,7 +476,7 @@ class TestVerb:
         assert facts.pop("samples_per_second") > 0
         assert facts == {"out": str(tmp_path / "maps"), "records": 3, "kept": 3, "wrong": 0,
                          "unreadable": 0, "new": 1, "processes": 1, "mode": "mean",
-                         "own_answers": False, "trial": None}  # fmt: skip
+                         "own_answers": False, "trial": None, "selectivity": None}  # fmt: skip
 
     def test_refusals(self, tmp_path: Path) -> None:
         arguments = ["calibrate", "relevance"]

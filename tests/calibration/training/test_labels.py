@@ -70,7 +70,9 @@ def test_what_all_questions_have_weighs_less() -> None:
 
 
 def test_others_count_by_their_mean_and_whatever_their_size() -> None:
-    others = [np.array(one, np.float32) for one in ([2, 0, 0, 2], [0, 0, 300, 100], [-1, -2, -1, 0])]
+    others = [
+        np.array(one, np.float32) for one in ([2, 0, 0, 2], [0, 0, 300, 100], [-1, -2, -1, 0])
+    ]
     found = contrast(np.array([3, -5, 0, 1], np.float32), others)
     # p = (.75 0 0 .25), m = ((.5 0 0 .5) + (0 0 .75 .25)) / 2; the last has nothing above 0.
     assert found == pytest.approx([0.5625, 0, 0, 0.0625 / 0.625], abs=1e-6)
