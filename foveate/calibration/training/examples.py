@@ -122,14 +122,12 @@ def prepare(
 
 
 class Pictured(Protocol):
-    """Something about pictures.
-
-    Attributes:
-        pictures: As the data set names them.
-    """
+    """Something about pictures."""
 
     @property
-    def pictures(self) -> tuple[str, ...]: ...  # noqa: D102
+    def pictures(self) -> tuple[str, ...]:
+        """As the data set names them."""
+        ...
 
 
 ONE = TypeVar("ONE", bound=Pictured)
