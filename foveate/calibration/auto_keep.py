@@ -90,7 +90,10 @@ class AutoKeepResult:
         calibrated: Answers that stayed, of those that it was calibrated on.
         measured: Answers that stayed, of those about other pictures.
         mean: The mean ratio of tokens kept, of the latter.
-        fixed: The smallest of `RATIOS` that keeps as many of the latter.
+        fixed: The smallest of `RATIOS` that keeps as many of the latter, known only with hindsight.
+        alike: The ratio that is chosen as the share is, on the same answers; None where none meets the
+            target.
+        alike_measured: Answers about other pictures that stay with it.
     """
 
     compressor: str
@@ -100,6 +103,8 @@ class AutoKeepResult:
     measured: Score
     mean: float
     fixed: float
+    alike: float | None
+    alike_measured: Score | None
 
 
 def calibrate_auto_keep(
@@ -233,24 +238,22 @@ def choose_share(
     if not tried:
         raise DataError("there is no answer to calibrate on; give questions that the model answers")
     measured, calibrated = split(tried, 0.5, options.seed)
-    stayed = [sum(one.shares[place][1] for one in calibrated) for place in range(len(SHARES))]
-    met = [count >= options.target * len(calibrated) for count in stayed]
-    place = len(SHARES) - met[::-1].index(False) if False in met else 0
-    if place == len(SHARES):
+    stayed = count_stayed([one.shares for one in calibrated])
+    place = first_met(stayed, options.target * len(calibrated))
+    if place is None:
         raise DataError(
             f"with {options.most:.0%} of the visual tokens {stayed[-1]} of {len(calibrated)} answers stay, "
             f"fewer than {options.target:.1%}; give a larger --most or a smaller --target, or train a "
             "better f_θ"
         )
     auto = AutoKeep(share=SHARES[place], least=options.least, most=options.most)
-    kept = sum(one.shares[place][1] for one in measured)
+    kept = count_stayed([one.shares for one in measured])[place]
+    by_ratio = count_stayed([one.ratios for one in measured])
     fixed = next(
-        (
-            ratio
-            for number, ratio in enumerate(RATIOS)
-            if sum(one.ratios[number][1] for one in measured) >= kept
-        ),
-        1.0,
+        (ratio for ratio, count in zip(RATIOS, by_ratio, strict=True) if count >= kept), 1.0
+    )
+    alike = first_met(
+        count_stayed([one.ratios for one in calibrated]), options.target * len(calibrated)
     )
     return AutoKeepResult(
         compressor,
@@ -260,7 +263,20 @@ def choose_share(
         Score(len(measured), kept),
         fmean(one.shares[place][0] for one in measured),
         fixed,
+        None if alike is None else RATIOS[alike],
+        None if alike is None else Score(len(measured), by_ratio[alike]),
     )
+
+
+def count_stayed(tries: Sequence[tuple[tuple[float, bool], ...]]) -> list[int]:
+    """How many answers stayed, for each share or ratio."""
+    return [sum(stays for _, stays in column) for column in zip(*tries, strict=True)]
+
+
+def first_met(stayed: Sequence[int], target: float) -> int | None:
+    """The place from which on every count meets a target; None where the last does not."""
+    place = next((number for number in range(len(stayed), 0, -1) if stayed[number - 1] < target), 0)
+    return None if place == len(stayed) else place
 
 
 def figures(result: AutoKeepResult) -> dict[str, str]:
@@ -287,6 +303,8 @@ def auto_keep_result_facts(result: AutoKeepResult) -> dict[str, Any]:
         },
         "mean_ratio": result.mean,
         "equal_fixed_ratio": result.fixed,
+        "fixed_ratio_chosen_alike": result.alike,
+        "kept_by_it": None if result.alike_measured is None else result.alike_measured.right,
     }
 
 
@@ -302,7 +320,13 @@ def describe_auto_keep(result: AutoKeepResult) -> str:
         for name, one in zip(names, scores, strict=True)
     ]
     rows.append(("visual tokens kept of these", f"{100 * result.mean:.1f} % on average"))
-    rows.append(("a fixed ratio that keeps as many", f"{100 * result.fixed:g} %"))
+    rows.append(("a fixed ratio that keeps as many", f"{100 * result.fixed:g} %, by hindsight"))
+    if result.alike is not None and result.alike_measured is not None:
+        other = result.alike_measured
+        kept = f"{100 * result.alike:g} %, with which {other.accuracy:.1f} % of {other.n} stay"
+        rows.append(("a fixed ratio chosen alike", kept))
+    if result.mean >= (result.alike or 1.0):
+        rows.append(("", "no fewer than the fixed ratio: keep='auto' is of no use with this f_θ"))
     numbers = f"{auto.share:g},{auto.least:g},{auto.most:g}"
     noted = (
         f"foveate export … --auto-keep {numbers}"

@@ -1,6 +1,7 @@
 """keep="auto", calibrated: the smallest share that keeps the answers, and what it is worth."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from foveate.calibration.auto_keep import (
     AutoKeepOptions,
     Tried,
     choose_share,
+    describe_auto_keep,
     try_keeps,
 )
 from foveate.calibration.dataset import Record
@@ -46,6 +48,23 @@ class TestChoice:
         assert result.calibrated.n + result.measured.n == 40
         assert (result.calibrated.accuracy, result.measured.accuracy) == (100, 100)
         assert (result.mean, result.fixed) == (pytest.approx(0.35), 0.35)
+        assert (result.alike, result.alike_measured) == (0.35, result.measured)
+        assert "keep='auto' is of no use" in describe_auto_keep(result)
+
+    def test_it_is_told_when_it_keeps_fewer_than_a_fixed_ratio(self) -> None:
+        """Half of the answers need far more tokens, and have their relevance on more."""
+        several = []
+        for number in range(40):
+            hard = number % 2
+            shares = tuple((0.4 if hard else 0.05, True) for _ in SHARES)
+            ratios = tuple((ratio, ratio >= (0.4 if hard else 0.05)) for ratio in RATIOS)
+            several.append(Tried((f"{number}.png",), shares, ratios))
+        result = choose_share("attention", several, OPTIONS)
+        assert (result.fixed, result.alike) == (0.4, 0.4)
+        assert 0.1 < result.mean < 0.35
+        told = describe_auto_keep(result)
+        assert re.search(r"a fixed ratio chosen alike +40 %, with which 100\.0 %", told)
+        assert "of no use" not in told
 
     def test_a_few_hard_answers_may_be_lost(self) -> None:
         several = [
