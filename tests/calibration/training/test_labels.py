@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from foveate.calibration.training.labels import label
+from foveate.calibration.relevance.store import Sample
+from foveate.calibration.training.labels import contrast, label, label_maker
 
 
 def made(*values: float) -> list[float] | None:
@@ -43,3 +44,50 @@ def test_a_label_is_a_distribution_of_float32() -> None:
     assert target.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     assert (target > 0).sum() <= 751
     assert np.array_equal(relevance, before)
+
+
+# Contrast
+
+
+def asked(name: str, *values: float, pictures: tuple[str, ...] = ("a.png",)) -> Sample:
+    """A question's relevance."""
+    relevance = np.array(values, np.float32)
+    return Sample(name, "?", (), pictures=pictures, relevance=relevance)
+
+
+def test_what_all_questions_have_is_taken_away() -> None:
+    """Two things and a border that every question looks at: the border is no label of either."""
+    first, second = asked("1", 4, 1, 0, 5, 0, 0), asked("2", 1, 3, 0, 5, 1, 0)
+    make = label_maker("contrast", [first, second])
+    plain = label(first.relevance)
+    assert plain is not None and plain.argmax() == 3
+    # p − m = (.4 .1 0 .5 0 0) − (.1 .3 0 .5 .1 0), and the other way round.
+    assert make(first) == pytest.approx([1, 0, 0, 0, 0, 0])
+    assert make(second) == pytest.approx([0, 2 / 3, 0, 0, 1 / 3, 0], abs=1e-6)
+
+
+def test_others_count_by_their_mean_and_whatever_their_size() -> None:
+    others = [
+        np.array(one, np.float32) for one in ([2, 0, 0, 2], [0, 0, 300, 100], [-1, -2, -1, 0])
+    ]
+    found = contrast(np.array([3, -5, 0, 1], np.float32), others)
+    # p = (.75 0 0 .25), m = ((.5 0 0 .5) + (0 0 .75 .25)) / 2; the last has nothing above 0.
+    assert found == pytest.approx([0.5, 0, 0, 0], abs=1e-6)
+
+
+def test_questions_about_the_same_keep_their_relevance() -> None:
+    """Of two about one thing nothing but noise would be left."""
+    first, second = asked("1", 4, 1, 0, 5.0, 0, 0), asked("2", 4, 1.2, 0, 4.8, 0, 0)
+    assert label_maker("contrast", [first, second])(first) == pytest.approx(
+        [0.4, 0.1, 0, 0.5, 0, 0]
+    )
+
+
+def test_a_question_alone_keeps_its_relevance() -> None:
+    alone = asked("1", 1, 3, 0.5, 5)
+    strangers = [asked("2", 9, 0, 0, 0, pictures=("b.png",)), asked("3", 1, 2, pictures=("a.png",))]
+    unusable = asked("4", -1, 0, 0, -2), asked("5", np.nan, 1, 1, 1)
+    make = label_maker("contrast", [alone, *strangers, *unusable])
+    assert np.array_equal(make(alone), label(alone.relevance))  # type: ignore[arg-type]
+    assert [make(one) for one in unusable] == [None, None]
+    assert np.array_equal(contrast(alone.relevance, []), alone.relevance)
