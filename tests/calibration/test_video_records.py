@@ -46,7 +46,7 @@ def test_what_a_video_answers_and_keeps(model: TorchModel, record: Record) -> No
     assert ranked.answer is not None
     assert random.answer is not None
     assert shrunk.answer is None
-    sample, outcome, _ = map_relevance(model, record, CollectOptions(keep_wrong=True))
+    sample, outcome, _ = map_relevance(model, record, CollectOptions(mode="grad", keep_wrong=True))
     assert (outcome, sample.pictures) == ("kept", ("film.mp4",))
     assert sample.picture is not None
     assert np.unique(sample.picture).tolist() == [0, 2]
