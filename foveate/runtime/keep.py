@@ -140,12 +140,15 @@ def parse_auto(text: str) -> AutoKeep:
     Raises:
         KeepError: No three numbers in (0, 1], or bounds the wrong way round.
     """
-    with contextlib.suppress(ValueError):
+    try:
         share, least, most = map(float, text.split(","))
-        auto = AutoKeep(share=share, least=least, most=most)
-        check_auto(auto)
-        return auto
-    raise KeepError(f"auto-keep is {text!r}; give SHARE,LEAST,MOST, such as 0.95,0.02,0.5")
+    except ValueError:
+        raise KeepError(
+            f"auto-keep is {text!r}; give SHARE,LEAST,MOST, such as 0.95,0.02,0.5"
+        ) from None
+    auto = AutoKeep(share=share, least=least, most=most)
+    check_auto(auto)
+    return auto
 
 
 def parse_default(text: str) -> Keep:
@@ -156,11 +159,14 @@ def parse_default(text: str) -> Keep:
     """
     if text.strip() == AUTO:
         return AUTO
-    with contextlib.suppress(ValueError):
+    try:
         ratio = float(text)
-        check_default(ratio)
-        return ratio
-    raise KeepError(f"keep is {text!r}; the default must be a ratio in (0, 1], or auto")
+    except ValueError:
+        raise KeepError(
+            f"keep is {text!r}; the default must be a ratio in (0, 1], or auto"
+        ) from None
+    check_default(ratio)
+    return ratio
 
 
 def select(

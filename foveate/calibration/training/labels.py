@@ -11,8 +11,6 @@ from foveate.calibration.ranking import top
 from foveate.calibration.relevance.store import Sample
 
 LabelKind = Literal["relevance", "contrast"]
-LEAST = 0.1
-"""The share of a question's relevance that others must leave it."""
 MakeLabel = Callable[[Sample], NDArray[np.float32] | None]
 """Makes a sample's label R_v* float32 [N_v]; None where there is none to make."""
 
@@ -65,12 +63,13 @@ def contrast(
 
 
 def contrasted(own: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What a question has more than others do, of shares float64 [N_v]: max(p − m, 0).
+    """What a question has more than others do, of shares float64 [N_v]: p · p / (p + m).
 
-    Where less than `LEAST` of p is left, the others ask about the same, and p stays.
+    What others alone rest on all but goes, and nothing of what the question rests on falls below what
+    nobody does: a question about the whole picture keeps its things before the background.
     """
-    more = (own - others).clip(min=0)
-    return own if more.sum() < LEAST else more
+    whole = own + others
+    return np.divide(own * own, whole, out=np.zeros_like(own), where=whole > 0)
 
 
 def shares(relevance: NDArray[np.float32]) -> NDArray[np.float64] | None:
