@@ -20,26 +20,12 @@ def has_blocks(graph: Path) -> bool:
     return SCAN in graph.read_bytes()
 
 
-def whole_attention(graph: Path) -> bytes:
-    """The bytes of an ONNX graph that computes attention over all queries at once.
+def inline_blocks(rewriter: Rewriter) -> None:
+    """Put what each Scan does to a block in its place, done to all; nodes that nothing needs are dropped.
 
     Raises:
-        MissingDependencyError: onnx is not installed.
         ExportError: A Scan that is not as foveate exports it.
     """
-    rewriter = WholeAttention(graph)
-    inline_blocks(rewriter)
-    return rewriter.serialized()
-
-
-class WholeAttention(Rewriter):
-    """Rewrites the attention of one graph."""
-
-    need = "building this bundle's vision engine needs onnx: pip install onnx"
-
-
-def inline_blocks(rewriter: Rewriter) -> None:
-    """Put what each Scan does to a block in its place, done to all; nodes that nothing needs are dropped."""
     nodes = list(rewriter.graph.node)
     makers = {name: node for node in nodes for name in node.output}
     users: dict[str, list[Node]] = {}
@@ -61,13 +47,7 @@ def inline_blocks(rewriter: Rewriter) -> None:
             made = _expected(node, user, kind).output[0]
         makers[made].output[0] = f"{made}.unused"
         whole += _inlined(rewriter, node, given, made)
-    needed = {value.name for value in rewriter.graph.output}
-    kept: list[Node] = []
-    for node in reversed(whole):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    rewriter.set_nodes(reversed(kept))
+    rewriter.set_needed(whole)
 
 
 def _expected(scan: Node, node: Node | None, kind: str) -> Node:

@@ -221,20 +221,6 @@ def test_plain_tensorrt_builds_for_the_gpu_it_runs_on(monkeypatch: pytest.Monkey
         open_library("h100", target)
 
 
-def test_a_bundle_that_keeps_too_much_for_a_sort(
-    copy: Path, targets_file: Callable[[str], Path]
-) -> None:
-    before = contents(copy)
-    file = targets_file(
-        "[rtx]\nworkspace_mib = 8192\n[rtx.ranges]\ntext = [64, 1024]\nkeep = [64, 3000]\nvisual = [64, 4096]\n"
-    )
-    line = refused(
-        invoke("build", copy, "--target", "rtx", "--targets", file), "outputs up to 4024", "3840"
-    )
-    assert "compressor: the layer" in line
-    assert contents(copy) == before
-
-
 def test_too_little_workspace_is_reported_in_tensorrts_words(
     copy: Path, targets_file: Callable[[str], Path]
 ) -> None:
