@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 GRIDS = {6000: (16, 15, 25), 8667: (1, 81, 107)}
 """Visual tokens as (steps, rows, columns): a video of 32 frames, and a picture."""
+SHORT = (1, 4, 5)
 TEXT, INSTRUCTION = 24, 12
 
 
@@ -19,11 +20,24 @@ def long_prompt(visual: int, keep: int, hidden: int, seed: int = 0) -> dict[str,
         hidden: The width of an embedding.
         seed: Of the embeddings, of the size that nano's have.
     """
+    return _prompt(GRIDS[visual], keep, hidden, seed)
+
+
+def short_prompt(hidden: int) -> dict[str, NDArray[Any]]:
+    """The same with 20 visual tokens, of which five are kept."""
+    return _prompt(SHORT, 5, hidden, 0)
+
+
+def _prompt(
+    shape: tuple[int, int, int], keep: int, hidden: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    """Inputs of a grid of visual tokens between 4 and 20 tokens of text."""
     random, before = np.random.default_rng(seed), 4
+    visual = int(np.prod(shape))
     total = visual + TEXT
     places = np.arange(total)
     visual_index = places[before : before + visual]
-    grid = np.indices(GRIDS[visual]).reshape(3, -1) + before
+    grid = np.indices(shape).reshape(3, -1) + before
     behind = grid.max() + 1 + np.arange(TEXT - before)
     positions = [np.tile(np.arange(before), (3, 1)), grid, np.tile(behind, (3, 1))]
     return {
