@@ -1,30 +1,36 @@
 """Sheets of questions: R_v and f_θ's prediction over their pictures, and answers from what they keep."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from foveate.atomic_write import replace_file
 from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.device import pick_device
-from foveate.calibration.drawing.sheet import KeptAnswer, RankedTokens, SheetEntry, draw_sheet
+from foveate.calibration.drawing.entry import KeptAnswer, RankedTokens, SheetEntry
+from foveate.calibration.drawing.sheet import draw_sheet
 from foveate.calibration.evaluation.rankings import predicted
 from foveate.calibration.ranking import overlap, top
 from foveate.calibration.relevance.propagation import Mode
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
+from foveate.runtime.contact_sheet import FRAME_PIXELS
 from foveate.runtime.heatmap import check_target
 from foveate.runtime.keep import kept_count, parse_keep
+from foveate.runtime.media.files import open_local
 from foveate.runtime.media.pictures import open_picture
+from foveate.runtime.media.video import VideoFile, VideoWarning, read_frames
 from foveate.terminal import one_line, table
 
 Progress = Callable[[str, int, int], object]
-ADVICE = "give --image and --question, or --data and --id"
+ADVICE = "give --image or --video, and --question; or --data and --id"
 MEANINGS: dict[Mode, str] = {
     "grad": "what the answer rests on (Eq. 1)",
     "grad-clamp": "what the answer rests on (Eq. 1, clamped)",
@@ -68,12 +74,11 @@ def show(
     check_target(out, force=force)
     keeps = [parse_keep(one) for one in keep.split(",")]
     for sample in samples:
-        if sample.moving:
-            raise ImageError(
-                f"{sample.id!r} is about a video, and sheets show pictures; choose another record"
-            )
         for path in sample.pictures:
-            open_picture(path)
+            if sample.moving:
+                open_local(path).close()
+            else:
+                open_picture(path)
     network = None if compressor is None else FTheta.load(compressor)[0]
     progress("loading the checkpoint", 0, 0)
     model = TorchModel.load(checkpoint, dtype, str(pick_device(device)))
@@ -108,8 +113,8 @@ def sheet_entry(
         KeepError: A keep that is more tokens than there are.
         PromptError: A question that the model cannot take, or that gets an empty answer.
     """
-    pictures = tuple(map(open_picture, sample.pictures))
-    question = model.prepare(sample.question, pictures)
+    question = model.prepare(sample.question, model.open(sample))
+    pictures, seconds = _drawn(model, sample)
     answer = model.answer(question)
     if not answer:
         raise PromptError(
@@ -137,21 +142,38 @@ def sheet_entry(
         logits = predicted(network, attention)
         probable = _array(logits.softmax(-1))
         rankings.append(ranked("f_θ", "predicted before answering", _array(logits), probable))
-    return SheetEntry(sample, pictures, question.visual, model.text(answer), tuple(rankings))
+    text = model.text(answer)
+    return SheetEntry(sample, pictures, question.visual, text, tuple(rankings), seconds)
+
+
+def _drawn(model: TorchModel, sample: Record) -> tuple[tuple[Image, ...], tuple[float, ...]]:
+    """What is drawn on: the pictures; or the frames of a video, and when each is shown."""
+    if not sample.moving:
+        return tuple(map(open_picture, sample.pictures)), ()
+    file, rule = VideoFile(sample.pictures[0]), model.family.frame_rule
+    with warnings.catch_warnings():
+        # They were shown when the model was given the frames.
+        warnings.simplefilter("ignore", VideoWarning)
+        frames = read_frames(file, rule=rule, max_pixels=FRAME_PIXELS)
+    return tuple(frames.pictures), tuple(frames.seconds)
 
 
 def gather_samples(
-    images: Sequence[str], questions: Sequence[str], data: Path | None, ids: Sequence[str]
+    images: Sequence[str],
+    questions: Sequence[str],
+    data: Path | None,
+    ids: Sequence[str],
+    video: Path | None = None,
 ) -> list[Record]:
-    """Gather what a command line names: pictures with questions, or records of a data set.
+    """Gather what a command line names: pictures or a video with questions, or records of a data set.
 
     Raises:
-        ImageError: No picture.
+        ImageError: No picture and no video, or both.
         PromptError: No question, or both ways at once.
         DataError: No readable data set, no id, or one that it does not have.
     """
     if data is not None:
-        if images or questions:
+        if images or questions or video:
             raise PromptError(f"the pictures and questions come from {data}; {ADVICE}")
         records = {record.id: record for record in read_records(data, answers_needed=False)}
         some = ", ".join(list(records)[:3])
@@ -163,12 +185,17 @@ def gather_samples(
         return [records[one] for one in ids]
     if ids:
         raise PromptError(f"--id chooses from a data file; {ADVICE}")
-    if not images:
-        raise ImageError(f"there is no picture; {ADVICE}")
+    if images and video:
+        raise ImageError("pictures and a video were given; draw one or the other")
+    if not images and not video:
+        raise ImageError(f"there is no picture and no video; {ADVICE}")
     if not questions:
         raise PromptError(f"there is no question; {ADVICE}")
-    pictures = tuple(Path(image) for image in images)
-    return [Record(str(n), pictures, text, ()) for n, text in enumerate(questions, start=1)]
+    pictures = (video,) if video else tuple(Path(image) for image in images)
+    return [
+        Record(str(n), pictures, text, (), moving=video is not None)
+        for n, text in enumerate(questions, start=1)
+    ]
 
 
 def show_facts(entries: Iterable[SheetEntry], out: Path) -> dict[str, Any]:
