@@ -119,7 +119,7 @@ def frame_grid(
         after = numbers[place + 1] if place + 1 < len(numbers) else len(frames)
         corner = MARGIN + place % columns * (slot + GAP), place // columns * row
         sheet.paste(draw_frame(frames[number], ranked, number, size), corner)
-        here = ranked.shown.picture == number
+        here = heatmap.tokens_of(ranked.shown, number)
         counts = int(ranked.kept[here].sum()), int(here.sum())
         _draw_caption(
             sheet, (corner[0], corner[1] + size[1]), slot, name(number, after, seconds), counts

@@ -227,7 +227,7 @@ def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
         shown: Which part of which picture each token shows.
         index: Which picture.
     """
-    here = (shown.picture == index) & (shown.boxes[:, 2:] > shown.boxes[:, :2]).all(axis=1)
+    here = tokens_of(shown, index)
     boxes, values = shown.boxes[here].astype(np.float64), values[here]
     across, down = np.rint(1 / (boxes[:, 2:] - boxes[:, :2]).min(axis=0)).astype(int)
     sizes = np.array([across, down, across, down])
@@ -238,6 +238,12 @@ def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
         part = cells[top:bottom, left:right]
         np.maximum(part, value, out=part)
     return cells
+
+
+def tokens_of(shown: Shown, index: int) -> NDArray[np.bool_]:
+    """Which tokens show some of a picture, bool [N_v]: a newline's box is empty, and shows nothing."""
+    wide: NDArray[np.bool_] = (shown.boxes[:, 2:] > shown.boxes[:, :2]).all(axis=1)
+    return wide & (shown.picture == index)
 
 
 def panel_size(picture: Image.Image) -> tuple[int, int]:

@@ -74,6 +74,17 @@ def test_bars_show_how_many_tokens_of_each_frame_were_kept(together: int) -> Non
     assert shares == pytest.approx([3 / 12, 1 / 12, 1, 0], abs=1 / slot)
 
 
+def test_a_newline_is_no_token_of_its_frame() -> None:
+    answer = visual([0, 12], 2, 1)
+    picture, boxes = np.append(answer.picture, 1), np.append(answer.boxes, [[0, 0, 0, 0]], axis=0)
+    relevance = np.append(answer.relevance, np.float32(0.5))
+    answer = Visual(25, 3, np.array([0, 12, 24]), relevance, picture, boxes)
+    sheet = frame_grid(film(2), Ranked(answer, spread(relevance), kept_tokens(answer)))
+    _, slot, (_, height) = layout(2, (320, 240))
+    shares = [bar(tile, height) for tile in tiles(2, (320, 240), sheet)]
+    assert shares == pytest.approx([1 / 12, 1 / 12], abs=1 / slot)
+
+
 def test_kept_tokens_have_the_colours_of_their_frame_and_a_line_around() -> None:
     """Where two frames make one step, those of the first; the rest is in the colours of relevance."""
     answer = visual([5, 12 + 0], 2, 2)
