@@ -19,7 +19,7 @@ from foveate.terminal import plural
 
 WIDTH, GAP, SHAPE = 1440, 12, 1.4
 """Pixels of a sheet's width and between its tiles, and how much wider than high it is to be."""
-LEAST, MOST, TALLEST = 128, 704, 1.5
+LEAST, MOST, TALLEST = 128, 704, 1.8
 """A tile's least and largest width, and how much higher than wide it may be."""
 NARROW = 24
 """A frame so much longer than wide that a side would have fewer pixels is drawn out of shape."""
@@ -153,7 +153,7 @@ def layout(count: int, frame: tuple[int, int]) -> tuple[int, int, tuple[int, int
     """How many tiles stand in a row, how wide each is, and the size of the picture in it.
 
     Of all numbers of columns that leave tiles wide enough to be read, the one whose grid is nearest to the
-    shape of a screen.
+    shape of a screen and has few empty places.
     """
     tall = min(frame[1] / frame[0], TALLEST)
 
@@ -167,7 +167,9 @@ def layout(count: int, frame: tuple[int, int]) -> tuple[int, int, tuple[int, int
         )
 
     widest = max(n for n in range(1, count + 1) if width(n) >= LEAST or n == 1)
-    columns = min(range(1, widest + 1), key=lambda n: abs(math.log(shape(n) / SHAPE)))
+    columns = min(
+        range(1, widest + 1), key=lambda n: abs(math.log(shape(n) / SHAPE)) + -count % n / count
+    )
     slot = width(columns)
     scale = min(slot / frame[0], slot * TALLEST / frame[1])
     size = max(round(frame[0] * scale), NARROW), max(round(frame[1] * scale), NARROW)

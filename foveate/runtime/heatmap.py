@@ -242,8 +242,9 @@ def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
 
 def tokens_of(shown: Shown, index: int) -> NDArray[np.bool_]:
     """Which tokens show some of a picture, bool [N_v]: a newline's box is empty, and shows nothing."""
-    wide: NDArray[np.bool_] = (shown.boxes[:, 2:] > shown.boxes[:, :2]).all(axis=1)
-    return wide & (shown.picture == index)
+    wide = np.all(shown.boxes[:, 2:] > shown.boxes[:, :2], axis=1)
+    here: NDArray[np.bool_] = np.logical_and(wide, shown.picture == index)
+    return here
 
 
 def panel_size(picture: Image.Image) -> tuple[int, int]:

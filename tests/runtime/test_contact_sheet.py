@@ -117,7 +117,12 @@ def test_every_number_of_frames_fits_the_sheet(count: int, frame: tuple[int, int
         assert width / height == pytest.approx(frame[0] / frame[1], rel=0.02)
         if 4 <= count <= 64:
             rows = -(-count // columns)
-            assert 500 < rows * height < 1600
+            assert 500 < rows * height < 1700
+            assert rows * columns - count < columns
+
+
+def test_few_places_are_empty() -> None:
+    assert [layout(count, (320, 180))[0] for count in (4, 16, 64)] == [2, 4, 8]
 
 
 def test_what_frames_are_called() -> None:
