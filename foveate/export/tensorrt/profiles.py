@@ -72,7 +72,8 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
         "prompt": (2, text[1] + visual[1], text[2] + visual[2]),
         **_kept(manifest.graphs, keep),
     }
-    vision = vision_ranges(manifest.vision_axes, visual, (1, *ranges.pictures))
+    picture = _clamped(ranges.picture or ranges.visual, visual[2])
+    vision = vision_ranges(manifest.vision_axes, picture, (1, *ranges.pictures))
     known = {
         "vision": [Plan("default", vision)],
         "compressor": [Plan("default", compressor, {"keep": keep})],
@@ -93,7 +94,7 @@ def vision_ranges(
 
     Args:
         axes: How long each axis is, by its name.
-        visual: Visual tokens of a request.
+        visual: Visual tokens of a run.
         pictures: Pictures of a request.
     """
 

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from foveate.bundle.reader import Bundle
 from foveate.errors import ExportError
-from foveate.export.tensorrt.attention import has_blocks, whole_attention
+from foveate.export.tensorrt.any_size import without_limits
+from foveate.export.tensorrt.attention import has_blocks
 
 
 def test_the_same_without_a_loop(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_the_same_without_a_loop(tiny_bundle: Bundle, tmp_path: Path) -> None:
     data = source.with_name(f"{source.name}.data")
     (tmp_path / data.name).write_bytes(data.read_bytes())
     rewritten = tmp_path / "whole.onnx"
-    rewritten.write_bytes(whole_attention(source))
+    rewritten.write_bytes(without_limits(source))
     onnx.checker.check_model(str(rewritten), full_check=True)
     assert has_blocks(source) and not has_blocks(rewritten)
     kinds = {node.op_type for node in onnx.load(rewritten, load_external_data=False).graph.node}
@@ -43,4 +44,4 @@ def test_another_loop_is_refused(tmp_path: Path) -> None:
     model = helper.make_model(helper.make_graph([node], "graph", [x], [y]))
     onnx.save(model, tmp_path / "graph.onnx")
     with pytest.raises(ExportError, match=r"the loop loop slowly.*nothing is where a Reshape"):
-        whole_attention(tmp_path / "graph.onnx")
+        without_limits(tmp_path / "graph.onnx")
