@@ -8,9 +8,10 @@ from tokenizers import Tokenizer
 
 from foveate.errors import UnsupportedFamilyError
 from foveate.families.base import Family
+from foveate.families.llava_onevision import LlavaOnevision
 from foveate.families.qwen2_vl import Qwen2VL
 
-_FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL}
+_FAMILIES: dict[str, type[Family]] = {"llava_onevision": LlavaOnevision, "qwen2_vl": Qwen2VL}
 
 
 def names() -> tuple[str, ...]:
