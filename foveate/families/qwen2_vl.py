@@ -13,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from foveate.errors import BundleError, PromptError
 from foveate.families.base import (
+    CheckpointForm,
     FrameRule,
     Medium,
     Message,
@@ -50,6 +51,7 @@ class Qwen2VL:
 
     name: str = "qwen2_vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    form: ClassVar[CheckpointForm] = CheckpointForm()
 
     __slots__ = ("_control", "_pixels", "_template", "_tokens", "_variables")
 

@@ -23,6 +23,7 @@ from foveate.bundle.writer import BundleWriter
 from foveate.errors import ImageError
 from foveate.families.base import (
     Call,
+    CheckpointForm,
     FrameRule,
     Medium,
     Message,
@@ -54,6 +55,7 @@ class MadeUp:
 
     name = NAME
     model_types: ClassVar[tuple[str, ...]] = (NAME,)
+    form: ClassVar[CheckpointForm] = CheckpointForm()
 
     def __init__(
         self,
