@@ -12,6 +12,8 @@ from foveate.runtime.memory_estimate import VISION_SCORES
 PICTURES = "foveate_pictures|flash_attention"
 """Attention within pictures of one size; transformers passes their borders to what is named like flash
 attention."""
+TILES = "foveate_tiles"
+"""Attention within tiles, each a batch of its own."""
 GROUPED = "foveate_grouped"
 
 
@@ -34,6 +36,19 @@ def pictures_attention(
     )
     attended = blockwise_attention(query, key, value).transpose(1, 2)
     return attended.flatten(0, 1)[None], None
+
+
+def tiles_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each of N tiles, [N, heads, L, D]; there is no mask."""
+    return blockwise_attention(query * scaling, key, value).transpose(1, 2), None
 
 
 def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -81,4 +96,5 @@ def grouped_attention(
 
 
 AttentionInterface.register(PICTURES, pictures_attention)
+AttentionInterface.register(TILES, tiles_attention)
 AttentionInterface.register(GROUPED, grouped_attention)

@@ -83,6 +83,34 @@ class GraphBuilder:
         """What a linear layer of torch makes of `value`; it may be without a bias."""
         return self.linear(value, name, layer.weight, layer.bias)
 
+    def normalised(
+        self,
+        rows: ir.Value,
+        factor: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pixels: int,
+    ) -> ir.Value:
+        """8-bit levels [..., pixels · 3], the three colours of each pixel together, as the model takes them."""
+        means, stds = (np.array(one, np.float64) for one in (mean, std))
+        scale = np.tile(factor / stds, pixels).astype(np.float32)
+        shift = np.tile(-means / stds, pixels).astype(np.float32)
+        scaled = self.op("Mul", self.cast(rows, FLOAT), scale)
+        return self.cast(self.op("Add", scaled, shift), self.dtype)
+
+    def attention(
+        self, states: Sequence[ir.Value], heads: int, lengths: ir.Value | None = None
+    ) -> ir.Value:
+        """Attention of query, key and value [N, L, C] within each of N, to the first `lengths` int32 [N] of it.
+
+        onnxruntime has no kernel of it for bfloat16.
+        """
+        if self.dtype == BFLOAT16:
+            states = [self.cast(state, FLOAT16) for state in states]
+        more = () if lengths is None else (None, lengths)
+        attended = self.contrib("MultiHeadAttention", *states, *more, num_heads=heads)
+        return self.cast(attended, BFLOAT16) if self.dtype == BFLOAT16 else attended
+
     def rotation(self, angles: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of angles, computed in float32."""
         cos, sin = (self.cast(self.op(kind, angles), self.dtype) for kind in ("Cos", "Sin"))

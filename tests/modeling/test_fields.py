@@ -9,6 +9,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
+    SiglipVisionConfig,
 )
 from transformers.models.qwen2_vl.configuration_qwen2_vl import (
     Qwen2VLTextConfig,
@@ -21,6 +22,7 @@ from foveate.modeling.common_fields import TOKENIZER
 from foveate.modeling.fields import Honoured, NoEffect, Refused, Table, check_fields
 from foveate.modeling.generation_fields import GENERATION
 from foveate.modeling.qwen2_vl_fields import IMAGES, ROOT, TEXT, VISION
+from foveate.modeling.siglip_fields import SIGLIP
 from tests.conftest import NANO
 
 FILE = "checkpoint/config.json"
@@ -71,6 +73,7 @@ CLASSES: dict[str, tuple[Table, set[str]]] = {
     "Qwen2VLTextConfig": (TEXT, config_fields(Qwen2VLTextConfig)),
     "Qwen2VLVisionConfig": (VISION, config_fields(Qwen2VLVisionConfig)),
     "Qwen2VLImageProcessorPil": (IMAGES, processor_fields()),
+    "SiglipVisionConfig": (SIGLIP, config_fields(SiglipVisionConfig)),
     "PreTrainedTokenizerFast": (TOKENIZER, tokenizer_fields()),
 }
 
