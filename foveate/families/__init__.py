@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 from foveate.errors import UnsupportedFamilyError
 from foveate.families.base import CheckpointForm, Family
 from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.vila import Vila
 
-_FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL}
+_FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL, "vila": Vila}
 
 
 def names() -> tuple[str, ...]:
