@@ -8,10 +8,15 @@ from tokenizers import Tokenizer
 
 from foveate.errors import UnsupportedFamilyError
 from foveate.families.base import CheckpointForm, Family
+from foveate.families.llava_onevision import LlavaOnevision
 from foveate.families.qwen2_vl import Qwen2VL
 from foveate.families.vila import Vila
 
-_FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL, "vila": Vila}
+_FAMILIES: dict[str, type[Family]] = {
+    "llava_onevision": LlavaOnevision,
+    "qwen2_vl": Qwen2VL,
+    "vila": Vila,
+}
 
 
 def names() -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class FrameRule:
         least: The fewest, where the film has so many.
         most: The most.
         multiple: Their number is rounded down to a multiple of this.
+        by_number: Whether they are evenly apart by their number in the film, rather than in time.
     """
 
     fps: float = 2.0
@@ -69,6 +70,7 @@ class FrameRule:
     least: int = 4
     most: int = 768
     multiple: int = 2
+    by_number: bool = False
 
     def count(self, seconds: Fraction, there: int, fps: Fraction | None = None) -> int:
         """How many frames to take.
@@ -117,6 +119,11 @@ class Call:
     tokens: int
 
     @property
+    def rows(self) -> int:
+        """Rows of the graph's output, those among them that are not real; without padding."""
+        return self.tokens
+
+    @property
     def shapes(self) -> Hashable:
         """The shapes of all inputs: calls alike in them run the same kernels."""
         return tuple((name, array.shape) for name, array in self.inputs.items())
@@ -163,6 +170,19 @@ class VisualInput:
     def tokens(self) -> int:
         """Number of visual tokens N_v of all pictures together."""
         return len(self.picture)
+
+    def largest_run(self, together: int) -> int:
+        """The rows of the largest run of the vision graph: a picture, or small ones of `together` rows.
+
+        A family whose pictures are cut into parts overrides it.
+        """
+        pictures = np.unique(self.picture, return_counts=True)[1]
+        return int(max(pictures.max(initial=0), min(self.tokens, together)))
+
+    @property
+    def output_rows(self) -> int:
+        """Rows of the vision graph's output, of all runs together."""
+        return self.tokens if self.rows is None else int(self.rows.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True, slots=True)

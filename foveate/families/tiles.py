@@ -88,25 +88,35 @@ class TilesCall(Call):
     Each tile gives as many rows of output, in order.
 
     Attributes:
+        each: Rows of a tile.
         beyond: Rows that every run gives after those of its tiles; those of the last run count.
     """
 
+    each: int
     beyond: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Those of all tiles, and those beyond."""
+        return sum(map(len, self.inputs.values())) * self.each + self.beyond
 
     def parts(self, most: int) -> tuple[Call, ...]:
         """Runs of 1, 2, 4 … tiles, so that any number of them is run in the same few shapes."""
-        (name, tiles), *_ = self.inputs.items()
-        each = (self.tokens - self.beyond) // len(tiles)
+        ((name, tiles),) = self.inputs.items()
         parts: list[Call] = []
-        start = 0
-        while start < len(tiles):
-            fitting = min(max(1, most // each), len(tiles) - start)
+        start, total = 0, len(tiles)
+        while start < total:
+            fitting = tiles_together(most, self.each, total - start)
             end = start + (1 << (fitting.bit_length() - 1))
-            beyond = self.beyond if end == len(tiles) else 0
-            part = {name: tiles[start:end]}
-            parts.append(TilesCall(part, (end - start) * each + beyond, beyond))
+            tokens = (end - start) * self.each + (self.beyond if end == total else 0)
+            parts.append(TilesCall({name: tiles[start:end]}, tokens, self.each, self.beyond))
             start = end
         return tuple(parts)
+
+
+def tiles_together(most: int, each: int, there: int) -> int:
+    """How many of `there` tiles of `each` rows run together where a run is to have about `most` rows."""
+    return min(max(1, most // each), there)
 
 
 def tiles_call(
@@ -122,8 +132,8 @@ def tiles_call(
     """
     tokens = len(levels) * each + beyond
     if table is None:
-        return TilesCall({"levels": levels}, tokens, beyond)
+        return TilesCall({"levels": levels}, tokens, each, beyond)
     pixels = np.empty((len(levels), 3, *levels.shape[1:3]), np.float32)
     for channel in range(3):
         np.take(table[channel], levels[..., channel], out=pixels[:, channel], mode="clip")
-    return TilesCall({"pixel_values": pixels}, tokens, beyond)
+    return TilesCall({"pixel_values": pixels}, tokens, each, beyond)

@@ -26,15 +26,20 @@ def test_a_family_is_created_by_name(tokenizer: Tokenizer) -> None:
 
 
 def test_model_types_lead_to_families() -> None:
-    assert families.names() == ("qwen2_vl",)
-    assert families.from_model_type("qwen2_vl") == "qwen2_vl"
+    assert families.names() == ("llava_onevision", "qwen2_vl")
+    for name in families.names():
+        assert families.from_model_type(name) == name
 
 
 @pytest.mark.parametrize("unknown", ["qwen2_5_vl", "", "Qwen2_VL"])
 def test_unknown_names_are_refused_with_those_known(unknown: str, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UnsupportedFamilyError, match=f"{unknown!r}; it takes qwen2_vl"):
+    with pytest.raises(
+        UnsupportedFamilyError, match=f"{unknown!r}; it takes llava_onevision, qwen2_vl"
+    ):
         families.from_model_type(unknown)
-    with pytest.raises(UnsupportedFamilyError, match=f"{unknown!r}; it knows qwen2_vl"):
+    with pytest.raises(
+        UnsupportedFamilyError, match=f"{unknown!r}; it knows llava_onevision, qwen2_vl"
+    ):
         families.create(unknown, preprocessing={}, tokenizer=tokenizer, chat_template="", tokens={})
     with pytest.raises(UnsupportedFamilyError):
         families.settings_from_checkpoint(unknown, Path())
