@@ -27,9 +27,8 @@ from foveate.families.base import (
 )
 from foveate.families.chat import ChatTemplate
 from foveate.families.messages import Conversation
-from foveate.families.pixels import for_each, resize_bicubic, to_rgb
+from foveate.families.pixels import check_frames, for_each, resize_bicubic, small_enough, to_rgb
 from foveate.families.prompt import PromptLayout
-from foveate.families.qwen2_vl_pixels import check_frames, small_enough
 from foveate.families.tiles import tiles_call
 from foveate.families.vila_settings import (
     LANGUAGE,
@@ -165,8 +164,8 @@ class Vila:
 
     @property
     def frame_rule(self) -> FrameRule:
-        """How many frames of a video file are taken: so many, evenly apart, whatever its length."""
-        return FrameRule(frames=self._frames, least=1, multiple=1)
+        """How many frames of a video file are taken: so many, evenly apart by number, whatever its length."""
+        return FrameRule(frames=self._frames, least=1, multiple=1, by_number=True)
 
     def fit_frame(self, frame: Image, frames: int) -> Image:
         """A frame of a video, resized as `prepare` would; see `Family.fit_frame`."""
