@@ -1,0 +1,101 @@
+"""VILA1.5 calibrated: attention and relevance against their definitions, and the verbs one after the other."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaForCausalLM
+
+from foveate import Pipeline
+from foveate.bundle.reader import Bundle
+from foveate.calibration.relevance.propagation import Mode
+from foveate.calibration.torch_model import TorchModel
+from foveate.errors import ImageError
+from foveate.families.base import Video
+from tests.calibration.plain import attention_maps, close, plain_relevance
+from tests.command import invoke
+
+QUESTION, EACH = "What can be seen in the pictures?", 49
+
+
+@pytest.fixture(scope="module")
+def vila(vila_checkpoint: Path) -> TorchModel:
+    return TorchModel.load(str(vila_checkpoint), "fp32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def llama(vila_checkpoint: Path) -> LlamaForCausalLM:
+    """Its language model as transformers loads it, eager and in float64."""
+    model = LlamaForCausalLM.from_pretrained(
+        vila_checkpoint / "llm", dtype=torch.float64, attn_implementation="eager"
+    )
+    return model.eval().requires_grad_(False)
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+
+
+def test_attention_and_relevance_are_their_definitions(
+    vila: TorchModel, llama: LlamaForCausalLM
+) -> None:
+    for media in ([noise(1)], [Video((noise(2), noise(3))), noise(4)]):
+        question = vila.prepare(QUESTION, media)
+        prompt, embeds = question.prompt, question.embeds.double()
+        maps = attention_maps(llama.model, llama.lm_head, embeds, question.positions, 0, True)
+        wanted = maps[0][0][:, prompt.instruction_index][:, :, prompt.visual_index]
+        assert close(vila.attention(question), wanted)
+    said = vila.answer(question, most=2)
+    assert len(said) == 2
+    rows = vila.language.embedding(torch.tensor(said)).double()[None]
+    positions = torch.arange(prompt.next_position + 2)[None]
+    modes: tuple[Mode, ...] = ("grad", "grad-clamp", "mean")
+    for mode in modes:
+        whole = plain_relevance(
+            llama.model, llama.lm_head, torch.cat([embeds, rows], 1), positions, said, mode
+        )
+        assert close(vila.relevance(question, said, mode), whole[prompt.visual_index])
+
+
+def test_pictures_cannot_be_made_smaller(vila: TorchModel) -> None:
+    """A picture has as many tokens whatever its size: to have fewer is refused, not answered wrongly."""
+    assert vila.prepare(QUESTION, [noise(1)], [EACH]).visual.tokens == EACH
+    with pytest.raises(ImageError, match=f"every picture {EACH} visual tokens"):
+        vila.prepare(QUESTION, [noise(1)], [EACH - 1])
+
+
+def test_the_verbs_make_a_compressor_that_ranks(vila_checkpoint: Path, tmp_path: Path) -> None:
+    lines = []
+    for number in range(10):
+        noise(number).save(tmp_path / f"{number}.png")
+        record = {"id": str(number), "image": f"{number}.png", "question": QUESTION, "answer": "x"}
+        lines.append(json.dumps(record))
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines))
+    maps, weights, bundle = tmp_path / "maps", tmp_path / "f.safetensors", tmp_path / "bundle"
+    for command in (
+        ("calibrate", "relevance", vila_checkpoint, data, maps, "--keep-wrong", "--mode", "grad-clamp",
+         "--max-new-tokens", 3),
+        ("calibrate", "train", maps, weights, "--epochs", 2),
+        ("calibrate", "show", vila_checkpoint, tmp_path / "sheet.png", "--image", tmp_path / "0.png",
+         "--question", QUESTION, "--compressor", weights),
+        ("export", vila_checkpoint, bundle, "--compressor", weights, "--operators", "contrib"),
+    ):  # fmt: skip
+        done = invoke(*command)
+        assert done.exit_code == 0, done.stderr
+    told = invoke(
+        "calibrate", "evaluate", vila_checkpoint, data, "--limit", 2, "--keep", "0.25",
+        "--rank", f"{weights},downsample", "--json",
+    )  # fmt: skip
+    assert told.exit_code == 0, told.stderr
+    assert re.search(r'"downsample"', told.stdout)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 200
+    assert Bundle.open(bundle).manifest.compressor.kind == "f_theta"
+    with Pipeline.load(bundle, device="cpu") as pipe:
+        answer = pipe.generate(QUESTION, images=[noise(0)], keep=0.25, max_new_tokens=1)
+    assert (answer.visual.kept, answer.visual.total) == (12, EACH)
