@@ -59,7 +59,7 @@ def write_checkpoint(
     *,
     side: int = SIDE,
     patch: int = PATCH,
-    hidden: int = 48,
+    hidden: int = 64,
     layers: int = 2,
     vision_width: int = 24,
     vision_layers: int = 3,

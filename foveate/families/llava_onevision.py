@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from foveate.errors import LimitError
+from foveate.errors import ImageError, LimitError
 from foveate.families.anyres import Canvas, Edges, Size, TileGrid, grid_boxes
 from foveate.families.base import (
     CheckpointForm,
@@ -297,3 +297,34 @@ def squared(picture: Image.Image, background: tuple[int, int, int]) -> Image.Ima
     whole = Image.new("RGB", (longest, longest), background)
     whole.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
     return whole
+
+
+def shrunk(
+    family: LlavaOnevision, pictures: Sequence[Image.Image], most: Sequence[int]
+) -> TiledInput:
+    """Prepare pictures to give at most so many visual tokens each: one alone on fewer tiles.
+
+    Args:
+        family: With the checkpoint's settings.
+        pictures: Any number.
+        most: The most visual tokens of each.
+
+    Raises:
+        ImageError: A picture that has more on the fewest tiles that the family takes.
+    """
+    limits = [PixelLimits()]
+    if len(pictures) == 1:
+        limits = [PixelLimits(max_pixels=high * wide) for high, wide in family.settings.pinpoints]
+    families = [family.limited(one) for one in limits]
+    counts = [one.plan(pictures).counts for one in families]
+    fitting = [
+        (sum(given), place)
+        for place, given in enumerate(counts)
+        if all(count <= wanted for count, wanted in zip(given, most, strict=True))
+    ]
+    if not fitting:
+        raise ImageError(
+            f"pictures are to have at most {list(most)} visual tokens, and this family gives them "
+            f"{list(min(counts))} at the least; leave smaller pictures out of the comparison"
+        )
+    return families[max(fitting)[1]].prepare(pictures)

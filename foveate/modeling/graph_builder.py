@@ -149,12 +149,13 @@ class GraphBuilder:
         """The finished graph; outputs by name with their types and shapes."""
         for output, (value, dtype, shape) in outputs.items():
             value.name, value.dtype, value.shape = output, dtype, ir.Shape(shape)
+        domains = {node.domain for node in self._tape.nodes}
         graph = ir.Graph(
             self.inputs,
             [value for value, _, _ in outputs.values()],
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports={"": OPSET, CONTRIB: 1},
+            opset_imports={"": OPSET, **({CONTRIB: 1} if CONTRIB in domains else {})},
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="foveate")
