@@ -29,7 +29,7 @@ from foveate.families.chat import ChatTemplate
 from foveate.families.messages import Conversation
 from foveate.families.pixels import check_frames, for_each, resize_bicubic, small_enough, to_rgb
 from foveate.families.prompt import PromptLayout
-from foveate.families.tiles import tiles_call
+from foveate.families.tiles import tiles_call, tiles_together
 from foveate.families.vila_settings import (
     LANGUAGE,
     PROJECTOR,
@@ -112,9 +112,17 @@ class SquareInput(VisualInput):
 
     Attributes:
         frames: Of each picture and video, in order, how many frames it has; 0 marks a picture.
+        patches: Those of a picture.
     """
 
     frames: tuple[int, ...]
+    patches: int
+
+    def largest_run(self, together: int) -> int:
+        """The patches of as many pictures as run together: the graph has a row for each until it gives tokens."""
+        pictures = sum(max(count, 1) for count in self.frames)
+        each = self.tokens // max(pictures, 1)
+        return tiles_together(together, each, pictures) * self.patches if pictures else 0
 
 
 class Vila:
@@ -198,6 +206,7 @@ class Vila:
             picture=np.repeat(np.arange(pictures, dtype=np.int64), len(boxes)),
             boxes=np.tile(boxes, (pictures, 1)),
             frames=frames,
+            patches=self.settings.grid**2,
         )
 
     def prepare(self, media: Sequence[Medium]) -> SquareInput:

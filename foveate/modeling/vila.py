@@ -22,7 +22,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
 from foveate.errors import CheckpointError, ImageError
 from foveate.families.base import Family, VisualInput
-from foveate.families.vila import image_token
+from foveate.families.vila import END_OF_TURN, image_token
 from foveate.families.vila_settings import (
     LANGUAGE,
     PROJECTOR,
@@ -38,13 +38,12 @@ from foveate.modeling.load_model import load_model
 from foveate.modeling.random_weights import draw
 from foveate.modeling.rope import settle
 from foveate.modeling.siglip import SiglipTower, grid_side, tiles_input, tower_states
+from foveate.modeling.turn_tokens import turn_tokens
 from foveate.modeling.vila_fields import SELECT_LAYER, USUAL_LAYER, check_settings
 from foveate.modeling.vila_projector import Projector, load_weights, projected
 
 HEADLESS: dict[str, Any] = {"vision_use_head": False}
 """Tokens are taken before the vision tower's head, which is not loaded."""
-ROLES = ("bos", "eos", "pad", "unk")
-"""Tokens that a chat template may write by their names."""
 
 
 class Vila(nn.Module):
@@ -93,6 +92,8 @@ class Vila(nn.Module):
 
 class TorchVila:
     """VILA1.5's torch half; see `TorchFamily`."""
+
+    taps = 0
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse settings that cannot be honoured; see `TorchFamily.check`."""
@@ -153,18 +154,16 @@ class TorchVila:
             CheckpointError: The tokenizer has none to stand for a picture.
         """
         image = image_token(tokenizer)
-        if image is None:
+        stand = None if image is None else tokenizer.token_to_id(image)
+        if stand is None:
             raise CheckpointError(
                 f"{checkpoint.shown(checkpoint.beside_text('tokenizer.json'))}: no added token <image>, and "
                 "no reserved one, to stand for a picture; add <image> to it as a special token"
             )
-        template, texts = checkpoint.chat_template(), checkpoint.special_tokens()
-        named = {role: texts.get(f"{role}_token") for role in ROLES if f"{role}_token" in template}
-        found = {
-            role: tokenizer.token_to_id(text) for role, text in named.items() if text is not None
-        }
-        found["image"] = tokenizer.token_to_id(image)
-        return {role: index for role, index in found.items() if index is not None}
+        stops = checkpoint.stops()
+        ends = [*map(tokenizer.id_to_token, stops)]
+        end = END_OF_TURN if END_OF_TURN in ends else str(ends[0])
+        return {"image": stand, **turn_tokens(checkpoint, tokenizer, end)}
 
     def language(self, model: Vila) -> Language:
         """The parts of the language model."""
@@ -179,6 +178,10 @@ class TorchVila:
             inputs_embeds=embeds, position_ids=positions[0], past_key_values=cache, use_cache=True
         ).last_hidden_state
         return hidden
+
+    def features(self, model: Vila, visual: VisualInput) -> Tensor:
+        """The vision graph's rows, which are the visual tokens."""
+        return self.encode(model, visual)
 
     def encode(self, model: Vila, visual: VisualInput) -> Tensor:
         """Visual tokens E_v [N_v, H]."""

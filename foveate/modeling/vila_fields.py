@@ -16,18 +16,18 @@ from foveate.families.vila_settings import (
 )
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.common_fields import CONFIG
+from foveate.modeling.decoder_fields import DECODER
 from foveate.modeling.fields import (
     Count,
-    Factor,
     Honoured,
     NoEffect,
-    Number,
     Refused,
     Table,
     brief,
     check_fields,
     read_as,
 )
+from foveate.modeling.picture_fields import PICTURES
 from foveate.modeling.rope import read_rope
 from foveate.modeling.siglip_fields import SIGLIP
 
@@ -58,20 +58,8 @@ EARLIER: Table = {
 
 TEXT: Table = {
     **EARLIER,
-    "vocab_size": Honoured(Count),
-    "hidden_size": Honoured(Count),
-    "intermediate_size": Honoured(Count),
-    "num_hidden_layers": Honoured(Count),
-    "num_attention_heads": Honoured(Count),
-    "num_key_value_heads": Honoured(Count),
+    **DECODER,
     "head_dim": Honoured(Count),
-    "hidden_act": Honoured(str),
-    "max_position_embeddings": Honoured(Count),
-    "rms_norm_eps": Honoured(Factor),
-    "rope_parameters": Honoured(dict[str, Any]),
-    "rope_scaling": Honoured(dict[str, Any]),
-    "rope_theta": Honoured(Factor),
-    "tie_word_embeddings": Honoured(bool),
     "attention_bias": Honoured(bool),
     "mlp_bias": Honoured(bool),
     "model_max_length": Refused(
@@ -161,39 +149,16 @@ ROOT: Table = {
 }
 """Those of the checkpoint's own config.json."""
 
-_FORMAT = NoEffect("it is about how transformers holds pictures and gives them back")
 IMAGES: Table = {
-    "size": Honoured(dict[str, int | None]),
-    "image_mean": Honoured(tuple[Number, Number, Number]),
-    "image_std": Honoured(tuple[Factor, Factor, Factor]),
-    "rescale_factor": Honoured(Number),
-    "resample": Honoured(int | str),
-    "do_convert_rgb": Honoured(bool),
-    "do_resize": Honoured(bool),
-    "do_rescale": Honoured(bool),
-    "do_normalize": Honoured(bool),
+    **PICTURES,
     "image_processor_type": Refused(
         "another image processor than SigLIP's",
         lambda value, _: str(value).startswith("SiglipImageProcessor"),
         "take the vision tower's own preprocessor_config.json",
     ),
-    "feature_extractor_type": NoEffect("image_processor_type says which processor it is"),
-    "do_pad": Refused("padded pictures, where VILA1.5 resizes them", (False,), "set it to false"),
-    "do_center_crop": Refused(
-        "cropped pictures, where VILA1.5 resizes them", (False,), "set it to false"
-    ),
     "crop_size": Refused("another size than that of `size`"),
+    "do_pad": Refused("padded pictures, where VILA1.5 resizes them", (False,), "set it to false"),
     "pad_size": NoEffect("do_pad decides, and must be false"),
-    "default_to_square": NoEffect("size gives height and width"),
-    "data_format": _FORMAT,
-    "input_data_format": _FORMAT,
-    "device": _FORMAT,
-    "return_tensors": _FORMAT,
-    "disable_grouping": _FORMAT,
-    "image_seq_length": _FORMAT,
-    "processor_class": _WRITER,
-    "_processor_class": _WRITER,
-    "auto_map": CONFIG["auto_map"],
 }
 """Those of vision_tower/preprocessor_config.json."""
 

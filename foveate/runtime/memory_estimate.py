@@ -89,7 +89,7 @@ class MemoryModel:
             model.heads,
             widths["vision"],
             widths["decoder"],
-            max((axis.per_token for axis in bundle.manifest.vision_axes.values()), default=1),
+            max((axis.per_token for axis in bundle.manifest.vision_axes.values()), default=0) or 1,
             token_bytes(model, dtype),
             scores,
             chunk,

@@ -37,7 +37,9 @@ def llama(vila_checkpoint: Path) -> LlamaForCausalLM:
 
 
 def noise(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    )
 
 
 def test_attention_and_relevance_are_their_definitions(

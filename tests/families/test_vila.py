@@ -196,6 +196,13 @@ def test_boxes_are_the_patches_that_a_token_is_made_of() -> None:
     assert make_family(**REAL).plan([noise(10, 10)]).boxes.max() == pytest.approx(378 / 384)
 
 
+def test_the_largest_run_is_told_in_patches(family: Vila) -> None:
+    for count, together in ((1, 1), (3, 3), (9, 5)):
+        visual = family.plan([noise(9, 9)] * count)
+        assert visual.largest_run(256) == together * 13**2
+    assert family.plan([]).largest_run(256) == 0
+
+
 def test_what_it_cannot_take_is_refused(family: Vila) -> None:
     assert family.limited(PixelLimits()) is family
     with pytest.raises(LimitError, match="54 x 54"):

@@ -323,7 +323,9 @@ def tokens_of(folder: Path) -> dict[str, str | None]:
 def test_a_picture_has_a_token_to_stand_for_it(vila_checkpoint: Path, tmp_path: Path) -> None:
     """The published tokenizer has no <image>: a reserved token does it, which nothing else writes."""
     reserved = "<|reserved_special_token_3|>"
-    assert tokens_of(vila_checkpoint) == {"bos": "<|begin_of_text|>", "image": reserved}
+    assert tokens_of(vila_checkpoint) == {
+        "bos": "<|begin_of_text|>", "eos": "<|eot_id|>", "image": reserved
+    }  # fmt: skip
     checkpoint = Checkpoint.open(vila_checkpoint)
     assert reserved in checkpoint.chat_template()
     assert "<image>" not in checkpoint.chat_template()
