@@ -96,7 +96,9 @@ def write_checkpoint(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" not in name:
-                weight.normal_(std=0.3 if "embed_tokens" in name else 0.15)
+                # Sharp attention, so that the answer hangs on what is seen.
+                sharp = name.endswith(("q_proj.weight", "k_proj.weight"))
+                weight.normal_(std=0.5 if sharp else 0.15)
     model.generation_config.update(eos_token_id=[eos], bos_token_id=None, do_sample=False)
     model.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)

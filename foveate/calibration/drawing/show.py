@@ -118,14 +118,16 @@ def sheet_entry(
         )
     attention = model.attention(question)
     relevance = _array(model.relevance(question, answer, mode))
+    competing = question.visual.candidates
 
     def ranked(name: str, meaning: str, scores: NDArray[Any], shown: NDArray[Any]) -> RankedTokens:
         kept = []
         for keep in keeps:
-            count = kept_count(keep, len(scores))
-            indices = top(scores, count)
+            count = kept_count(keep, int(competing.sum()))
+            indices = top(scores, count, competing)
             tokens = model.answer(question, indices)
-            shared = None if scores is relevance else float(overlap(scores, relevance, [count])[0])
+            ranked_alike = overlap(scores[competing], relevance[competing], [count])
+            shared = None if scores is relevance else float(ranked_alike[0])
             kept.append(KeptAnswer(keep, indices, model.text(tokens), tokens == answer, shared))
         return RankedTokens(name, meaning, shown, tuple(kept))
 

@@ -55,17 +55,24 @@ class AnswerCache:
         """Visual tokens N_v."""
         return self.answered.question.visual.tokens
 
+    @property
+    def candidates(self) -> NDArray[np.bool_]:
+        """Which of them may be dropped, bool [N_v]."""
+        return self.answered.question.visual.candidates
+
     def answer(self, ranking: Ranking, count: int) -> tuple[str | None, int]:
-        """Answer with `count` visual tokens.
+        """Answer with `count` of the visual tokens that may be dropped, and the others.
 
         Returns:
             The answer, or None where there are no scores or no pictures so small; and how many
             tokens it took.
         """
-        if count == self.total:
-            return self.full, count
+        competing = int(self.candidates.sum())
+        if count == competing:
+            return self.full, self.total
+        left = count + self.total - competing
         if ranking.scores is None:
-            return self._answer_shrunk(count)
+            return self._answer_shrunk(left)
         if ranking.name not in self._scores:
             found = ranking.scores(self.answered)
             if found is not None and not found.isfinite().all():
@@ -73,13 +80,13 @@ class AnswerCache:
             self._scores[ranking.name] = None if found is None else found.cpu().numpy()
         scores = self._scores[ranking.name]
         if scores is None:
-            return None, count
-        kept = top(scores, count)
+            return None, left
+        kept = top(scores, count, self.candidates)
         key = kept.tobytes()
         if key not in self._answers:
             model, question = self.answered.model, self.answered.question
             self._answers[key] = model.text(model.answer(question, kept, self.most))
-        return self._answers[key], count
+        return self._answers[key], left
 
     def _answer_shrunk(self, count: int) -> tuple[str | None, int]:
         """Answer with the pictures made so small that they give `count` tokens at most."""

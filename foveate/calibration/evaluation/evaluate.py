@@ -140,7 +140,8 @@ def judge(
         return replace(judged, unreadable=str(error))
     trials = []
     for ranking, keep in product(rankings, keeps):
-        answer, used = answers.answer(ranking, capped_count(keep, answers.total))
+        count = capped_count(keep, int(answers.candidates.sum()))
+        answer, used = answers.answer(ranking, count)
         trials.append(Trial(ranking.name, keep, answer, right(answer), used / answers.total))
     full = answers.full
     return replace(
@@ -149,7 +150,7 @@ def judge(
 
 
 def capped_count(keep: float | int, total: int) -> int:
-    """How many of `total` tokens a keep is; all of them for a count that is more."""
+    """How many of `total` tokens that may be dropped a keep leaves; all of them for a count that is more."""
     return total if isinstance(keep, int) and keep > total else kept_count(keep, total)
 
 

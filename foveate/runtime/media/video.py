@@ -214,7 +214,7 @@ def check_options(file: VideoFile) -> None:
 
 
 def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tuple[int, ...]:
-    """The frames to take of the film `name`: those on the screen at evenly spaced moments.
+    """The frames to take of the film `name`: those on the screen at evenly spaced moments, or evenly numbered.
 
     Raises:
         ImageError: Frames that the film does not have.
@@ -236,6 +236,8 @@ def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tu
             f"{count} frames were asked for; {name} has {there} there and "
             f"{rule.most} are taken at most"
         )
+    if rule.by_number:
+        return tuple(first + place * there // int(count) for place in range(int(count)))
     step = (end - begin) / count
     return tuple(times.on_screen(begin + place * step) for place in range(int(count)))
 
