@@ -65,8 +65,8 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
     relevance, kept = _token_maps(visual, index)
     small = to_rgb(picture, index + 1)
     original = small.resize(_panel_size(small), Image.Resampling.LANCZOS)
-    own = visual.picture == index
-    count = f"{int(own[visual.indices].sum())} of {int(own.sum())} tokens kept"
+    here = visual.picture == index
+    count = f"{int(here[visual.indices].sum())} of {int(here.sum())} tokens kept"
     number = f"picture {index + 1}: " if visual.pictures > 1 else ""
     panels = (
         (original, f"{number}{picture.width} x {picture.height} pixels"),
