@@ -42,6 +42,12 @@ _SCALES = NoEffect("s2 decides, and must be false")
 _NEWER = "a feature of later versions of VILA, which VILA1.5 does not have"
 _MARKS = "marks around each picture, which VILA1.5 does not have"
 
+
+def _within(length: Any, most: Any) -> bool:
+    """Whether a length is at most another; neither may be a number."""
+    return isinstance(length, int) and isinstance(most, int) and length <= most
+
+
 EARLIER: Table = {
     **CONFIG,
     "add_cross_attention": Refused("attention to an encoder for text", (False,)),
@@ -64,9 +70,7 @@ TEXT: Table = {
     "mlp_bias": Honoured(bool),
     "model_max_length": Refused(
         "a context longer than max_position_embeddings, for which VILA stretches the positions",
-        lambda value, held: (
-            isinstance(value, int) and value <= held.get("max_position_embeddings", 0)
-        ),
+        lambda value, held: _within(value, held.get("max_position_embeddings")),
         'write it into max_position_embeddings, and rope_scaling {"rope_type": "linear", "factor": …} '
         "beside it",
     ),

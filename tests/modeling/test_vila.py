@@ -1,5 +1,6 @@
 """VILA1.5's torch half: the published layout loaded, and each part against what it is built from."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, SiglipVisionModel
 
 from foveate.calibration.provenance import checkpoint_facts
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, UnsupportedFamilyError
 from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.families import torch_family
@@ -23,7 +24,9 @@ from foveate.modeling.vila import TorchVila, Vila
 from foveate.modeling.vila_projector import Projector
 from foveate.modeling.weight_files import check_weights
 from tests.checkpoints import change_json
-from tests.vila_checkpoints import META, write_vila
+from tests.modeling.reading import read_settings
+from tests.modeling.test_checkpoint import ODD
+from tests.vila_checkpoints import DUMPED, META, write_vila
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -287,6 +290,55 @@ def test_what_vila_has_in_other_versions_is_refused_by_field(folder: Path, name:
     (file, change), words = REFUSED[name]
     change_json(folder / file, change)
     refused(folder, *words)
+
+
+FILES = (
+    "config.json",
+    "llm/config.json",
+    "llm/generation_config.json",
+    "llm/tokenizer_config.json",
+    "vision_tower/config.json",
+    "vision_tower/preprocessor_config.json",
+    "mm_projector/config.json",
+)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_odd_values_in_every_field_are_taken_or_named(folder: Path, file: str) -> None:
+    """Read as an export reads them before it loads the weights."""
+    whole = json.loads((folder / file).read_text())
+    outcomes = []
+    own = [field for field in whole if field not in DUMPED or field == "tie_word_embeddings"]
+    for field, value in itertools.product(own, ODD):
+        (folder / file).write_text(json.dumps({**whole, field: value}))
+        try:
+            read_settings(folder).tokenizer()
+        except (CheckpointError, UnsupportedFamilyError) as error:
+            outcomes.append(False)
+            assert "mine" in str(error)
+        else:
+            outcomes.append(True)
+    assert 0 < sum(outcomes) < len(outcomes)
+
+
+@pytest.mark.parametrize("file", [*FILES, "llm/tokenizer.json", "mm_projector/model.safetensors"])
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"null", b"\xff\xfe", None])
+def test_a_file_that_is_something_else_is_read_or_named(
+    folder: Path, file: str, junk: bytes | None
+) -> None:
+    if junk is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(junk)
+    try:
+        checkpoint = read_settings(folder)
+        checkpoint.chat_template()
+        check_weights(checkpoint)
+    except CheckpointError as error:
+        assert "mine" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert junk is None
 
 
 def test_other_kinds_of_llama_are_honoured(tmp_path: Path) -> None:
