@@ -58,7 +58,7 @@ def write_vila(
     heads: int = 4,
     kv_heads: int = 2,
     vision_width: int = 32,
-    vision_depth: int = 3,
+    vision_depth: int = 2,
     vision_heads: int = 2,
     projector: str = "mlp_downsample",
     image_token: bool = False,

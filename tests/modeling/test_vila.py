@@ -172,7 +172,7 @@ def test_the_parts_are_those_of_transformers(vila_checkpoint: Path, model: Vila)
     tower = SiglipVisionModel.from_pretrained(vila_checkpoint / "vision_tower", **options)
     pixels = torch.randn(2, 3, 54, 54)
     states = tower(pixels, output_hidden_states=True).hidden_states
-    assert len(states) == 4
+    assert len(states) == 3
     assert torch.equal(model(pixels), model.projector(states[-2]).flatten(0, 1))
     llm = LlamaForCausalLM.from_pretrained(vila_checkpoint / "llm", **options)
     ids = torch.randint(0, 300, (1, 20))
@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[tuple[str, Change], tuple[str, ...]]] = {
     "dynamic scales": (root(dynamic_s2=True), ("dynamic_s2",)),
     "marks": (root(mm_use_im_start_end=True), ("mm_use_im_start_end",)),
     "without the first": (root(mm_vision_select_feature="patch"), ("mm_vision_select_feature",)),
-    "no such layer": (root(mm_vision_select_layer=-5), ("mm_vision_select_layer is -5", "3 layers")),
+    "no such layer": (root(mm_vision_select_layer=-5), ("mm_vision_select_layer is -5", "2 layers")),
     "another resolution": (root(vision_resolution=448), ("vision_resolution",)),
     "time tokens": (root(num_time_tokens=100), ("num_time_tokens",)),
     "an encoder": (root(video_encoder={"_target_": "TSPVideoEncoder"}), ("video_encoder",)),
