@@ -108,6 +108,30 @@ def contrib_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def llava_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA-OneVision checkpoint of tiles of 13 x 13 patches."""
+    from tests.llava_onevision import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("llava") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def llava_bundle(llava_checkpoint: Path) -> Bundle:
+    """Its fp32 bundle; tests must not write in it."""
+    from tests.exported import export_tiny
+
+    return export_tiny(llava_checkpoint, llava_checkpoint.parent / "bundle")
+
+
+@pytest.fixture(scope="session")
+def llava_contrib_bundle(llava_checkpoint: Path) -> Bundle:
+    """Its fp32 bundle of contrib operators; tests must not write in it."""
+    from tests.exported import export_tiny
+
+    return export_tiny(llava_checkpoint, llava_checkpoint.parent / "contrib", operators="contrib")
+
+
+@pytest.fixture(scope="session")
 def quantized_bundles(
     nano_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Bundle]:

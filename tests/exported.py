@@ -16,9 +16,9 @@ from tests.quantized import quantize_bundle, write_records
 PICTURE = NANO / "samples" / "scene-77-00000.png"
 
 
-def export_tiny(checkpoint: Path, target: Path) -> Bundle:
+def export_tiny(checkpoint: Path, target: Path, **options: Any) -> Bundle:
     """A small checkpoint's fp32 bundle."""
-    return export(checkpoint, target)
+    return export(checkpoint, target, ExportOptions(**options))
 
 
 def export_half(checkpoint: Path, target: Path) -> Bundle:

@@ -152,9 +152,10 @@ class Processor(LlavaOnevisionProcessor):
 
 @dataclass(slots=True)
 class Request:
-    """A request as transformers' own processor prepares it, and its visual tokens."""
+    """A request as transformers' own processor prepares it, its frames, and its visual tokens."""
 
     inputs: dict[str, Tensor]
+    videos: list[Tensor]
     visual: NDArray[np.int64]
     visual_embeds: Tensor
 
@@ -226,7 +227,7 @@ class Reference:
             [torch.empty(0, model.config.text_config.hidden_size), *(r for _, r in found)]
         )
         order = np.argsort(places)
-        return Request(inputs, places[order], rows[torch.from_numpy(order)])
+        return Request(inputs, videos, places[order], rows[torch.from_numpy(order)])
 
     @torch.no_grad()
     def generate(self, request: Request, most: int) -> list[int]:

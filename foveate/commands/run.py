@@ -233,8 +233,9 @@ def describe_answer(answer: Answer) -> str:
             f"the deadline passed before the first token, in {duration(timing.total)}\n({stages})"
         )
     ending = ENDINGS.get(answer.finish_reason, "")
+    always = f" ({visual.always} of them always)" if visual.always else ""
     return (
-        f"kept {visual.kept} of {visual.total} visual tokens; first token after "
+        f"kept {visual.kept} of {visual.total} visual tokens{always}; first token after "
         f"{duration(timing.first_token)}, {plural(len(answer.token_ids), 'token')}{ending} in "
         f"{duration(timing.total)}\n({stages}; KV cache {size(answer.cache_bytes)})"
     )

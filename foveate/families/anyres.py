@@ -131,10 +131,15 @@ class Canvas:
         """How many tiles there are."""
         return self.down * self.across
 
+    @property
+    def size(self) -> Size:
+        """Its height and width in pixels."""
+        return self.down * self.tiles.side, self.across * self.tiles.side
+
     def cut(self, picture: Image.Image) -> NDArray[np.uint8]:
         """The tiles uint8 [count, side, side, 3] of a picture in RGB, black around it, in the order of rows."""
         side, (height, width) = self.tiles.side, self.resized
-        high, wide = self.down * side, self.across * side
+        high, wide = self.size
         top, left = (high - height) // 2, (wide - width) // 2
         canvas = np.zeros((high, wide, 3), np.uint8)
         resized = resize_bicubic(picture, height, width)
@@ -180,8 +185,7 @@ class Canvas:
     def boxes(self, most: int) -> NDArray[np.float32]:
         """The part of the picture that each token that is left shows, float32 [N, 4]."""
         edges: list[Edges] = []
-        sides = (self.down * self.tiles.side, self.across * self.tiles.side)
-        both = zip(self.span(), self.shape(most), sides, self.resized, strict=True)
+        both = zip(self.span(), self.shape(most), self.size, self.resized, strict=True)
         for span, count, side, inside in both:
             places = np.linspace(span.start, span.stop, count + 1)
             edges.append(Edges((side - inside) // 2, inside, places))

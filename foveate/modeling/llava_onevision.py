@@ -124,7 +124,16 @@ class TorchLlavaOnevision:
 
     def encode(self, model: Model, visual: VisualInput) -> Tensor:
         """Visual tokens E_v [N_v, H]."""
-        return self.encode_processed(model, self.processed(model, visual))
+        assert isinstance(visual, TiledInput)
+        canvas = next((one.canvas for one in visual.shown if one.canvas is not None), None)
+        own = model.config.image_grid_pinpoints
+        if canvas is not None:
+            # transformers chooses among them once more, where a request's limits left fewer.
+            model.config.image_grid_pinpoints = [list(canvas.size)]
+        try:
+            return self.encode_processed(model, self.processed(model, visual))
+        finally:
+            model.config.image_grid_pinpoints = own
 
     def encode_processed(self, model: Model, processed: Processed) -> Tensor:
         """Visual tokens E_v [N_v, H] of what `processed` gave, in the order of pictures and videos."""

@@ -32,7 +32,6 @@ from tests.llava_onevision import (
     noise,
     pinpoints,
     train_tokenizer,
-    write_checkpoint,
 )
 
 REAL = 384
@@ -43,9 +42,9 @@ QUESTION = "What can be seen?"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(llava_checkpoint: Path) -> Path:
     """A random checkpoint of tiles of 13 x 13 patches."""
-    return write_checkpoint(tmp_path_factory.mktemp("llava") / "checkpoint")
+    return llava_checkpoint
 
 
 @pytest.fixture(scope="module")
