@@ -10,6 +10,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.vila import TorchVila, Vila
+
 CONTROL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -187,6 +190,11 @@ def write_vila(
     )
     write_weights(folder, text, tower, between, shards=shards, seed=seed)
     return folder
+
+
+def load_vila(folder: Path, dtype: torch.dtype = torch.float32) -> Vila:
+    """A checkpoint's model."""
+    return TorchVila().load(Checkpoint.open(folder), dtype, "eager")
 
 
 def write_weights(

@@ -226,7 +226,7 @@ def _checked_part(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     whole = checkpoint.shown(CONFIG_FILE)
     copy = read_as(dict[str, Any], checkpoint.config.get(copied) or {}, f"{whole}: {copied}")
     check_fields(copy, table, whole, copied)
-    for field in (table.keys() - CONFIG.keys()) & copy.keys():
+    for field in sorted((table.keys() - CONFIG.keys()) & copy.keys()):
         if isinstance(table[field], Honoured) and copy[field] not in (None, own.get(field)):
             raise CheckpointError(
                 f"{whole}: {copied}.{field} is {brief(copy[field])}, and in {file}, which goes before it, "
