@@ -190,6 +190,8 @@ class TorchVila:
     def encode_processed(self, model: Vila, processed: Processed) -> Tensor:
         """Visual tokens E_v [N_v, H] of normalised pictures float32 [N, 3, side, side]."""
         pixels = torch.from_numpy(processed["pixel_values"]).to(model.device, model.dtype)
+        if not len(pixels):
+            return pixels.new_empty(0, model.llm.config.hidden_size)
         tokens: Tensor = model(pixels)
         return tokens
 
@@ -200,9 +202,9 @@ class TorchVila:
 
     def processed(self, model: Vila, visual: VisualInput) -> Processed:
         """Prepared pictures and frames as transformers' image processor would give them."""
-        return {
-            "pixel_values": np.concatenate([one.inputs["pixel_values"] for one in visual.calls])
-        }
+        side = int(model.tower.config.image_size)
+        calls = [call.inputs["pixel_values"] for call in visual.calls]
+        return {"pixel_values": np.concatenate([np.empty((0, 3, side, side), np.float32), *calls])}
 
     def vision_module(self, model: Vila) -> VisionModule:
         """The vision tower and the projector over any number of pictures."""

@@ -63,6 +63,14 @@ def test_attention_and_relevance_are_their_definitions(
         assert close(vila.relevance(question, said, mode), whole[prompt.visual_index])
 
 
+def test_text_alone_is_answered(vila: TorchModel, llama: LlamaForCausalLM) -> None:
+    question = vila.prepare(QUESTION, [])
+    assert question.visual.tokens == 0
+    with torch.no_grad():
+        logits = llama(torch.from_numpy(question.prompt.token_ids)[None]).logits[0, -1]
+    assert vila.answer(question, most=1) == [int(logits.argmax())]
+
+
 def test_pictures_cannot_be_made_smaller(vila: TorchModel) -> None:
     """A picture has as many tokens whatever its size: to have fewer is refused, not answered wrongly."""
     assert vila.prepare(QUESTION, [noise(1)], [EACH]).visual.tokens == EACH
