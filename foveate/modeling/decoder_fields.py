@@ -1,7 +1,9 @@
 """What becomes of each field of the configuration of a decoder like Qwen2's."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from foveate.errors import CheckpointError
 from foveate.modeling.common_fields import CONFIG
 from foveate.modeling.fields import Count, Factor, Honoured, NoEffect, Refused, Table
 
@@ -36,3 +38,21 @@ DECODER: Table = {
     "max_window_layers": _WINDOW,
 }
 """Those of text_config."""
+
+
+def check_heads(section: Mapping[str, Any], place: str) -> None:
+    """Refuse a hidden size that does not divide into attention heads.
+
+    Args:
+        section: A part of config.json.
+        place: The file and the part.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    hidden, heads = section.get("hidden_size"), section.get("num_attention_heads")
+    if hidden and heads and hidden % heads:
+        raise CheckpointError(
+            f"{place}: hidden_size is {hidden}, which {heads} heads (num_attention_heads) do not "
+            "divide; correct it"
+        )

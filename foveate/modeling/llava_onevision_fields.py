@@ -6,7 +6,7 @@ from foveate.errors import CheckpointError
 from foveate.families.pixels import image_section
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.common_fields import CONFIG
-from foveate.modeling.decoder_fields import DECODER
+from foveate.modeling.decoder_fields import DECODER, check_heads
 from foveate.modeling.fields import (
     Count,
     Honoured,
@@ -78,8 +78,17 @@ def check_settings(checkpoint: Checkpoint) -> None:
                 f"{file}: {part}.model_type is {brief(kind)}, and Foveate has {_TYPES[part]} there; "
                 "give a checkpoint that has it"
             )
-    text = config.get("text_config") or {}
+    text, vision = (config.get(part) or {} for part in _TYPES)
     read_rope(text, f"{file}: text_config")
+    if text.get("head_dim") is None:
+        check_heads(text, f"{file}: text_config")
+    check_heads(vision, f"{file}: vision_config")
+    layer, layers = config.get("vision_feature_layer", -1), vision.get("num_hidden_layers", 26)
+    if not -layers - 1 <= layer <= layers:
+        raise CheckpointError(
+            f"{file}: vision_feature_layer is {layer}, and vision_config has {layers} layers; give one "
+            f"from {-layers - 1} to {layers}"
+        )
     found, images = image_section(checkpoint.root)
     check_fields(images, IMAGES, str(found))
     _check_processor(checkpoint)

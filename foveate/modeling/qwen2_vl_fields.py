@@ -6,7 +6,7 @@ from foveate.errors import CheckpointError
 from foveate.families.pixels import image_section
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.common_fields import CONFIG
-from foveate.modeling.decoder_fields import DECODER
+from foveate.modeling.decoder_fields import DECODER, check_heads
 from foveate.modeling.fields import (
     Count,
     Factor,
@@ -123,13 +123,9 @@ def check_settings(checkpoint: Checkpoint) -> None:
         vision.get("rope_parameters") or {}, VISION_ROPE, file, "vision_config.rope_parameters"
     )
     where, rope = read_rope(text, place)
+    check_heads(text, place)
     hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
     if hidden and heads:
-        if hidden % heads:
-            raise CheckpointError(
-                f"{place}: hidden_size is {hidden}, which {heads} heads (num_attention_heads) do not "
-                "divide; correct it"
-            )
         check_sections(rope, where, USUAL_SECTIONS, AXES, hidden // heads // 2)
     image = image_section(checkpoint.root)
     check_fields(image[1], IMAGES, str(image[0]))

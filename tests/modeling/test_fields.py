@@ -7,10 +7,15 @@ import pytest
 from transformers import (
     GenerationConfig,
     LlamaConfig,
+    LlavaOnevisionConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen2VLConfig,
     SiglipVisionConfig,
+)
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.qwen2_vl.configuration_qwen2_vl import (
     Qwen2VLTextConfig,
@@ -20,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.errors import CheckpointError
+from foveate.modeling import llava_onevision_fields as llava
 from foveate.modeling import vila_fields
 from foveate.modeling.common_fields import TOKENIZER
 from foveate.modeling.fields import Honoured, NoEffect, Refused, Table, check_fields
@@ -54,7 +60,7 @@ def config_fields(kind: type[PreTrainedConfig]) -> set[str]:
     return {*kind().to_dict(), *(field.name for field in dataclasses.fields(kind))}
 
 
-def processor_fields(kind: Any = Qwen2VLImageProcessorPil) -> set[str]:
+def processor_fields(kind: Any) -> set[str]:
     """The settings of an image processor, of its own class and all above it."""
     return {*kind.valid_kwargs.__annotations__, *kind().to_dict()}
 
@@ -72,7 +78,13 @@ CLASSES: dict[str, tuple[Table, set[str]]] = {
     "Qwen2VLConfig": (ROOT, config_fields(Qwen2VLConfig)),
     "Qwen2VLTextConfig": (TEXT, config_fields(Qwen2VLTextConfig)),
     "Qwen2VLVisionConfig": (VISION, config_fields(Qwen2VLVisionConfig)),
-    "Qwen2VLImageProcessorPil": (IMAGES, processor_fields()),
+    "Qwen2VLImageProcessorPil": (IMAGES, processor_fields(Qwen2VLImageProcessorPil)),
+    "LlavaOnevisionConfig": (llava.ROOT, config_fields(LlavaOnevisionConfig)),
+    "Qwen2Config": (llava.TEXT, config_fields(Qwen2Config)),
+    "LlavaOnevisionImageProcessorPil": (
+        llava.IMAGES,
+        processor_fields(LlavaOnevisionImageProcessorPil),
+    ),
     "SiglipVisionConfig": (SIGLIP, config_fields(SiglipVisionConfig)),
     "LlamaConfig": (vila_fields.TEXT, config_fields(LlamaConfig)),
     "SiglipVisionConfig of VILA": (vila_fields.VISION, config_fields(SiglipVisionConfig)),
@@ -132,6 +144,7 @@ def test_values_of_another_kind_are_refused_by_name(value: object) -> None:
         (GENERATION, "repetition_penalty"), (GENERATION, "max_new_tokens"), (TEXT, "num_hidden_layers"),
         (TEXT, "rms_norm_eps"), (VISION, "patch_size"), (IMAGES, "max_pixels"),
         (GENERATION, "bad_words_ids"), (ROOT, "image_token_id"), (ROOT, "vision_config"),
+        (llava.ROOT, "image_token_index"), (SIGLIP, "patch_size"), (llava.TEXT, "head_dim"),
     ):  # fmt: skip
         if (field, value) in (("bad_words_ids", []), ("vision_config", {})):
             continue
