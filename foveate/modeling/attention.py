@@ -71,7 +71,7 @@ def blockwise_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     _, attended = scan(attend, torch.zeros(1), stacked)
     attended = attended.permute(1, 2, 0, 3, 4).reshape(count, heads, blocks * rows, width)
-    found: Tensor = attended[:, :, :length]
+    found: Tensor = attended.narrow(2, 0, length)
     return found
 
 
