@@ -145,7 +145,8 @@ class Canvas:
         resized = resize_bicubic(picture, height, width)
         canvas[top : top + height, left : left + width] = np.asarray(resized)
         cut = canvas.reshape(self.down, side, self.across, side, 3).swapaxes(1, 2)
-        return cut.reshape(-1, side, side, 3)
+        tiles: NDArray[np.uint8] = cut.reshape(-1, side, side, 3)
+        return tiles
 
     def span(self) -> tuple[slice, slice]:
         """The rows and columns of the canvas's patches that are not all padding, as the reference has them."""
