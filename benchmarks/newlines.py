@@ -10,38 +10,30 @@ import argparse
 import json
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from foveate.calibration.evaluation.answer_cache import AnswerCache
-
 from foveate.calibration.answers import is_right
 from foveate.calibration.dataset import read_records
-from foveate.calibration.evaluation.evaluate import capped_count, parse_keeps
-from foveate.calibration.evaluation.rankings import Ranking, find_rankings
+from foveate.calibration.evaluation.checkpoint import CheckpointScene, LoadedCheckpoint
+from foveate.calibration.evaluation.rankings import find_rankings
+from foveate.calibration.evaluation.ways import kept_tokens, parse_keeps
+from foveate.calibration.ranking import top
 from foveate.calibration.torch_model import TorchModel
 
 WAYS = ("always kept", "competing")
 
 
-def competing(cache: AnswerCache) -> AnswerCache:
-    """The same record, of which every visual token may be dropped."""
-    question = cache.answered.question
-    visual = replace(question.visual, candidates=np.ones(question.visual.tokens, np.bool_))
-    answered = replace(cache.answered, question=replace(question, visual=visual))
-    return AnswerCache(answered, cache.full, cache.media, cache.text, cache.most)
-
-
-def judged(cache: AnswerCache, ranking: Ranking, keep: float | int) -> dict[str, str | None]:
-    """The answers of both ways from equally many tokens."""
-    count = capped_count(keep, int(cache.candidates.sum()))
-    more = cache.total - int(cache.candidates.sum())
-    asked = {WAYS[0]: (cache, count), WAYS[1]: (competing(cache), count + more)}
-    return {way: one.answer(ranking, number)[0] for way, (one, number) in asked.items()}
+def both(
+    scene: CheckpointScene, keep: float | int, scores: NDArray[np.floating]
+) -> list[NDArray[np.int64]]:
+    """What both ways keep of a scene's tokens, equally many."""
+    always = kept_tokens(scene.visual, keep, scores)
+    return [always, top(scores, len(always))]
 
 
 def main() -> None:
@@ -58,18 +50,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = TorchModel.load(options.checkpoint, options.dtype, options.device)
+    rankings = {one.name: one for one in find_rankings([options.rank])}
+    subject = LoadedCheckpoint(model, rankings, 64, len(WAYS))
     records = read_records(options.data)[: options.limit]
     right: Counter[tuple[str, str, str]] = Counter()
     always = total = 0
     for record in records:
-        cache = AnswerCache.of(model, record, 64)
-        always += cache.total - int(cache.candidates.sum())
-        total += cache.total
-        for ranking in find_rankings([options.rank]):
-            for keep in parse_keeps(options.keep):
-                for way, answer in judged(cache, ranking, keep).items():
-                    correct = answer is not None and is_right(answer, record.answers, options.rule)
-                    right[ranking.name, str(keep), way] += correct
+        scene = subject.open(record)
+        always += int((~scene.visual.candidates).sum())
+        total += scene.visual.tokens
+        for ranking in rankings:
+            scores = scene.scores(ranking, record.question)
+            for keep in () if scores is None else parse_keeps(options.keep):
+                texts = scene.answers(record.question, both(scene, keep, scores))
+                for way, text in zip(WAYS, texts, strict=True):
+                    correct = is_right(text, record.answers, options.rule)
+                    right[ranking, str(keep), way] += correct
     rows: list[dict[str, Any]] = [
         {"ranking": ranking, "keep": keep, "way": way, "right": count}
         for (ranking, keep, way), count in right.items()

@@ -251,7 +251,7 @@ def write_texts(
 ) -> dict[str, str]:
     """Write what is copied from elsewhere; file names by role."""
     contents = {
-        "tokenizer.json": tokenizer_bytes(checkpoint.root, tokenizer),
+        "tokenizer.json": tokenizer_bytes(checkpoint.text_root, tokenizer),
         "chat_template.jinja": checkpoint.chat_template().encode(),
     }
     if attention_words(options.compressor) is None:
@@ -272,7 +272,8 @@ def describe(
 ) -> Manifest:
     """What the manifest says before there are graphs."""
     facts = torch_half.facts(model)
-    check_rows(tokenizer, facts.vocabulary, checkpoint.shown("tokenizer.json"))
+    file = checkpoint.shown(checkpoint.beside_text("tokenizer.json"))
+    check_rows(tokenizer, facts.vocabulary, file)
     tools = {name: version(name) for name in TOOLS}
     return Manifest(
         family=checkpoint.family,

@@ -227,11 +227,37 @@ class Prompt:
         return np.searchsorted(self.text_index, self.instruction_index)
 
 
+def own_template(own: str | None, tokenizer: Callable[[], Tokenizer]) -> str | None:
+    """The chat template that a checkpoint holds, as it is."""
+    return own
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointForm:
+    """How a family's checkpoints are laid out, and what they leave to the program that runs them.
+
+    Attributes:
+        text: The folder inside the checkpoint's that has the tokenizer, the chat template and
+            generation_config.json; "" is the checkpoint's own.
+        weights: The folders inside it that have weights, each with its config.json.
+        template: Gives the chat template to use, or None where there is none, by the one that the
+            checkpoint holds, or None, and what reads its tokenizer.
+        ends: Texts of tokens that end an answer whatever the checkpoint's settings say, where its
+            tokenizer has them.
+    """
+
+    text: str = ""
+    weights: tuple[str, ...] = ("",)
+    template: Callable[[str | None, Callable[[], Tokenizer]], str | None] = own_template
+    ends: tuple[str, ...] = ()
+
+
 class Family(Protocol):
     """One family of multimodal language models, set up with what one bundle holds."""
 
     name: str
     model_types: ClassVar[tuple[str, ...]]
+    form: ClassVar[CheckpointForm]
 
     def __init__(
         self,

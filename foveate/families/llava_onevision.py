@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from foveate.errors import ImageError, LimitError
 from foveate.families.anyres import Canvas, Edges, Size, TileGrid, grid_boxes
 from foveate.families.base import (
+    CheckpointForm,
     FrameRule,
     Medium,
     Message,
@@ -100,6 +101,7 @@ class LlavaOnevision:
 
     name: str = "llava_onevision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    form: ClassVar[CheckpointForm] = CheckpointForm()
 
     __slots__ = ("_layout", "_levels", "_tiles", "_videos", "settings")
 

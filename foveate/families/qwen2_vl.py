@@ -12,6 +12,7 @@ from PIL.Image import Image
 from tokenizers import Tokenizer
 
 from foveate.families.base import (
+    CheckpointForm,
     FrameRule,
     Medium,
     Message,
@@ -44,6 +45,7 @@ class Qwen2VL:
 
     name: str = "qwen2_vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    form: ClassVar[CheckpointForm] = CheckpointForm()
 
     __slots__ = ("_layout", "_pixels")
 

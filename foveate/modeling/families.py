@@ -9,6 +9,7 @@ from foveate.modeling.base import TorchFamily
 _FAMILIES = {
     "llava_onevision": ("foveate.modeling.llava_onevision", "TorchLlavaOnevision"),
     "qwen2_vl": ("foveate.modeling.qwen2_vl", "TorchQwen2VL"),
+    "vila": ("foveate.modeling.vila", "TorchVila"),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from transformers import (
     GenerationConfig,
+    LlamaConfig,
     LlavaOnevisionConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -21,9 +22,11 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import (
     Qwen2VLVisionConfig,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.errors import CheckpointError
 from foveate.modeling import llava_onevision_fields as llava
+from foveate.modeling import vila_fields
 from foveate.modeling.common_fields import TOKENIZER
 from foveate.modeling.fields import Honoured, NoEffect, Refused, Table, check_fields
 from foveate.modeling.generation_fields import GENERATION
@@ -83,6 +86,11 @@ CLASSES: dict[str, tuple[Table, set[str]]] = {
         processor_fields(LlavaOnevisionImageProcessorPil),
     ),
     "SiglipVisionConfig": (SIGLIP, config_fields(SiglipVisionConfig)),
+    "LlamaConfig": (vila_fields.TEXT, config_fields(LlamaConfig)),
+    "SiglipVisionConfig of VILA": (vila_fields.VISION, config_fields(SiglipVisionConfig)),
+    "SiglipImageProcessorPil": (vila_fields.IMAGES, processor_fields(SiglipImageProcessorPil)),
+    "VILA's own": (vila_fields.ROOT, config_fields(PreTrainedConfig)),
+    "VILA's projector": (vila_fields.PROJECTION, config_fields(PreTrainedConfig)),
     "PreTrainedTokenizerFast": (TOKENIZER, tokenizer_fields()),
 }
 
@@ -124,8 +132,7 @@ def test_contrastive_search_is_only_what_transformers_calls_so() -> None:
     [("colour", "blue"), ("flag", False), ("number", 0), ("per_layer_config", [{"a": 1}])],
 )
 def test_an_unknown_field_is_refused_by_name(field: str, value: object) -> None:
-    own = (llava.ROOT, llava.TEXT, llava.IMAGES, SIGLIP)
-    for table in (GENERATION, ROOT, TEXT, VISION, IMAGES, TOKENIZER, *own):
+    for table, _ in CLASSES.values():
         with pytest.raises(CheckpointError, match=rf"text_config\.{field} is .*does not know"):
             check_fields({field: value}, table, FILE, "text_config")
         check_fields({field: None, "other": []}, table, FILE)

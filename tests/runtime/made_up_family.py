@@ -26,6 +26,7 @@ from foveate.errors import ImageError
 from foveate.export.gather_visual import gather_visual
 from foveate.families.base import (
     Call,
+    CheckpointForm,
     FrameRule,
     Medium,
     Message,
@@ -58,6 +59,7 @@ class MadeUp:
 
     name = NAME
     model_types: ClassVar[tuple[str, ...]] = (NAME,)
+    form: ClassVar[CheckpointForm] = CheckpointForm()
 
     def __init__(
         self,
