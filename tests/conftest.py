@@ -77,6 +77,22 @@ def half_bundle(tiny_checkpoint: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def vila_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random VILA1.5 checkpoint of two layers, whose pictures are 13 x 13 patches; not to be written in."""
+    from tests.vila_checkpoints import write_vila
+
+    return write_vila(tmp_path_factory.mktemp("vila") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def vila_bundle(vila_checkpoint: Path) -> Bundle:
+    """Its fp32 bundle; tests must not write in it."""
+    from tests.exported import export_tiny
+
+    return export_tiny(vila_checkpoint, vila_checkpoint.parent / "bundle")
+
+
+@pytest.fixture(scope="session")
 def verb_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> VerbExport:
     """The random checkpoint exported by the verb, with all it can do; tests must not write in it."""
     from tests.exported import export_by_the_verb
@@ -98,6 +114,30 @@ def contrib_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from tests.exported import export_nano
 
     return export_nano(tmp_path_factory.mktemp("contrib") / "bundle", operators="contrib")
+
+
+@pytest.fixture(scope="session")
+def llava_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA-OneVision checkpoint of tiles of 13 x 13 patches."""
+    from tests.llava_onevision import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("llava") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def llava_bundle(llava_checkpoint: Path) -> Bundle:
+    """Its fp32 bundle; tests must not write in it."""
+    from tests.exported import export_tiny
+
+    return export_tiny(llava_checkpoint, llava_checkpoint.parent / "bundle")
+
+
+@pytest.fixture(scope="session")
+def llava_contrib_bundle(llava_checkpoint: Path) -> Bundle:
+    """Its fp32 bundle of contrib operators; tests must not write in it."""
+    from tests.exported import export_tiny
+
+    return export_tiny(llava_checkpoint, llava_checkpoint.parent / "contrib", operators="contrib")
 
 
 @pytest.fixture(scope="session")

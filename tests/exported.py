@@ -18,9 +18,9 @@ AUTO_KEEP = AutoKeep(share=0.4, least=0.05, most=0.5)
 PICTURE = NANO / "samples" / "scene-77-00000.png"
 
 
-def export_tiny(checkpoint: Path, target: Path) -> Bundle:
+def export_tiny(checkpoint: Path, target: Path, **options: Any) -> Bundle:
     """A small checkpoint's fp32 bundle."""
-    return export(checkpoint, target)
+    return export(checkpoint, target, ExportOptions(**options))
 
 
 def export_half(checkpoint: Path, target: Path) -> Bundle:

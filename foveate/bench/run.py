@@ -119,7 +119,7 @@ def bench(bundle: Path, options: BenchOptions, progress: Progress = lambda stage
     with Pipeline.load(bundle, backend=options.backend, device=device) as pipe:
         pipe.check_batch(max(options.batches))
         loaded = read()
-        family = read_family(pipe.bundle, read_tokenizer(pipe.bundle))
+        family = read_family(pipe.bundle, read_tokenizer(pipe.bundle), levels=False)
         works = [Work.of(family, scene, options.prompt) for scene in options.scenes]
         progress("warm-up")
         peaks: dict[int, int | None] = {}

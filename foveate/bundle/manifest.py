@@ -13,6 +13,9 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 EMBEDDINGS = "embeddings"
 """The role of the embedding table."""
+GATHER, ROWS = "gather_visual", "rows"
+"""The role of the graph that sums the vision graph's rows to visual tokens, which some families have, and
+its axis that counts those rows."""
 CONTRIB_SUFFIX = ".contrib.onnx"
 """How the path of a graph of contrib operators ends, and of no other graph."""
 

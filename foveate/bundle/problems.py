@@ -8,6 +8,7 @@ from foveate.bundle.generation import generation_problems
 from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
     EMBEDDINGS,
+    GATHER,
     MANIFEST,
     CompressorFacts,
     EngineVariant,
@@ -140,7 +141,9 @@ def _graph_problems(manifest: Manifest) -> Iterator[str]:
             if len({tensor.name for tensor in tensors}) < len(tensors):
                 yield f"the graph {role!r} names a tensor twice"
     if vision := manifest.graphs.get("vision"):
-        known = {axis for tensor in (*vision.inputs, *vision.outputs) for axis in tensor.shape}
+        graphs = [vision, *([manifest.graphs[GATHER]] if GATHER in manifest.graphs else [])]
+        tensors = [tensor for graph in graphs for tensor in (*graph.inputs, *graph.outputs)]
+        known = {axis for tensor in tensors for axis in tensor.shape}
         for axis in manifest.vision_axes:
             if axis not in known:
                 yield f"'vision_axes' names '{short(axis)}', which is no axis of the graph 'vision'"

@@ -19,8 +19,14 @@ def checkpoint_facts(source: str) -> dict[str, Any]:
         CheckpointError: No checkpoint that can be read.
     """
     checkpoint = Checkpoint.open(source)
-    paths = {path for pattern in CHECKPOINT_FILES for path in checkpoint.root.glob(pattern)}
-    lines = [f"{file_digest(path)}  {path.name}\n" for path in sorted(paths)]
+    root, form = checkpoint.root, checkpoint.form
+    folders = {root, *(root / folder for folder in (form.text, *form.weights))}
+    paths = {
+        path for folder in folders for pattern in CHECKPOINT_FILES for path in folder.glob(pattern)
+    }
+    lines = [
+        f"{file_digest(path)}  {path.relative_to(root).as_posix()}\n" for path in sorted(paths)
+    ]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return {"checkpoint": checkpoint.name, "checkpoint_sha256": digest, "family": checkpoint.family}
 

@@ -11,17 +11,24 @@ RATIOS = (0.5, 0.25, 0.1)
 """The shares of tokens kept for which overlaps are given."""
 
 
-def top(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+def top(
+    scores: NDArray[np.floating], count: int, candidates: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
     """Find the `count` highest scores; of equal ones the first.
 
     Args:
         scores: [N_v], not NaN.
-        count: At most N_v.
+        count: At most N_v, or as many as there are candidates.
+        candidates: bool [N_v], which compete; the others are found too, and are not counted. None is all.
 
     Returns:
-        int64 [count], their ordinals, ascending.
+        int64, their ordinals, ascending.
     """
-    return np.flatnonzero(_ranks(scores) < count).astype(np.int64)
+    if candidates is None:
+        candidates = np.ones(len(scores), np.bool_)
+    found = ~candidates
+    found[candidates] = _ranks(scores[candidates]) < count
+    return np.flatnonzero(found).astype(np.int64)
 
 
 def overlap(

@@ -133,7 +133,12 @@ class TorchModel:
             ImageError: A picture that the family cannot take, or a video that is to be made smaller.
         """
         visual = self.family.prepare(media) if most is None else self.family.shrink(media, most)
-        return EncodedPictures(tuple(media), visual, self._torch_half.encode(self._model, visual))
+        half, model = self._torch_half, self._model
+        if visual.pooled:
+            embeds = _summed(half.features(model, visual), visual)
+        else:
+            embeds = half.encode(model, visual)
+        return EncodedPictures(tuple(media), visual, embeds)
 
     @torch.no_grad()
     def ask(self, question: str, pictures: EncodedPictures) -> PreparedQuestion:
@@ -220,3 +225,13 @@ class TorchModel:
     def _sent(self, values: NDArray[np.int64]) -> Tensor:
         """Values on the device."""
         return torch.from_numpy(values).to(self.device)
+
+
+def _summed(features: Tensor, visual: VisualInput) -> Tensor:
+    """Visual tokens [N_v, H] as sums of the vision tower's rows [R, H], in float32."""
+    assert visual.rows is not None and visual.weights is not None
+    total = torch.zeros(visual.tokens, features.shape[1], device=features.device)
+    for row, weight in zip(visual.rows.T.copy(), visual.weights.T.copy(), strict=True):
+        taken = features[torch.from_numpy(row).to(features.device)].float()
+        total += torch.from_numpy(weight).to(features.device)[:, None] * taken
+    return total.to(features.dtype)

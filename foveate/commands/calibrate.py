@@ -93,6 +93,7 @@ def relevance(checkpoint: str, data: Path, out: Path, as_json: bool, **how: Any)
 @options(
     option("--image", "images", multiple=True, metavar="FILE",
            help="A picture; several times for several in one question."),
+    option("--video", type=PATH, metavar="FILE", help="A video, in place of pictures."),
     option("--question", "questions", multiple=True, metavar="TEXT",
            help="A question about the pictures; several times to compare."),
     option("--data", type=PATH, metavar="DATA.jsonl",
@@ -113,7 +114,8 @@ def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
     """Draw the relevance of visual tokens to CHECKPOINT's answers, and its answers from the kept ones.
 
     Into OUT.png, for each question: its words, shaded by what they count; relevance R_v, and below it
-    f_θ's prediction; the best tokens with the rest white; and the answer that they give.
+    f_θ's prediction; the best tokens with the rest white; and the answer that they give. A video is
+    drawn frame by frame, its best tokens outlined.
     """
     from foveate.runtime.heatmap import check_target
     from foveate.runtime.keep import parse_keep
@@ -125,7 +127,7 @@ def show(checkpoint: str, out: Path, as_json: bool, **how: Any) -> None:
         load_torch(progress.begin)
         from foveate.calibration.drawing import show as showing
 
-        wanted = (how.pop(name) for name in ("images", "questions", "data", "ids"))
+        wanted = (how.pop(name) for name in ("images", "questions", "data", "ids", "video"))
         samples = showing.gather_samples(*wanted)
         drawn = showing.show(checkpoint, out, samples, progress=progress.begin, **how)
     facts = showing.show_facts(drawn, out)

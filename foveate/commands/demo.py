@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,10 @@ QUESTIONS = 40
 @option("--out", type=PATH, default=Path("demo"), help="Folder for the bundle and the heatmap.")
 @as_json
 def demo(checkpoint: Path | None, out: Path, as_json: bool) -> None:
-    """Export the nano checkpoint, answer a question about a picture, and draw what was kept.
+    """Export the nano checkpoint, answer questions about a picture, and draw what was kept for each.
 
-    One of its held-out questions is answered with all visual tokens and with a quarter of them.
+    One of its held-out questions is answered with all visual tokens and with a quarter of them. Another one
+    about the same picture is drawn beside it.
     """
     with Progress() as progress:
         facts = run_demo(checkpoint, out, progress)
@@ -63,8 +65,9 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str
 
     Returns:
         What `foveate demo --json` says: where the bundle and the heatmap are; the question shown and
-        what is expected; the answers to it from all visual tokens and from a quarter of them; and how
-        many held-out questions were asked to choose it, and answered as expected.
+        what is expected; the answers to it from all visual tokens and from a quarter of them; another
+        question about the same picture, its expected answer and that from a quarter, or None; and how
+        many held-out questions were asked to choose them, and answered as expected.
 
     Raises:
         CheckpointError: No checkpoint, or none with questions.
@@ -72,8 +75,9 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str
         FoveateError: The export or the questions failed.
     """
     from foveate.runtime import Pipeline
-    from foveate.runtime.heatmap import check_target, write_heatmap
+    from foveate.runtime.heatmap import check_target, write_picture
     from foveate.runtime.media.pictures import open_picture
+    from foveate.runtime.question_sheet import Asked, draw_questions
 
     root = find_checkpoint(checkpoint)
     samples = pick_samples(root / "samples" / "data.jsonl")
@@ -93,10 +97,14 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str
     progress.begin("questions")
     with Pipeline.load(bundle.root) as pipe:
         right = [[answers_rightly(pipe, one, keep) for keep in KEEPS] for one in samples]
-        sample = samples[right.index([True, True]) if [True, True] in right else 0]
+        sample, other = choose_pair(samples, [all(both) for both in right])
         picture = open_picture(sample.image)
         full, kept = time_answers(pipe, sample, picture)
-    write_heatmap(heatmap, [picture], kept.visual, force=True)
+        beside = [] if other is None else [(other, answer_to(pipe, other, KEEP))]
+    asked = [
+        Asked(one.question, answer.text, answer.visual) for one, answer in [(sample, kept), *beside]
+    ]
+    write_picture(heatmap, draw_questions(picture, asked), force=True)
     right_full, right_kept = (sum(column) for column in zip(*right, strict=True))
     return {
         "bundle": str(bundle.root),
@@ -106,6 +114,13 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str
         "expected": sample.answer,
         "full": answer_facts(full),
         "kept": answer_facts(kept),
+        "other": None
+        if not beside
+        else {
+            "question": beside[0][0].question,
+            "expected": beside[0][0].answer,
+            "kept": answer_facts(beside[0][1]),
+        },
         "held_out": {
             "asked": len(samples),
             "right_with_all_tokens": right_full,
@@ -116,10 +131,39 @@ def run_demo(checkpoint: Path | None, out: Path, progress: Progress) -> dict[str
 
 def answers_rightly(pipe: Pipeline, sample: Sample, keep: float) -> bool:
     """Whether a question is answered as expected with so many visual tokens."""
-    return (
-        pipe.generate(sample.question, images=[sample.image], keep=keep, temperature=0).text
-        == sample.answer
-    )
+    return answer_to(pipe, sample, keep).text == sample.answer
+
+
+def answer_to(pipe: Pipeline, sample: Sample, keep: float) -> Answer:
+    """The answer to a question with so many visual tokens."""
+    return pipe.generate(sample.question, images=[sample.image], keep=keep, temperature=0)
+
+
+def choose_pair(samples: Sequence[Sample], right: Sequence[bool]) -> tuple[Sample, Sample | None]:
+    """The question to show and another one about its picture: the first two of which both are right.
+
+    Args:
+        samples: Best first.
+        right: Whether each is answered as expected with all visual tokens and with a quarter.
+
+    Returns:
+        Where no picture has two that are right, one that is right and any other of its picture, or None.
+    """
+
+    def others(sample: Sample) -> list[int]:
+        return [
+            place
+            for place, one in enumerate(samples)
+            if one.image == sample.image and one.question != sample.question
+        ]
+
+    def worth(place: int) -> tuple[bool, bool]:
+        return right[place], any(right[other] for other in others(samples[place]))
+
+    # Of those that are worth the same, `max` takes the first.
+    best = max(range(len(samples)), key=worth)
+    beside = sorted(others(samples[best]), key=lambda place: not right[place])
+    return samples[best], samples[beside[0]] if beside else None
 
 
 def find_checkpoint(given: Path | None) -> Path:
@@ -213,7 +257,13 @@ def describe_demo(facts: dict[str, Any]) -> str:
             for stage in facts["full"]["timing"]
         ),
     ]
-    bundle, image = _relative(facts["bundle"]), _relative(facts["image"])
+    bundle, image, other = _relative(facts["bundle"]), _relative(facts["image"]), facts["other"]
+    drawn = ""
+    if other is not None:
+        drawn = (
+            f"  Drawn beside it:  {other['question']}   {one_line(other['kept']['text'], 32)}   "
+            f"({other['expected']} expected)\n"
+        )
     again = ["foveate", "run", bundle, facts["question"], "--image", image]
     return (
         f"\n  Q: {facts['question']}   ({image})\n"
@@ -222,7 +272,9 @@ def describe_demo(facts: dict[str, Any]) -> str:
         f"  (times: median of {ROUNDS}; ranked by {ranking})\n\n"
         f"  Of {asked['asked']} such held-out questions it answers {asked['right_with_all_tokens']} "
         f"with all tokens and {asked['right_with_a_quarter']} with a quarter;\n"
-        "  the one above is the first of those it answers both ways, where there is one.\n\n"
+        "  the one above is the first of those it answers both ways, if possible with another one about\n"
+        "  the same picture.\n\n"
+        f"{drawn}"
         f"  Heatmap:          {facts['heatmap']}\n"
         f"  Run it yourself:  {shlex.join(again)}"
     )

@@ -67,7 +67,7 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
     option("--seed", type=IntRange(min=0), help="Makes sampling repeatable."),
     keep_marks,
     option("--heatmap", type=PATH, metavar="OUT.png",
-           help="Draw what was relevant and what was kept."),
+           help="Draw what was relevant and what was kept, of a video frame by frame."),
     force,
     as_json,
     *loading,
@@ -98,16 +98,15 @@ def run(
             "there is no picture and no video; give --image FILE or --video FILE"
         )
     from foveate.runtime import Pipeline
+    from foveate.runtime.contact_sheet import FRAME_PIXELS, write_contact_sheet
     from foveate.runtime.heatmap import check_target, write_heatmap
     from foveate.runtime.keep import parse_request_keep
     from foveate.runtime.media.files import open_local
     from foveate.runtime.media.pictures import find_pictures, open_pictures
-    from foveate.runtime.media.video import VideoFile, check_options
+    from foveate.runtime.media.video import VideoFile, VideoWarning, check_options, read_frames
 
     wanted = None if keep is None else parse_request_keep(keep)
     sources = [_image_source(image, images) for image in images]
-    if video is not None and heatmap is not None:
-        raise ImageError("a heatmap is drawn over pictures; leave it out with a video")
     opening = {name: how.pop(name) for name in LOADING}
     most = opening["max_picture_pixels"]
     # Headers say early what is no picture; pixels are decoded here only to be drawn on.
@@ -130,6 +129,7 @@ def run(
             note(f"{bundle}: its weights are random, so that the answer means nothing")
         how |= {"keep": wanted, "skip_special_tokens": not keep_marks}
         stream = pipe.stream(asked(prompt, system, len(images)), **media, **how)
+        rule = pipe.frame_rule
         answer = _read(stream, None if as_json else functools.partial(tell, newline=False))
     if heatmap is not None:
         if not answer.visual.kept:
@@ -137,7 +137,15 @@ def run(
                 f"the deadline passed before the first token, so that {heatmap} was not drawn; give "
                 "--deadline more seconds, or leave it out"
             )
-        write_heatmap(heatmap, pictures, answer.visual, force=force)
+        if video is None:
+            write_heatmap(heatmap, pictures, answer.visual, force=force)
+        else:
+            with warnings.catch_warnings():
+                # They were shown when the frames were decoded to be asked about.
+                warnings.simplefilter("ignore", VideoWarning)
+                found = read_frames(media["video"], rule=rule, max_pixels=FRAME_PIXELS)
+            drawn = found.pictures, answer.visual, found.seconds
+            write_contact_sheet(heatmap, *drawn, prompt, force=force)
     if as_json:
         tell_json(answer_facts(answer))
     note(describe_answer(answer))
@@ -235,8 +243,9 @@ def describe_answer(answer: Answer) -> str:
             f"the deadline passed before the first token, in {duration(timing.total)}\n({stages})"
         )
     ending = ENDINGS.get(answer.finish_reason, "")
+    always = f" ({visual.always} of them always)" if visual.always else ""
     return (
-        f"kept {visual.kept} of {visual.total} visual tokens; first token after "
+        f"kept {visual.kept} of {visual.total} visual tokens{always}; first token after "
         f"{duration(timing.first_token)}, {plural(len(answer.token_ids), 'token')}{ending} in "
         f"{duration(timing.total)}\n({stages}; KV cache {size(answer.cache_bytes)})"
     )

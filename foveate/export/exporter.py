@@ -23,6 +23,7 @@ from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
     EMBEDDINGS,
     AutoKeep,
+    GATHER,
     GraphSpec,
     Manifest,
     Operators,
@@ -38,6 +39,7 @@ from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
 from foveate.export.contrib.merge import merge
 from foveate.export.embeddings import write_embeddings
+from foveate.export.gather_visual import gather_visual
 from foveate.export.options import check_choices
 from foveate.export.parity import Case, compare
 from foveate.export.plans import plans
@@ -59,7 +61,7 @@ from foveate.modeling.weight_files import check_weights
 from foveate.runtime.keep import AUTO, Keep
 
 STAGES = (
-    "weights", "reference", "vision", "embeddings", "compressor", "merge", "decoder", "parity", "seal",
+    "weights", "reference", "vision", GATHER, "embeddings", "compressor", "merge", "decoder", "parity", "seal",
 )  # fmt: skip
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
 ATTENTION = "eager"
@@ -135,7 +137,7 @@ def export(
     torch_half.check(checkpoint)
     checkpoint.generation()
     ranker, compressor = choose_compressor(options)
-    stages = choose_stages(options)
+    stages = choose_stages(options, torch_half.taps)
     base = options.precision
     if quantized(options.precision):
         base = options.quantization.base or "fp32"
@@ -210,9 +212,10 @@ def check(options: ExportOptions) -> None:
     choose_questions(options.quantization)
 
 
-def choose_stages(options: ExportOptions) -> tuple[str, ...]:
-    """The stages of an export, in order."""
-    *stages, seal = (name for name in STAGES if name != "merge" or options.operators == "contrib")
+def choose_stages(options: ExportOptions, taps: int) -> tuple[str, ...]:
+    """The stages of an export, in order, of a family whose visual tokens are of so many rows."""
+    without = {"merge": options.operators != "contrib", GATHER: not taps}
+    *stages, seal = (name for name in STAGES if not without.get(name))
     return (*stages, *quantization_stages(options.precision, options.quantization), seal)
 
 
@@ -253,7 +256,7 @@ def write_texts(
 ) -> dict[str, str]:
     """Write what is copied from elsewhere; file names by role."""
     contents = {
-        "tokenizer.json": tokenizer_bytes(checkpoint.root, tokenizer),
+        "tokenizer.json": tokenizer_bytes(checkpoint.text_root, tokenizer),
         "chat_template.jinja": checkpoint.chat_template().encode(),
     }
     if attention_words(options.compressor) is None:
@@ -274,7 +277,8 @@ def describe(
 ) -> Manifest:
     """What the manifest says before there are graphs."""
     facts = torch_half.facts(model)
-    check_rows(tokenizer, facts.vocabulary, checkpoint.shown("tokenizer.json"))
+    file = checkpoint.shown(checkpoint.beside_text("tokenizer.json"))
+    check_rows(tokenizer, facts.vocabulary, file)
     tools = {name: version(name) for name in TOOLS}
     return Manifest(
         family=checkpoint.family,
@@ -337,22 +341,27 @@ def graph_writers(
     """What writes each graph and the embeddings, by role, and the standard vision graph's axes."""
     language, facts, dtype = torch_half.language(model), manifest.model, model.dtype
     table: dict[str, Write] = {EMBEDDINGS: partial(write_embeddings, language.embedding)}
+    # Each is made at its turn: it copies weights.
+    makers: dict[str, Callable[[], ir.Model]] = {}
+    if torch_half.taps:
+        makers[GATHER] = lambda: gather_visual(facts.hidden_size, dtype, torch_half.taps)
+    suffix = ".onnx" if manifest.operators == "standard" else CONTRIB_SUFFIX
+
+    def write(role: str, folder: Path) -> Written:
+        """Make a graph and write it."""
+        return save_graph(role, makers[role](), folder, suffix)
+
     if manifest.operators == "standard":
         torch_half.set_attention(model, GROUPED)
         vision = torch_half.vision_module(model)
         made = plans(vision, language, facts, ranker)
-        return table | {plan.role: partial(write_graph, plan) for plan in made}, vision.ranges
+        table |= {plan.role: partial(write_graph, plan) for plan in made}
+        return table | {role: partial(write, role) for role in makers}, vision.ranges
 
-    # Each is made at its turn: it copies weights.
-    makers: dict[str, Callable[[], ir.Model]] = {
+    makers |= {
         "vision": lambda: torch_half.contrib_vision(model, manifest.preprocessing),
         "compressor": lambda: compressor_graph(language, facts, ranker, dtype),
         "merge": lambda: merge(facts.hidden_size, dtype),
         "decoder": lambda: decoder(language, facts, dtype),
     }
-
-    def write(role: str, folder: Path) -> Written:
-        """Make a graph and write it."""
-        return save_graph(role, makers[role](), folder, CONTRIB_SUFFIX)
-
     return table | {role: partial(write, role) for role in makers}, {}

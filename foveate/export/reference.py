@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from foveate.bundle.manifest import EMBEDDINGS
+from foveate.bundle.manifest import EMBEDDINGS, GATHER
 from foveate.export.parity import Case, check_selection
-from foveate.families.base import Family, Prompt, VisualInput, user_turn
+from foveate.families.base import Family, Medium, Prompt, Video, VisualInput, user_turn
 from foveate.modeling.base import TorchFamily
 from foveate.modeling.language_model import cache_states, make_cache
 from foveate.modeling.ranker import Ranker
@@ -34,6 +34,7 @@ def reference(torch_half: TorchFamily, model: Any, ranker: Ranker, family: Famil
     visual = family.prepare(media)
     prompt = family.layout(user_turn(QUESTION, media), visual)
     visual_embeds = torch_half.encode(model, visual)
+    features = torch_half.features(model, visual)
     language, text_ids = torch_half.language(model), prompt.token_ids[prompt.text_index]
     text_embeds = language.embedding(torch.from_numpy(text_ids))
     embeds = torch.empty(len(prompt.token_ids), text_embeds.shape[1], dtype=text_embeds.dtype)
@@ -41,20 +42,38 @@ def reference(torch_half: TorchFamily, model: Any, ranker: Ranker, family: Famil
     embeds[prompt.visual_index] = visual_embeds
     attention = first_layer_attention(torch_half, model, embeds, prompt)
     return [
-        *vision_cases(visual, host(visual_embeds)),
+        *vision_cases(visual, host(features)),
+        *gather_cases(torch_half, model, family),
         Case(EMBEDDINGS, {"token_ids": text_ids}, {"text_embeds": host(text_embeds)}),
         compressor_case(attention, ranker, prompt, embeds),
         *decoder_cases(torch_half, model, prompt, embeds),
     ]
 
 
-def vision_cases(visual: VisualInput, embeds: NDArray[Any]) -> list[Case]:
-    """Each run of the vision graph, with the visual tokens [N_v, H] that are its own."""
+def vision_cases(visual: VisualInput, features: NDArray[Any]) -> list[Case]:
+    """Each run of the vision graph, with those of all rows [R, H] that are its own."""
     ends = np.cumsum([call.tokens for call in visual.calls])
     return [
-        Case("vision", dict(call.inputs), {"visual_embeds": embeds[end - call.tokens : end]})
+        Case("vision", dict(call.inputs), {"visual_embeds": features[end - call.tokens : end]})
         for call, end in zip(visual.calls, ends, strict=True)
     ]
+
+
+def gather_cases(torch_half: TorchFamily, model: Any, family: Family) -> list[Case]:
+    """Rows summed to the visual tokens of several pictures, of one, and of a video; none without taps."""
+    if not torch_half.taps:
+        return []
+    first, second = pictures()
+    several: tuple[list[Medium], ...] = ([first, second], [first], [Video((first, first))])
+    found = []
+    for media in several:
+        visual = family.prepare(media)
+        feeds = {"features": host(torch_half.features(model, visual))}
+        assert visual.rows is not None and visual.weights is not None
+        feeds |= {"rows": visual.rows, "weights": visual.weights}
+        tokens = host(torch_half.encode(model, visual))
+        found.append(Case(GATHER, feeds, {"visual_embeds": tokens}))
+    return found
 
 
 def compressor_case(attention: Tensor, ranker: Ranker, prompt: Prompt, embeds: Tensor) -> Case:

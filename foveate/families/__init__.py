@@ -7,10 +7,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from foveate.errors import UnsupportedFamilyError
-from foveate.families.base import Family
+from foveate.families.base import CheckpointForm, Family
+from foveate.families.llava_onevision import LlavaOnevision
 from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.vila import Vila
 
-_FAMILIES: dict[str, type[Family]] = {"qwen2_vl": Qwen2VL}
+_FAMILIES: dict[str, type[Family]] = {
+    "llava_onevision": LlavaOnevision,
+    "qwen2_vl": Qwen2VL,
+    "vila": Vila,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -56,6 +62,15 @@ def settings_from_checkpoint(name: str, folder: Path) -> dict[str, Any]:
         CheckpointError: Settings that are missing, malformed or that the family cannot honour.
     """
     return _family(name).settings_from_checkpoint(folder)
+
+
+def checkpoint_form(name: str) -> CheckpointForm:
+    """How checkpoints of the family `name` are laid out.
+
+    Raises:
+        UnsupportedFamilyError: No such family.
+    """
+    return _family(name).form
 
 
 def from_model_type(model_type: str) -> str:

@@ -62,6 +62,7 @@ class FrameRule:
         least: The fewest, where the film has so many.
         most: The most.
         multiple: Their number is rounded down to a multiple of this.
+        by_number: Whether they are evenly apart by their number in the film, rather than in time.
     """
 
     fps: float = 2.0
@@ -69,6 +70,7 @@ class FrameRule:
     least: int = 4
     most: int = 768
     multiple: int = 2
+    by_number: bool = False
 
     def count(self, seconds: Fraction, there: int, fps: Fraction | None = None) -> int:
         """How many frames to take.
@@ -117,6 +119,11 @@ class Call:
     tokens: int
 
     @property
+    def rows(self) -> int:
+        """Rows of the graph's output, those among them that are not real; without padding."""
+        return self.tokens
+
+    @property
     def shapes(self) -> Hashable:
         """The shapes of all inputs: calls alike in them run the same kernels."""
         return tuple((name, array.shape) for name, array in self.inputs.items())
@@ -150,6 +157,8 @@ class VisualInput:
             may overlap; that of a token that shows nothing, such as a newline, is empty.
         rows: int64 [N_v, K], or None.
         weights: float32 [N_v, K], 0 for padding; or None.
+        pooled: Whether the tokens are fewer than the family gives, each the mean of any number of rows;
+            no graph of a bundle sums those.
     """
 
     calls: tuple[Call, ...]
@@ -158,11 +167,25 @@ class VisualInput:
     boxes: NDArray[np.float32]
     rows: NDArray[np.int64] | None = None
     weights: NDArray[np.float32] | None = None
+    pooled: bool = False
 
     @property
     def tokens(self) -> int:
         """Number of visual tokens N_v of all pictures together."""
         return len(self.picture)
+
+    def largest_run(self, together: int) -> int:
+        """The rows of the largest run of the vision graph: a picture, or small ones of `together` rows.
+
+        A family whose pictures are cut into parts overrides it.
+        """
+        pictures = np.unique(self.picture, return_counts=True)[1]
+        return int(max(pictures.max(initial=0), min(self.tokens, together)))
+
+    @property
+    def output_rows(self) -> int:
+        """Rows of the vision graph's output, of all runs together."""
+        return self.tokens if self.rows is None else int(self.rows.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +227,37 @@ class Prompt:
         return np.searchsorted(self.text_index, self.instruction_index)
 
 
+def own_template(own: str | None, tokenizer: Callable[[], Tokenizer]) -> str | None:
+    """The chat template that a checkpoint holds, as it is."""
+    return own
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointForm:
+    """How a family's checkpoints are laid out, and what they leave to the program that runs them.
+
+    Attributes:
+        text: The folder inside the checkpoint's that has the tokenizer, the chat template and
+            generation_config.json; "" is the checkpoint's own.
+        weights: The folders inside it that have weights, each with its config.json.
+        template: Gives the chat template to use, or None where there is none, by the one that the
+            checkpoint holds, or None, and what reads its tokenizer.
+        ends: Texts of tokens that end an answer whatever the checkpoint's settings say, where its
+            tokenizer has them.
+    """
+
+    text: str = ""
+    weights: tuple[str, ...] = ("",)
+    template: Callable[[str | None, Callable[[], Tokenizer]], str | None] = own_template
+    ends: tuple[str, ...] = ()
+
+
 class Family(Protocol):
     """One family of multimodal language models, set up with what one bundle holds."""
 
     name: str
     model_types: ClassVar[tuple[str, ...]]
+    form: ClassVar[CheckpointForm]
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.errors import CheckpointError, ImageError
+from foveate.families.base import Still
 from foveate.families.settings_file import read_json
 
 Given = TypeVar("Given")
@@ -18,6 +20,8 @@ Made = TypeVar("Made")
 
 MANY, MOST_THREADS = 4, 8
 """From how many pictures on threads are worth it, and the most threads."""
+TOGETHER = 1 << 27
+"""The most pixels that are decoded at the same time, where one picture alone has no more."""
 _IMAGE_PLACES = {"processor_config.json": "image_processor", "preprocessor_config.json": ""}
 _VIDEO_PLACES = {
     "processor_config.json": "video_processor",
@@ -101,6 +105,17 @@ def _on_white(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", part.size, (255, 255, 255, 255))
         rgb.paste(Image.alpha_composite(white, part).convert("RGB"), box)
     return rgb
+
+
+def check_frames(frames: Sequence[Still]) -> None:
+    """ImageError for a video without frames, or with frames of unequal size."""
+    if not frames or len({frame.size for frame in frames}) > 1:
+        raise ImageError("a video needs at least one frame, and frames of one size; resize them")
+
+
+def small_enough(pictures: Sequence[Still]) -> bool:
+    """Whether so many pictures as there are threads may be in memory together."""
+    return MOST_THREADS * max((prod(one.size) for one in pictures), default=0) <= TOGETHER
 
 
 def for_each(

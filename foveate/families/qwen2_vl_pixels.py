@@ -25,7 +25,14 @@ from foveate.families.base import (
     VisualInput,
     opened,
 )
-from foveate.families.pixels import MOST_THREADS, for_each, level_table, resize_bicubic, to_rgb
+from foveate.families.pixels import (
+    check_frames,
+    for_each,
+    level_table,
+    resize_bicubic,
+    small_enough,
+    to_rgb,
+)
 from foveate.families.qwen2_vl_settings import (
     Settings,
     VideoSettings,
@@ -35,8 +42,6 @@ from foveate.families.qwen2_vl_settings import (
 
 Grid = tuple[int, int, int]
 """Steps in time, rows and columns of visual tokens."""
-TOGETHER = 1 << 27
-"""The most pixels that are decoded at the same time, where one picture alone has no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,17 +296,6 @@ class Pixels:
         blocks = places.reshape(2, rows, merge, columns, merge)
         pairs: NDArray[np.int64] = blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
         return pairs
-
-
-def check_frames(frames: Sequence[Still]) -> None:
-    """ImageError for a video without frames, or with frames of unequal size."""
-    if not frames or len({frame.size for frame in frames}) > 1:
-        raise ImageError("a video needs at least one frame, and frames of one size; resize them")
-
-
-def small_enough(pictures: Sequence[Still]) -> bool:
-    """Whether so many pictures as there are threads may be in memory together."""
-    return MOST_THREADS * max((prod(one.size) for one in pictures), default=0) <= TOGETHER
 
 
 def shown_pictures(grids: Sequence[Grid], depths: Sequence[int]) -> NDArray[np.int64]:

@@ -10,6 +10,8 @@ from transformers import AttentionInterface
 from foveate.modeling.blocks import Blocks, Part
 from foveate.runtime.memory_estimate import VISION_SCORES
 
+TILES = "foveate_tiles"
+"""Attention within tiles, each a batch of its own, by the name that transformers knows."""
 GROUPED = "foveate_grouped"
 """The name by which transformers knows `grouped_attention`."""
 
@@ -43,13 +45,33 @@ def pictures_attention(
         one.reshape(pictures, -1, heads, one.shape[1] // heads).transpose(1, 2)
         for one in (query, key, value)
     )
+    return blockwise_attention(query, key, value, blocks).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def tiles_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each of N tiles, [N, heads, L, D]; there is no mask."""
+    blocks = AttentionBlocks.of(*query.shape)
+    return blockwise_attention(query * scaling, key, value, blocks).transpose(1, 2), None
+
+
+def blockwise_attention(
+    query: Tensor, key: Tensor, value: Tensor, blocks: AttentionBlocks
+) -> Tensor:
+    """Attention of queries [N, heads, L, D], scaled; traced, it is in blocks."""
     few, part = Part(blocks.heads), Part(blocks.queries)
     query, key, value = few.enter(query, key, value)
     columns = key.transpose(2, 3)
     (rows,) = part.enter(query)
     weights = torch.softmax(torch.matmul(rows, columns).float(), dim=-1).to(rows.dtype)
-    attended = few.leave(part.leave(torch.matmul(weights, value)))
-    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
+    return few.leave(part.leave(torch.matmul(weights, value)))
 
 
 def grouped_attention(
@@ -72,4 +94,5 @@ def grouped_attention(
     return torch.matmul(weights, value).reshape(batch, heads, length, width).transpose(1, 2), None
 
 
+AttentionInterface.register(TILES, tiles_attention)
 AttentionInterface.register(GROUPED, grouped_attention)

@@ -31,7 +31,9 @@ class VisionModule:
         module: Gives the visual tokens E_v [N_v, H].
         inputs: By the names of `Call.inputs` an example, each free axis of a size of its own above 1,
             and the names of its free axes.
-        ranges: How the size of each named axis follows from the request.
+        ranges: How the size of each named axis follows from the request; where the output's rows are
+            summed to visual tokens, also of
+            `ROWS`, their number over all runs.
     """
 
     module: nn.Module
@@ -40,7 +42,17 @@ class VisionModule:
 
 
 class TorchFamily(Protocol):
-    """The torch half of one model family; `model` is always what its `load` or `blank` gave."""
+    """The torch half of one model family; `model` is always what its `load` or `blank` gave.
+
+    Attributes:
+        taps: The most rows of the vision graph's output that make up a visual token; 0 where each row is
+            one, and there is no graph that sums them.
+    """
+
+    @property
+    def taps(self) -> int:
+        """See the class."""
+        ...
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse settings of a checkpoint that cannot be honoured, before its weights are read.
@@ -109,6 +121,10 @@ class TorchFamily(Protocol):
         Returns:
             [B, S, H], after the last norm.
         """
+        ...
+
+    def features(self, model: Any, visual: VisualInput) -> Tensor:
+        """The real rows of the vision graph's output, over all calls: [R, H]; by transformers' own code."""
         ...
 
     def encode(self, model: Any, visual: VisualInput) -> Tensor:

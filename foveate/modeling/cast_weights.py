@@ -35,10 +35,12 @@ def cast_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> Ch
     codes = {entry.dtype for header in headers.values() for entry in header.values()}
     if not codes & (set(CODES.values()) - {CODES[dtype]}):
         return checkpoint
-    for path in checkpoint.root.glob("*.json"):
-        shutil.copyfile(path, folder / path.name)
+    for place in ("", *checkpoint.form.weights):
+        (folder / place).mkdir(exist_ok=True)
+        for path in (checkpoint.root / place).glob("*.json"):
+            shutil.copyfile(path, folder / place / path.name)
     for shard, header in headers.items():
-        with open(folder / shard.name, "wb") as out:
+        with open(folder / shard.relative_to(checkpoint.root), "wb") as out:
             write_shard(shard, header, dtype, out)
     return replace(checkpoint, root=folder)
 

@@ -1,7 +1,7 @@
 """A transformers checkpoint folder, read far enough to export it."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from tokenizers import Tokenizer
 from foveate import families
 from foveate.bundle.generation import Generation
 from foveate.errors import CheckpointError, UnsupportedFamilyError
+from foveate.families.base import CheckpointForm
 from foveate.families.settings_file import read_json
+from foveate.modeling.checkpoint_template import FILE as TEMPLATE_FILE
 from foveate.modeling.checkpoint_template import read_template
 from foveate.modeling.checkpoint_tokenizer import named_tokens, read_tokenizer
 from foveate.modeling.common_fields import TOKENIZER, describe_quantization
@@ -56,9 +58,7 @@ class Checkpoint:
         root = Path(source)
         if not root.is_dir():
             root = fetch(str(source))
-        for file, problem in FOREIGN.items():
-            if (root / file).is_file():
-                raise CheckpointError(f"{root / file}: {problem}")
+        refuse_foreign(root)
         config = read_json(root / CONFIG_FILE)
         model_type = config.get("model_type")
         if not isinstance(model_type, str):
@@ -70,8 +70,24 @@ class Checkpoint:
         except UnsupportedFamilyError as error:
             raise UnsupportedFamilyError(f"{root / CONFIG_FILE}: {error}") from None
         checkpoint = cls(root, str(source), config, family)
+        for folder in checkpoint.form.weights:
+            refuse_foreign(root / folder)
         checkpoint._refuse_quantized()
         return checkpoint
+
+    @property
+    def form(self) -> CheckpointForm:
+        """How the family's checkpoints are laid out."""
+        return families.checkpoint_form(self.family)
+
+    @property
+    def text_root(self) -> Path:
+        """The folder of the tokenizer, the chat template and generation_config.json."""
+        return self.root / self.form.text
+
+    def beside_text(self, file: str) -> str:
+        """A file of `text_root` as a path from the checkpoint's folder."""
+        return str(PurePosixPath(self.form.text) / file)
 
     def shown(self, file: str) -> str:
         """A file as the user would name it."""
@@ -89,9 +105,16 @@ class Checkpoint:
         """The Jinja chat template, from wherever transformers takes it; see `read_template`.
 
         Raises:
-            CheckpointError: There is none, or it is no template.
+            CheckpointError: There is none that the family can use, or it is no template.
         """
-        return read_template(self.root)
+        own = read_template(self.text_root)
+        template = self.form.template(own, self.tokenizer)
+        if template is None:
+            raise CheckpointError(
+                f"{self.text_root}: no chat template{'' if own is None else ' with places for pictures'}; "
+                f"save one as {TEMPLATE_FILE} in this folder"
+            )
+        return template
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, with tokens that stand beside tokenizer.json; see `read_tokenizer`.
@@ -99,8 +122,9 @@ class Checkpoint:
         Raises:
             CheckpointError: It cannot be read, or its settings cannot be honoured.
         """
-        check_fields(self.section(TOKENIZER_FILE), TOKENIZER, self.shown(TOKENIZER_FILE))
-        return read_tokenizer(self.root)
+        file = self.beside_text(TOKENIZER_FILE)
+        check_fields(self.section(file), TOKENIZER, self.shown(file))
+        return read_tokenizer(self.text_root)
 
     def special_tokens(self) -> dict[str, str]:
         """The texts of special tokens by their fields' names, such as "bos_token".
@@ -108,7 +132,7 @@ class Checkpoint:
         Raises:
             CheckpointError: A field that holds something else.
         """
-        return named_tokens(self.root)
+        return named_tokens(self.text_root)
 
     def generation(self, vocabulary: int | None = None) -> Generation:
         """How the checkpoint wants its text generated.
@@ -119,48 +143,63 @@ class Checkpoint:
         Raises:
             CheckpointError: A setting that cannot be honoured, or no token that ends an answer.
         """
-        held, file = self.section(GENERATION_FILE), self.shown(GENERATION_FILE)
-        check_fields(held, GENERATION, file)
-        return generation_settings(held, self.stops(), vocabulary, file)
+        file = self.beside_text(GENERATION_FILE)
+        held, shown = self.section(file), self.shown(file)
+        check_fields(held, GENERATION, shown)
+        return generation_settings(held, self.stops(), vocabulary, shown)
 
     def stops(self) -> list[int]:
         """The tokens that end an answer: of generation_config.json, else config.json, else its text part.
 
+        Those that the family always has beside them come last.
+
         Raises:
             CheckpointError: None is named.
         """
+        generation, config = map(self.beside_text, (GENERATION_FILE, CONFIG_FILE))
         text = self.config.get("text_config")
         places = {
-            self.shown(GENERATION_FILE): self.section(GENERATION_FILE),
-            self.shown(CONFIG_FILE): self.config,
+            self.shown(generation): self.section(generation),
+            self.shown(config): self.section(config),
             f"{self.shown(CONFIG_FILE)}: text_config": text if isinstance(text, dict) else {},
         }
+        stops: list[int] = []
         for place, section in places.items():
-            stops = as_list(
-                read_as(Tokens, section.get("eos_token_id") or [], f"{place}: eos_token_id")
+            held = section.get("eos_token_id") or []
+            stops = stops or as_list(read_as(Tokens, held, f"{place}: eos_token_id"))
+        if self.form.ends:
+            ends = map(self.tokenizer().token_to_id, self.form.ends)
+            stops = list(dict.fromkeys([*stops, *(end for end in ends if end is not None)]))
+        if not stops:
+            raise CheckpointError(
+                f"{self.name}: no eos_token_id in {generation} or {config}; generation could not stop"
             )
-            if stops:
-                return stops
-        raise CheckpointError(
-            f"{self.name}: no eos_token_id in {GENERATION_FILE} or {CONFIG_FILE}; generation could not "
-            "stop"
-        )
+        return stops
 
     def _refuse_quantized(self) -> None:
         """CheckpointError for weights that are quantized."""
         text = self.config.get("text_config")
         parts = {CONFIG_FILE: self.config, f"{CONFIG_FILE}: text_config": text}
+        folders = [PurePosixPath(folder) for folder in self.form.weights]
+        parts |= {str(one / CONFIG_FILE): self.section(str(one / CONFIG_FILE)) for one in folders}
         for place, part in parts.items():
             for field in ("quantization_config", "compression_config"):
                 if isinstance(part, dict) and part.get(field) is not None:
                     raise CheckpointError(
                         f"{self.shown(place)}: {field} says {describe_quantization(part[field])}"
                     )
-        for file in QUANTIZATION_FILES:
+        for file in (str(one / name) for one in folders for name in QUANTIZATION_FILES):
             if (self.root / file).is_file():
                 raise CheckpointError(
                     f"{self.shown(file)} says {describe_quantization(read_json(self.root / file))}"
                 )
+
+
+def refuse_foreign(folder: Path) -> None:
+    """CheckpointError for a folder of what is no whole checkpoint."""
+    for file, problem in FOREIGN.items():
+        if (folder / file).is_file():
+            raise CheckpointError(f"{folder / file}: {problem}")
 
 
 def release(model: torch.nn.Module) -> None:

@@ -13,11 +13,14 @@ SOURCES = ("processor_config.json", "chat_template.json", FILE, "tokenizer_confi
 """Where it may be, in the order in which transformers looks."""
 
 
-def read_template(root: Path) -> str:
-    """The Jinja chat template of a checkpoint folder; of several by name the one named "default".
+def read_template(root: Path) -> str | None:
+    """The Jinja chat template of a folder; of several by name the one named "default".
+
+    Returns:
+        Its text; None where the folder has none.
 
     Raises:
-        CheckpointError: There is none, it is no text in UTF-8, or it is no valid template.
+        CheckpointError: It is no text in UTF-8, or no valid template.
     """
     for file in (root / name for name in SOURCES):
         if not file.is_file():
@@ -37,7 +40,7 @@ def read_template(root: Path) -> str:
                 "original model's"
             ) from error
         return template
-    raise CheckpointError(f"{root}: no chat template; save one as {FILE} in this folder")
+    return None
 
 
 def choose_named(held: Any, file: Path) -> str | None:

@@ -6,7 +6,11 @@ from typing import cast
 from foveate.errors import UnsupportedFamilyError
 from foveate.modeling.base import TorchFamily
 
-_FAMILIES = {"qwen2_vl": ("foveate.modeling.qwen2_vl", "TorchQwen2VL")}
+_FAMILIES = {
+    "llava_onevision": ("foveate.modeling.llava_onevision", "TorchLlavaOnevision"),
+    "qwen2_vl": ("foveate.modeling.qwen2_vl", "TorchQwen2VL"),
+    "vila": ("foveate.modeling.vila", "TorchVila"),
+}
 
 
 def torch_family(name: str) -> TorchFamily:

@@ -83,6 +83,35 @@ class GraphBuilder:
         """What a linear layer of torch makes of `value`; it may be without a bias."""
         return self.linear(value, name, layer.weight, layer.bias)
 
+    def normalised(
+        self,
+        rows: ir.Value,
+        factor: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pixels: int,
+    ) -> ir.Value:
+        """8-bit levels [..., pixels · 3], the three colours of each pixel together, as the model takes them."""
+        means, stds = (np.array(one, np.float64) for one in (mean, std))
+        scale = np.tile(factor / stds, pixels).astype(np.float32)
+        shift = np.tile(-means / stds, pixels).astype(np.float32)
+        scaled = self.op("Mul", self.cast(rows, FLOAT), scale)
+        return self.cast(self.op("Add", scaled, shift), self.dtype)
+
+    def attention(
+        self, states: Sequence[ir.Value], heads: int, lengths: ir.Value | None = None
+    ) -> ir.Value:
+        """Attention of query, key and value [N, L, C] within each of N, to the first `lengths` int32 [N] of it.
+
+        onnxruntime has no kernel of it for bfloat16. Graphs of float32 run on a CPU, without padding: told of no
+        `lengths`, onnxruntime holds no more than a few of the scores there.
+        """
+        if self.dtype == BFLOAT16:
+            states = [self.cast(state, FLOAT16) for state in states]
+        more = () if lengths is None or self.dtype == FLOAT else (None, lengths)
+        attended = self.contrib("MultiHeadAttention", *states, *more, num_heads=heads)
+        return self.cast(attended, BFLOAT16) if self.dtype == BFLOAT16 else attended
+
     def rotation(self, angles: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines of angles, computed in float32."""
         cos, sin = (self.cast(self.op(kind, angles), self.dtype) for kind in ("Cos", "Sin"))
@@ -121,12 +150,13 @@ class GraphBuilder:
         """The finished graph; outputs by name with their types and shapes."""
         for output, (value, dtype, shape) in outputs.items():
             value.name, value.dtype, value.shape = output, dtype, ir.Shape(shape)
+        domains = {node.domain for node in self._tape.nodes}
         graph = ir.Graph(
             self.inputs,
             [value for value, _, _ in outputs.values()],
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports={"": OPSET, CONTRIB: 1},
+            opset_imports={"": OPSET, **({CONTRIB: 1} if CONTRIB in domains else {})},
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="foveate")

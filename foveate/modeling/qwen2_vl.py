@@ -13,26 +13,26 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from foveate.bundle.manifest import AxisRange, ModelFacts, Rope
-from foveate.errors import CheckpointError
 from foveate.families.base import VisualInput
 from foveate.families.qwen2_vl_pixels import GridInput
 from foveate.modeling.attention import AttentionBlocks, pictures_attention
 from foveate.modeling.base import Processed, Processor, VisionModule
 from foveate.modeling.blocks import Blocks, Part
-from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
+from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.language_model import Language
 from foveate.modeling.load_model import load_model
 from foveate.modeling.qwen2_vl_contrib import vision_graph
 from foveate.modeling.qwen2_vl_fields import check_settings
 from foveate.modeling.random_weights import draw
 from foveate.modeling.rope import settle
+from foveate.modeling.turn_tokens import check_token, turn_tokens
 from foveate.runtime.memory_estimate import VISION_SCORES
-
-END_OF_TURN = "<|im_end|>"
 
 
 class TorchQwen2VL:
     """Qwen2-VL's torch half; see `TorchFamily`."""
+
+    taps = 0
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse settings that cannot be honoured; see `TorchFamily.check`."""
@@ -89,24 +89,16 @@ class TorchQwen2VL:
         Raises:
             CheckpointError: The tokenizer lacks one.
         """
-        eos = tokenizer.token_to_id(END_OF_TURN)
-        if eos is None:
-            raise CheckpointError(f"{checkpoint.name}: the tokenizer has no {END_OF_TURN}")
+        turns = turn_tokens(checkpoint, tokenizer)
         video = model.config.video_token_id
         for field in ("image_token_id", "vision_start_token_id", "vision_end_token_id"):
-            index = getattr(model.config, field)
-            if tokenizer.id_to_token(index) is None:
-                raise CheckpointError(
-                    f"{checkpoint.shown(CONFIG_FILE)}: {field} is {index}, which is no token of "
-                    "tokenizer.json; correct it, or take the tokenizer that belongs to the model"
-                )
+            check_token(checkpoint, field, getattr(model.config, field), tokenizer)
         return {
             "image": model.config.image_token_id,
             **({} if tokenizer.id_to_token(video) is None else {"video": video}),
             "vision_start": model.config.vision_start_token_id,
             "vision_end": model.config.vision_end_token_id,
-            "eos": eos,
-            **template_tokens(checkpoint, tokenizer),
+            **turns,
         }
 
     def language(self, model: Model) -> Language:
@@ -122,6 +114,10 @@ class TorchQwen2VL:
             inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
         return hidden
+
+    def features(self, model: Model, visual: VisualInput) -> Tensor:
+        """The vision graph's rows, which are the visual tokens."""
+        return self.encode(model, visual)
 
     def encode(self, model: Model, visual: VisualInput) -> Tensor:
         """Visual tokens E_v [N_v, H]."""
@@ -168,27 +164,6 @@ class TorchQwen2VL:
         )
 
     contrib_vision = staticmethod(vision_graph)
-
-
-def template_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the special tokens that the chat template writes by their names, by role.
-
-    Raises:
-        CheckpointError: It writes an eos_token that is not the end of a turn.
-    """
-    template, texts = checkpoint.chat_template(), checkpoint.special_tokens()
-    eos = texts.get("eos_token", END_OF_TURN)
-    if "eos_token" in template and eos != END_OF_TURN:
-        raise CheckpointError(
-            f"{checkpoint.name}: the chat template writes eos_token, which is {eos!r} in the tokenizer's "
-            f"settings, where turns end with {END_OF_TURN}; write {END_OF_TURN} into the template"
-        )
-    found = {
-        role: tokenizer.token_to_id(texts[f"{role}_token"])
-        for role in ("bos", "pad", "unk")
-        if f"{role}_token" in texts and f"{role}_token" in template
-    }
-    return {role: index for role, index in found.items() if index is not None}
 
 
 class PatchProjection(nn.Module):

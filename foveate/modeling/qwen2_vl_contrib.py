@@ -1,9 +1,8 @@
 """Qwen2-VL's vision tower in onnxruntime's contrib operators."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration as Model
@@ -11,9 +10,7 @@ from transformers import Qwen2VLForConditionalGeneration as Model
 from foveate.errors import ExportError
 from foveate.families.qwen2_vl_settings import Settings, read_preprocessing
 from foveate.modeling.graph_builder import (
-    BFLOAT16,
     FLOAT,
-    FLOAT16,
     INT32,
     INT64,
     UINT8,
@@ -89,7 +86,7 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
             for part, weight, bias in zip("qk", weights, biases, strict=False)
         ]  # fmt: skip
         states.append(graph.linear(normed, f"{name}.attn.v", weights[2], None))
-        attended = _attention(graph, states, lengths, config.num_heads)
+        attended = graph.attention(states, config.num_heads, lengths)
         projection = block.attn.proj
         attended = graph.linear(attended, f"{name}.attn.proj", projection.weight, None)
         # Attention weights sum to 1, so the values' bias passes through them as it is.
@@ -133,11 +130,8 @@ def _patches(
     blocks = graph.op("Expand", blocks, [1, 1, frames, 1, 1])
     width = frames * patch * patch * 3
     rows = graph.op("Reshape", blocks, [0, -1, width])
-    mean, std = (np.array(one, np.float64) for one in (settings.image_mean, settings.image_std))
-    scale = np.tile(settings.rescale_factor / std, width // 3).astype(np.float32)
-    shift = np.tile(-mean / std, width // 3).astype(np.float32)
-    scaled = graph.op("Mul", graph.cast(rows, FLOAT), scale)
-    return graph.cast(graph.op("Add", scaled, shift), graph.dtype)
+    factor, mean, std = settings.rescale_factor, settings.image_mean, settings.image_std
+    return graph.normalised(rows, factor, mean, std, width // 3)
 
 
 def interleaved(rows: Tensor, depth: int) -> Tensor:
@@ -158,19 +152,3 @@ def _vision_rotary(
     angles = graph.op("Mul", spread, turning.numpy()[None, None])
     angles = graph.op("Reshape", angles, [-1, 2 * len(turning)])
     return graph.rotation(graph.op("Tile", angles, [1, group]))
-
-
-def _attention(
-    graph: GraphBuilder, states: Sequence[ir.Value], lengths: ir.Value, heads: int
-) -> ir.Value:
-    """Attention (of query, key and value) of every patch of a frame to the first `lengths` of it, those that are real.
-
-    onnxruntime has no kernel of it for bfloat16. Graphs of float32 run on a CPU, without padding: told of no
-    `lengths`, onnxruntime holds no more than a few of the scores there.
-    """
-    if graph.dtype == FLOAT:
-        return graph.contrib("MultiHeadAttention", *states, num_heads=heads)
-    if graph.dtype == BFLOAT16:
-        states = [graph.cast(state, FLOAT16) for state in states]
-    attended = graph.contrib("MultiHeadAttention", *states, None, lengths, num_heads=heads)
-    return graph.cast(attended, BFLOAT16) if graph.dtype == BFLOAT16 else attended

@@ -6,56 +6,31 @@ from foveate.errors import CheckpointError
 from foveate.families.pixels import image_section
 from foveate.modeling.checkpoint import CONFIG_FILE, Checkpoint
 from foveate.modeling.common_fields import CONFIG
+from foveate.modeling.decoder_fields import DECODER, check_heads
 from foveate.modeling.fields import (
     Count,
     Factor,
     Honoured,
     Natural,
     NoEffect,
-    Number,
     Refused,
     Table,
     brief,
     check_fields,
 )
+from foveate.modeling.picture_fields import PICTURES
 from foveate.modeling.rope import check_sections, read_rope
 
 _UNREAD = NoEffect("transformers does not read it")
-_WINDOW = NoEffect("use_sliding_window decides, and must be false")
 
 TEXT: Table = {
-    **CONFIG,
-    "vocab_size": Honoured(Count),
-    "hidden_size": Honoured(Count),
-    "intermediate_size": Honoured(Count),
-    "num_hidden_layers": Honoured(Count),
-    "num_attention_heads": Honoured(Count),
-    "num_key_value_heads": Honoured(Count),
-    "hidden_act": Honoured(str),
-    "max_position_embeddings": Honoured(Count),
-    "rms_norm_eps": Honoured(Factor),
-    "rope_parameters": Honoured(dict[str, Any]),
-    "rope_scaling": Honoured(dict[str, Any]),
-    "rope_theta": Honoured(Factor),
-    "tie_word_embeddings": Honoured(bool),
+    **DECODER,
     "head_dim": Refused(
         "heads of another size than hidden_size over num_attention_heads, which Qwen2-VL has not",
         lambda value, held: (
             value * held.get("num_attention_heads", 0) == held.get("hidden_size", -1)
         ),
     ),
-    "use_sliding_window": Refused(
-        "sliding-window attention, which Foveate does not have",
-        (False,),
-        "set use_sliding_window to false if the checkpoint works without",
-    ),
-    "layer_types": Refused(
-        "sliding-window attention, which Foveate does not have",
-        lambda value, _: isinstance(value, list) and set(map(str, value)) <= {"full_attention"},
-        "set use_sliding_window to false if the checkpoint works without",
-    ),
-    "sliding_window": _WINDOW,
-    "max_window_layers": _WINDOW,
     "image_token_id": _UNREAD,
     "video_token_id": _UNREAD,
     "vision_start_token_id": _UNREAD,
@@ -97,54 +72,15 @@ ROOT: Table = {
 }
 """Those of config.json."""
 
-_FORMAT = NoEffect("it is about how transformers holds pictures and gives them back")
-_RGB = NoEffect("pictures here are always resized to what the model takes")
 IMAGES: Table = {
+    **PICTURES,
     "min_pixels": Honoured(Count),
     "max_pixels": Honoured(Count),
-    "size": Honoured(dict[str, int | None]),
     "patch_size": Honoured(Count),
     "temporal_patch_size": Honoured(Count),
     "merge_size": Honoured(Count),
-    "image_mean": Honoured(tuple[Number, Number, Number]),
-    "image_std": Honoured(tuple[Factor, Factor, Factor]),
-    "rescale_factor": Honoured(Number),
-    "resample": Honoured(int | str),
-    "do_convert_rgb": Honoured(bool),
-    "do_resize": Honoured(bool),
-    "do_rescale": Honoured(bool),
-    "do_normalize": Honoured(bool),
-    "image_processor_type": Honoured(str),
-    "feature_extractor_type": Honoured(str),
     "do_pad": Refused("padded pictures, which Qwen2-VL does not take", (False,), "set it to false"),
-    "do_center_crop": Refused(
-        "cropped pictures, which Qwen2-VL does not take", (False,), "set it to false"
-    ),
-    "crop_size": NoEffect("do_center_crop decides, and must be false"),
     "pad_size": NoEffect("do_pad decides, and must be false"),
-    "default_to_square": _RGB,
-    "data_format": _FORMAT,
-    "input_data_format": _FORMAT,
-    "device": _FORMAT,
-    "return_tensors": _FORMAT,
-    "disable_grouping": _FORMAT,
-    "image_seq_length": _UNREAD,
-    "processor_class": NoEffect("it says who wrote the file"),
-    "_processor_class": NoEffect("it says who wrote the file"),
-    "auto_map": CONFIG["auto_map"],
-    **dict.fromkeys(
-        (
-            "video_processor_type",
-            "fps",
-            "min_frames",
-            "max_frames",
-            "num_frames",
-            "do_sample_frames",
-            "return_metadata",
-            "video_metadata",
-        ),
-        NoEffect("it is about videos, whose settings are read on their own"),
-    ),
 }
 """Those of pictures in preprocessor_config.json or processor_config.json."""
 
@@ -187,13 +123,9 @@ def check_settings(checkpoint: Checkpoint) -> None:
         vision.get("rope_parameters") or {}, VISION_ROPE, file, "vision_config.rope_parameters"
     )
     where, rope = read_rope(text, place)
+    check_heads(text, place)
     hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
     if hidden and heads:
-        if hidden % heads:
-            raise CheckpointError(
-                f"{place}: hidden_size is {hidden}, which {heads} heads (num_attention_heads) do not "
-                "divide; correct it"
-            )
         check_sections(rope, where, USUAL_SECTIONS, AXES, hidden // heads // 2)
     image = image_section(checkpoint.root)
     check_fields(image[1], IMAGES, str(image[0]))

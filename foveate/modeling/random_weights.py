@@ -1,5 +1,6 @@
 """Random weights in a checkpoint's shape: enough to measure speed and memory, and nothing else."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,25 @@ from foveate.errors import CheckpointError, cause
 from foveate.modeling.checkpoint import Checkpoint
 
 SEED = 0
+Build = Callable[[Checkpoint, torch.dtype, str], Any]
+"""Makes the model that a checkpoint's configuration describes, with weights of a type and attention by a name."""
 
 
-def draw(checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Device = "cpu") -> Any:
+def transformers_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Any:
+    """The model that transformers makes of a checkpoint's config.json."""
+    config = AutoConfig.from_pretrained(checkpoint.root)
+    return AutoModelForImageTextToText.from_config(
+        config, dtype=dtype, attn_implementation=attention
+    )
+
+
+def draw(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    attention: str,
+    device: Device = "cpu",
+    build: Build = transformers_model,
+) -> Any:
     """Build the model that config.json describes, as transformers initialises it; always the same on the same device.
 
     Matrices are normal (their standard deviation is the configuration's `initializer_range`), norms 1,
@@ -23,16 +40,14 @@ def draw(checkpoint: Checkpoint, dtype: torch.dtype, attention: str, device: Dev
         dtype: Of the weights.
         attention: How attention is computed, as transformers names it.
         device: Where the weights are.
+        build: Makes the model, whose `init_weights` draws its weights.
 
     Raises:
         CheckpointError: transformers cannot build it.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint.root)
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(
-                config, dtype=dtype, attn_implementation=attention
-            )
+            model = build(checkpoint, dtype, attention)
         # A GPU draws a large model in a second, a CPU in minutes.
         model.to_empty(device="cuda" if torch.cuda.is_available() else device)
         torch.manual_seed(SEED)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +56,32 @@ class Entry:
 
 
 def read_headers(checkpoint: Checkpoint) -> dict[Path, dict[str, Entry]]:
-    """The tensors of each file that holds a checkpoint's weights; others of the folder are not read.
+    """The tensors of each file that holds a checkpoint's weights; others of its folders are not read.
 
     Raises:
         CheckpointError: There are none, one that the index names is missing, or one is damaged.
     """
-    root = checkpoint.root
+    found: dict[Path, dict[str, Entry]] = {}
+    for folder in checkpoint.form.weights:
+        found |= read_folder(checkpoint, folder)
+    return found
+
+
+def read_folder(checkpoint: Checkpoint, folder: str) -> dict[Path, dict[str, Entry]]:
+    """The tensors of each file that holds the weights of one of a checkpoint's folders, "" for its own.
+
+    Raises:
+        CheckpointError: As `read_headers`.
+    """
+    root, shown = checkpoint.root / folder, partial(_shown, checkpoint, folder)
     if (root / SINGLE).is_file():
-        return {root / SINGLE: read_header(root / SINGLE, checkpoint)}
+        return {root / SINGLE: read_header(root / SINGLE, shown(SINGLE))}
     if not (root / INDEX).is_file():
         raise CheckpointError(
-            f"{checkpoint.shown(SINGLE)}: cannot load the weights, the file is missing and so is "
-            f"{INDEX}; {AGAIN}, in safetensors' format"
+            f"{shown(SINGLE)}: cannot load the weights, the file is missing and so is {INDEX}; "
+            f"{AGAIN}, in safetensors' format"
         )
-    index = checkpoint.shown(INDEX)
+    index = shown(INDEX)
     placed = read_as(
         dict[str, str], read_json(root / INDEX).get("weight_map"), f"{index}: weight_map"
     )
@@ -80,26 +93,30 @@ def read_headers(checkpoint: Checkpoint) -> dict[Path, dict[str, Entry]]:
             )
         if not (root / name).is_file():
             raise CheckpointError(
-                f"{checkpoint.shown(name)}: the file is missing, which {INDEX} names; {AGAIN}"
+                f"{shown(name)}: the file is missing, which {INDEX} names; {AGAIN}"
             )
     if not names:
         raise CheckpointError(f"{index} names no file of weights; {AGAIN}")
-    headers = {root / name: read_header(root / name, checkpoint) for name in names}
+    headers = {root / name: read_header(root / name, shown(name)) for name in names}
     for tensor, name in placed.items():
         if tensor not in headers[root / name]:
             raise CheckpointError(
-                f"{checkpoint.shown(name)}: {brief(tensor)} is not in it, where {INDEX} says it is; {AGAIN}"
+                f"{shown(name)}: {brief(tensor)} is not in it, where {INDEX} says it is; {AGAIN}"
             )
     return headers
 
 
-def read_header(file: Path, checkpoint: Checkpoint) -> dict[str, Entry]:
-    """Each tensor of a safetensors file by its name.
+def _shown(checkpoint: Checkpoint, folder: str, file: str) -> str:
+    """A file of one of a checkpoint's folders as the user would name it."""
+    return checkpoint.shown(f"{folder}/{file}" if folder else file)
+
+
+def read_header(file: Path, shown: str) -> dict[str, Entry]:
+    """Each tensor of a safetensors file, which the user knows as `shown`, by its name.
 
     Raises:
         CheckpointError: The file is damaged or cut short.
     """
-    shown = checkpoint.shown(file.name)
     with reading(shown, "weights in safetensors' format", f"cannot load it: {AGAIN}"):
         # The library checks everything that the header says.
         with safe_open(str(file), framework="np"):
@@ -138,7 +155,7 @@ def check_weights(
     headers = read_headers(checkpoint)
     untied = any(name.endswith(HEAD) for header in headers.values() for name in header)
     for file, header in headers.items():
-        shown = checkpoint.shown(file.name)
+        shown = checkpoint.shown(file.relative_to(checkpoint.root).as_posix())
         _check_names(header, shown)
         data = np.memmap(file, np.uint8, "r")
         for name, entry in header.items():

@@ -5,7 +5,7 @@ from foveate.runtime.chat import Chat
 from foveate.runtime.encoded import EncodedMedia
 from foveate.runtime.generation import Stream
 from foveate.runtime.language.prefix_cache import PrefixCache
-from foveate.runtime.media.video import VideoFile, VideoWarning, read_video
+from foveate.runtime.media.video import Frames, VideoFile, VideoWarning, read_frames, read_video
 from foveate.runtime.pipeline import Pipeline
 from foveate.runtime.request import Request
 
@@ -13,6 +13,7 @@ __all__ = [
     "Answer",
     "Chat",
     "EncodedMedia",
+    "Frames",
     "Pipeline",
     "PrefixCache",
     "Request",
@@ -21,5 +22,6 @@ __all__ = [
     "VideoFile",
     "VideoWarning",
     "Visual",
+    "read_frames",
     "read_video",
 ]

@@ -18,6 +18,8 @@ class Visual:
             since the compressor is skipped then, or where the answer ended before its first token.
         picture: int64 [total], the picture or video frame that each token shows.
         boxes: float32 [total, 4], the part of it: left, top, right, bottom from 0 to 1.
+        always: How many are never dropped, such as newlines, and are not what a ratio or a count is of;
+            they are among `kept` and `total`.
     """
 
     total: int
@@ -26,6 +28,7 @@ class Visual:
     relevance: NDArray[np.float32] | None
     picture: NDArray[np.int64]
     boxes: NDArray[np.float32]
+    always: int = 0
 
     @classmethod
     def nothing(

@@ -116,6 +116,7 @@ class AnswerText:
             kept.relevance,
             visual.picture,
             visual.boxes,
+            int((~visual.candidates).sum()),
         )
 
 

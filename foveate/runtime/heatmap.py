@@ -19,6 +19,7 @@ from foveate.runtime.answer import Visual
 LEAST_WIDTH, MOST_WIDTH, MOST_HEIGHT = 448, 720, 960
 MARGIN, CAPTION, TEXT, LEGEND = 16, 34, 16, 360
 INK, PAPER, OUTLINE = (40, 40, 44), (255, 255, 255), (232, 62, 40)
+LIGHT, DARK = (255, 255, 255), (24, 20, 40)
 FADED, FADE, SHADE, GLOW = 222, 0.84, 0.65, 0.2
 
 # Dark to light: lightness grows evenly, so the order is seen without the colours too.
@@ -62,15 +63,16 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
         KeepError: The request ranked nothing, since it kept all tokens.
         ImageError: The request had no such picture.
     """
-    relevance, kept = _token_maps(visual, index)
+    relevance, kept = token_maps(visual, index)
     small = to_rgb(picture, index + 1)
-    original = small.resize(_panel_size(small), Image.Resampling.LANCZOS)
-    count = f"{int(kept.sum())} of {kept.size} tokens kept"
+    original = small.resize(panel_size(small), Image.Resampling.LANCZOS)
+    here = visual.picture == index
+    count = f"{int(here[visual.indices].sum())} of {int(here.sum())} tokens kept"
     number = f"picture {index + 1}: " if visual.pictures > 1 else ""
     panels = (
         (original, f"{number}{picture.width} x {picture.height} pixels"),
         (under_relevance(original, relevance), "relevance to the prompt"),
-        (_kept_alone(original, kept), f"{number}{count}"),
+        (kept_alone(original, kept), f"{number}{count}"),
     )
     width, height = original.size
     slot = max(width, LEGEND)
@@ -80,7 +82,7 @@ def draw_heatmap(picture: Image.Image, visual: Visual, index: int = 0) -> Image.
         left = MARGIN + place * (slot + MARGIN)
         sheet.paste(panel, (left, MARGIN))
         pen.text((left, MARGIN + height + 9), caption, fill=INK, font=_font())
-    _draw_legend(sheet, 2 * MARGIN + slot, slot, MARGIN + height + 9)
+    draw_scale(sheet, 2 * MARGIN + slot, slot, MARGIN + height + 9)
     return sheet
 
 
@@ -126,8 +128,20 @@ def write_heatmap(
         OutputError: It could not be written.
     """
     check_target(path, force=force)
+    write_picture(path, draw_heatmaps(pictures, visual), force=force)
+
+
+def write_picture(
+    path: str | os.PathLike[str], picture: Image.Image, *, force: bool = False
+) -> None:
+    """Write a picture into a PNG file, whole or not at all.
+
+    Raises:
+        OutputExistsError: The file is there, and `force` was not given.
+        OutputError: It could not be written.
+    """
     data = io.BytesIO()
-    draw_heatmaps(pictures, visual).save(data, "PNG")
+    picture.save(data, "PNG")
     replace_file(path, data.getvalue(), force=force)
 
 
@@ -174,19 +188,33 @@ def spread(relevance: NDArray[np.floating], middle: float = 0.2) -> NDArray[np.f
     return np.power(scaled, min(max(gamma, 0.3), 3.0))
 
 
-def _token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def token_maps(visual: Visual, index: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Scaled relevance [rows, columns] of one picture, and which of its tokens were kept."""
-    if visual.relevance is None:
-        raise KeepError("all tokens were kept, so none were ranked; keep fewer to see a heatmap")
+    scaled = spread(ranked(visual))
     if index not in visual.picture:
         raise ImageError(
             f"there is no picture {index + 1}: the request had {visual.pictures}; "
             "give the pictures of the request, in its order"
         )
+    return token_map(scaled, visual, index), token_map(kept_tokens(visual), visual, index)
+
+
+def ranked(visual: Visual) -> NDArray[np.float32]:
+    """The relevance of a request's visual tokens.
+
+    Raises:
+        KeepError: The request ranked nothing, since it kept all tokens.
+    """
+    if visual.relevance is None:
+        raise KeepError("all tokens were kept, so none were ranked; keep fewer to see a heatmap")
+    return visual.relevance
+
+
+def kept_tokens(visual: Visual) -> NDArray[np.bool_]:
+    """Which of a request's visual tokens were kept, bool [N_v]."""
     kept = np.zeros(visual.total, dtype=np.bool_)
     kept[visual.indices] = True
-    scaled = spread(visual.relevance)
-    return token_map(scaled, visual, index), token_map(kept, visual, index)
+    return kept
 
 
 def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
@@ -200,7 +228,7 @@ def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
         shown: Which part of which picture each token shows.
         index: Which picture.
     """
-    here = (shown.picture == index) & (shown.boxes[:, 2:] > shown.boxes[:, :2]).all(axis=1)
+    here = tokens_of(shown, index)
     boxes, values = shown.boxes[here].astype(np.float64), values[here]
     across, down = np.rint(1 / (boxes[:, 2:] - boxes[:, :2]).min(axis=0)).astype(int)
     sizes = np.array([across, down, across, down])
@@ -213,7 +241,14 @@ def token_map(values: NDArray[CELL], shown: Shown, index: int) -> NDArray[CELL]:
     return cells
 
 
-def _panel_size(picture: Image.Image) -> tuple[int, int]:
+def tokens_of(shown: Shown, index: int) -> NDArray[np.bool_]:
+    """Which tokens show some of a picture, bool [N_v]: a newline's box is empty, and shows nothing."""
+    wide = np.all(shown.boxes[:, 2:] > shown.boxes[:, :2], axis=1)
+    here: NDArray[np.bool_] = np.logical_and(wide, shown.picture == index)
+    return here
+
+
+def panel_size(picture: Image.Image) -> tuple[int, int]:
     """A panel's (width, height): wide enough to see a patch, and no higher than a screen."""
     width = min(max(picture.width, LEAST_WIDTH), MOST_WIDTH)
     height = picture.height * width / picture.width
@@ -239,7 +274,7 @@ def under_relevance(
     return Image.fromarray(lit.round().astype(np.uint8))
 
 
-def _kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
+def kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
     """The picture with kept patches as they are, outlined, and the rest faded to grey."""
     mask = Image.fromarray((enlarged(kept, original.size) * 255).astype(np.uint8))
     grey = np.asarray(original.convert("L").convert("RGB"), dtype=np.float64)
@@ -247,6 +282,25 @@ def _kept_alone(original: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
     faded.paste(OUTLINE, mask=mask.filter(ImageFilter.MaxFilter(5)))
     faded.paste(original, mask=mask)
     return faded
+
+
+def outlined(panel: Image.Image, kept: NDArray[np.bool_]) -> Image.Image:
+    """A picture with a light line, dark outside, around its kept parts.
+
+    Args:
+        panel: The picture in RGB.
+        kept: bool [rows, columns], which cells of it were kept.
+    """
+    # Beyond the picture nothing is kept, so that the line closes at its edge.
+    mask = np.pad(enlarged(kept, panel.size), 3)
+    whole = Image.fromarray((mask * 255).astype(np.uint8))
+    result = panel.copy()
+    for wide, colour in ((3, DARK), (1, LIGHT)):
+        inner = np.asarray(whole.filter(ImageFilter.MinFilter(2 * wide + 1)))[3:-3, 3:-3] > 0
+        result.paste(
+            colour, mask=Image.fromarray(((mask[3:-3, 3:-3] & ~inner) * 255).astype(np.uint8))
+        )
+    return result
 
 
 def enlarged(cells: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -257,8 +311,8 @@ def enlarged(cells: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool
     return pixels
 
 
-def _draw_legend(sheet: Image.Image, left: int, width: int, top: int) -> None:
-    """The scale of colours, right under the relevance panel."""
+def draw_scale(sheet: Image.Image, left: int, width: int, top: int) -> None:
+    """The scale of colours, at the right of the place under a panel of relevance."""
     bar = colours(np.tile(np.linspace(0, 1, 96), (10, 1))).round().astype(np.uint8)
     font, pen = _font(), ImageDraw.Draw(sheet)
     right = left + width

@@ -21,8 +21,13 @@ def read_tokenizer(bundle: Bundle) -> Tokenizer:
         return Tokenizer.from_file(str(path))
 
 
-def read_family(bundle: Bundle, tokenizer: Tokenizer) -> Family:
+def read_family(bundle: Bundle, tokenizer: Tokenizer, levels: bool | None = None) -> Family:
     """The bundle's model family, set up with its preprocessing, chat template and tokens.
+
+    Args:
+        bundle: The bundle.
+        tokenizer: Its tokenizer.
+        levels: Whether pictures become 8-bit levels; None is what the bundle's vision graph takes.
 
     Raises:
         BundleError: Parts that are wrong or do not fit together.
@@ -48,7 +53,7 @@ def read_family(bundle: Bundle, tokenizer: Tokenizer) -> Family:
             tokenizer=tokenizer,
             chat_template=template,
             tokens={**stops, **manifest.tokens},
-            levels=manifest.operators == "contrib",
+            levels=manifest.operators == "contrib" if levels is None else levels,
         )
     except (BundleError, PromptError) as error:
         file = path if isinstance(error, PromptError) else source

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,8 @@ class Work:
 
     Attributes:
         visual: Visual tokens of all pictures.
-        largest: Those of the largest run of the vision graph; 0 where the pictures were encoded before.
+        largest: Rows of the largest run of the vision graph; 0 where the pictures were encoded before.
+        rows: Rows of all runs, of which the visual tokens are summed; 0 where they are those themselves.
         text: Text tokens.
         instruction: Those of them that rank the visual tokens.
         kept: Visual tokens that are kept.
@@ -42,6 +44,7 @@ class Work:
 
     visual: int
     largest: int = 0
+    rows: int = 0
     text: int = 0
     instruction: int = 0
     kept: int = 0
@@ -57,7 +60,7 @@ class MemoryModel:
         heads: The language model's.
         vision_width: Numbers of a patch in the vision tower.
         decoder_width: The decoder's, but for the one that gives logits.
-        patches: Of a visual token.
+        patches: Of a row of the vision graph.
         cache: Bytes of keys and values of a token.
         scores: The most attention scores that the vision graph holds.
         chunk: How many tokens of a prompt of a length are taken in by a run.
@@ -86,14 +89,14 @@ class MemoryModel:
             ]
             for role in ("vision", "decoder")
         )
-        # Of square weights, attention's projection is the narrowest.
-        squares = (wide for high, wide in vision if high == wide > 1)
+        # Most square weights are projections of attention; of as many of two widths, the narrower ones.
+        squares = Counter(wide for high, wide in vision if high == wide > 1)
         return cls(
             model.hidden_size,
             model.heads,
-            min(squares, default=model.hidden_size),
+            max(sorted(squares), key=squares.__getitem__, default=model.hidden_size),
             max((max(shape) for shape in decoder), default=model.hidden_size),
-            max((axis.per_token for axis in bundle.manifest.vision_axes.values()), default=1),
+            _patches(bundle),
             token_bytes(model, dtype),
             scores,
             chunk,
@@ -104,11 +107,13 @@ class MemoryModel:
         row = self.hidden * FLOAT
         whole, kept = work.visual + work.text, work.kept + work.text
         rows, part = work.largest * self.patches, self.chunk(kept) if kept else 0
+        # Rows are concatenated; or summed, and each token's sum is there twice while it is added to.
+        held = 2 * work.rows + 3 * work.visual if work.rows else 2 * work.visual
         vision = rows * VISION_ROWS * self.vision_width * FLOAT
         prefill = part * DECODER_ROWS * self.decoder_width * FLOAT
         return {
             "vision": int(vision)
-            + (SCORES_HELD * self.scores * FLOAT + 2 * work.visual * row if work.largest else 0),
+            + (SCORES_HELD * self.scores * FLOAT + held * row if work.largest else 0),
             "compressor": 6 * whole * row
             + SCORES_HELD * self.heads * work.instruction * whole * FLOAT,
             "prefill": prefill
@@ -124,6 +129,13 @@ class MemoryModel:
         most = max(range(len(works)), key=lambda place: max(self.stages(works[place]).values()))
         own = (works[most].kept + works[most].text + works[most].new) * self.cache
         return max(self.stages(works[most]).values()) + 2 * (caches - own)
+
+
+def _patches(bundle: Bundle) -> float:
+    """How many patches a row of the vision graph stands for."""
+    axes = {axis for tensor in bundle.graph("vision").inputs for axis in tensor.shape}
+    ranges = bundle.manifest.vision_axes.items()
+    return max((one.per_token for name, one in ranges if name in axes), default=0) or 1
 
 
 def check_memory(model: MemoryModel, works: Sequence[Work], room: int, whose: str) -> None:
@@ -166,6 +178,7 @@ def _remedies(model: MemoryModel, works: Sequence[Work], room: int) -> Iterator[
                 work,
                 visual=min(work.visual, count),
                 largest=min(work.largest, count),
+                rows=work.rows * min(work.visual, count) // max(work.visual, 1),
                 kept=min(work.kept, count),
             )
             for work in works

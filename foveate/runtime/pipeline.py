@@ -16,7 +16,7 @@ from foveate.errors import (
     BackendError,
     LimitError,
 )
-from foveate.families.base import Family, Message, PixelLimits
+from foveate.families.base import Family, FrameRule, Message, PixelLimits
 from foveate.runtime.admission import Admission
 from foveate.runtime.answer import Answer
 from foveate.runtime.backends import VisualBackend, check_name, open_backend
@@ -150,6 +150,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         speaker = open_language(opened, given["language"])
         limits = {name: given[name] for name in LIMITS}
         return cls(bundle, opened, speaker, family, tokenizer, **limits)
+
+    @property
+    def frame_rule(self) -> FrameRule:
+        """How many frames of a video file the model's family takes; `read_frames` takes it."""
+        return self._family.frame_rule
 
     def generate(self, prompt: str | Sequence[Message], **options: "Unpack[Options]") -> Answer:
         """Answer a prompt about pictures; takes what `stream` takes and raises what it raises."""

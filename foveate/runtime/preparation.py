@@ -121,11 +121,13 @@ class Preparation:
         media = one if isinstance(one, EncodedMedia) else one.media
         visual = media.visual
         largest = self._backend.largest_run(visual) if media.embeds is None else 0
+        rows = visual.output_rows if visual.rows is not None and largest else 0
         if isinstance(one, EncodedMedia):
-            return Work(visual=visual.tokens, largest=largest)
+            return Work(visual=visual.tokens, largest=largest, rows=rows)
         return Work(
             visual=visual.tokens,
             largest=largest,
+            rows=rows,
             text=len(one.prompt.token_ids) - visual.tokens,
             instruction=len((one.ranked_by or one.prompt).instruction_index),
             kept=one.selection.count,

@@ -178,3 +178,16 @@ def test_a_backend_that_takes_one_sequence_is_refused(
     monkeypatch.setattr(OrtDecoder, "__init__", begin_alone)
     monkeypatch.setattr(OrtBackend, "encode", None)
     refused(invoke("bench", tiny_bundle.root, *SIZE, "--batch", "1,4"), "decodes 1 together")
+
+
+def test_against_transformers_whose_pictures_become_tiles(
+    llava_contrib_bundle: Bundle, llava_checkpoint: Path
+) -> None:
+    """Frames are prepared by Foveate for both, as pixels for one and as levels for the other."""
+    done = invoke(
+        "bench", llava_contrib_bundle.root, *QUICK, "--image-size", "100x60", "--video", "2x60x40",
+        "--against", llava_checkpoint, "--keep", "1,0.25",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "99 visual tokens" in done.stdout
+    assert "times faster than transformers, same tokens" in done.stdout

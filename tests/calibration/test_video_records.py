@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from foveate.calibration.dataset import Record
-from foveate.calibration.drawing.show import show
+from foveate.calibration.drawing.show import gather_samples, show, show_facts
 from foveate.calibration.evaluation.checkpoint import LoadedCheckpoint
 from foveate.calibration.evaluation.judge import judge
 from foveate.calibration.evaluation.options import EvaluateOptions
@@ -17,6 +18,8 @@ from foveate.calibration.torch_model import TorchModel
 from foveate.errors import ImageError, LimitError
 from foveate.families.base import Video
 from foveate.runtime import VideoFile, read_video
+from foveate.runtime.contact_sheet import EMPTY, WIDTH, layout
+from foveate.runtime.heatmap import MARGIN, OUTLINE
 from tests.conftest import NANO
 from tests.runtime.media.films import seconds, write_film
 
@@ -57,11 +60,42 @@ def test_what_a_video_answers_and_keeps(model: TorchModel, record: Record) -> No
 
 
 def test_videos_that_cannot_be_taken(model: TorchModel, tmp_path: Path, record: Record) -> None:
+    gone = Record("2", (tmp_path / "gone.mp4",), QUESTION, ("E",), moving=True)
     with pytest.raises(ImageError, match="There is no file"):
-        model.open(Record("2", (tmp_path / "gone.mp4",), QUESTION, ("E",), moving=True))
+        model.open(gone)
     long = write_film(tmp_path / "long.mp4", seconds(400, 2), options={"preset": "ultrafast"})
     with pytest.raises(LimitError, match=r"visual tokens, and the model.s context has 4096"):
         model.open(Record("3", (long,), QUESTION, ("E",), moving=True))
     assert VideoFile(long).fps is None
-    with pytest.raises(ImageError, match="sheets show pictures"):
-        show(NANO, tmp_path / "sheet.png", [record])
+    with pytest.raises(ImageError, match="There is no file"):
+        show(NANO, tmp_path / "sheet.png", [gone])
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_video_is_drawn_frame_by_frame(
+    model: TorchModel, record: Record, f_theta: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sheet.png"
+    (entry,) = show(NANO, out, [record], compressor=f_theta, keep="0.5,9", mode="mean")
+    assert entry.seconds == (0.0, 0.5, 1.0, 1.5)
+    assert len(entry.pictures) == 4
+    relevance, predicted = entry.rankings
+    assert [len(kept.indices) for kept in predicted.kept] == [70, 9]
+    question = model.prepare(QUESTION, model.open(record))
+    answer = model.answer(question, relevance.kept[1].indices)
+    assert relevance.kept[1].answer == model.text(answer)
+    with Image.open(out) as sheet:
+        sheet.load()
+        assert sheet.width == WIDTH
+        # Two rankings, of each two keeps of two frames, side by side.
+        _, _, (_, height) = layout(2, entry.pictures[0].size)
+        assert sheet.height > 4 * height
+        pixels = np.asarray(sheet)
+    bars = (pixels[:, MARGIN, None] == (OUTLINE, EMPTY)).all(axis=-1).any(axis=1)
+    assert np.count_nonzero(np.diff(bars.astype(int)) == 1) == 4
+    facts = show_facts([entry], out)["samples"][0]
+    assert facts["tokens_by_image"] == [70, 0, 70, 0]
+    (sample,) = gather_samples([], [QUESTION], None, [], record.pictures[0])
+    assert (sample.moving, sample.pictures) == (True, record.pictures)
+    with pytest.raises(ImageError, match="one or the other"):
+        gather_samples(["a.png"], [QUESTION], None, [], record.pictures[0])

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from foveate.bundle.reader import Bundle
-from foveate.commands.demo import NANO
+from foveate.commands.demo import NANO, Sample, choose_pair
+from foveate.runtime.heatmap import LEAST_WIDTH, MARGIN
 from tests.command import invoke, refused
 
 
@@ -35,12 +36,27 @@ class TestDemo:
         arguments = ["demo", "--checkpoint", checkpoint, "--out", tmp_path / "out"]
         result = invoke(*arguments)
         assert result.exit_code == 0, result.stderr
-        words = ("Q3?", "3   (expected)", "24 of 24", "6 of 24", "KV cache", "Of 3 such")
+        words = ("Q3?", "3   (expected)", "24 of 24", "6 of 24", "KV cache", "Of 3 such", "Q1?")
         for word in words:
             assert word in result.stdout
         assert "[9/9] seal … " in result.stderr
         assert sorted(os.listdir(tmp_path / "out")) == ["bundle", "heatmap.png"]
+        with Image.open(tmp_path / "out" / "heatmap.png") as drawn:
+            # The picture, and two questions beside it.
+            assert drawn.width == MARGIN + 3 * (LEAST_WIDTH + MARGIN)
         assert Bundle.open(tmp_path / "out" / "bundle").manifest.compressor.kind == "attention"
+
+    def test_which_questions_are_shown(self) -> None:
+        one, two = Path("1.png"), Path("2.png")
+        samples = [Sample(one, "a", ""), Sample(two, "b", ""), Sample(two, "c", ""),
+                   Sample(one, "d", ""), Sample(one, "e", "")]  # fmt: skip
+        a, b, c, d, e = samples
+        for right, pair in (
+            ((1, 1, 1, 1, 1), (a, d)), ((1, 1, 1, 0, 0), (b, c)), ((1, 0, 0, 0, 1), (a, e)),
+            ((0, 0, 1, 0, 0), (c, b)), ((0, 0, 0, 1, 1), (d, e)), ((0, 0, 0, 0, 0), (a, d)),
+        ):  # fmt: skip
+            assert choose_pair(samples, [bool(one) for one in right]) == pair
+        assert choose_pair(samples[:2], [False, True]) == (b, None)
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:
         arguments = ["demo", "--checkpoint", tmp_path / "none", "--out", tmp_path / "out"]

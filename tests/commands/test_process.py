@@ -195,8 +195,8 @@ def test_ctrl_c_is_ignored_where_it_was(tmp_path: Path) -> None:
         (["calibrate", "train", "none", "new"], "no folder of relevance maps"),
         (["calibrate", "show", "checkpoint", "file.png"], "file.png is already there"),
         (["calibrate", "show", "checkpoint", "new.png", "--keep", "no"], "keep is 'no'"),
-        (["calibrate", "evaluate", "checkpoint", "file", "--out", "file"], "file is already there"),
-        (["calibrate", "evaluate", "checkpoint", "file", "--keep", "no"], "keep is 'no'"),
+        (["evaluate", "checkpoint", "file", "--json=file"], "file is already there"),
+        (["evaluate", "checkpoint", "file", "--keep", "no"], "keep is 'no'"),
     ],
 )
 def test_what_is_wrong_at_once_is_said_before_torch_is_loaded(

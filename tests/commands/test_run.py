@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.commands.run import run
+from foveate.runtime.contact_sheet import WIDTH
 from foveate.runtime.media.pictures import MAX_PIXELS
 from tests.command import command, invoke, refused
 from tests.conftest import Sample
@@ -258,6 +259,18 @@ class TestVideo:
                       *options)  # fmt: skip
         assert done.exit_code == 0, done.stderr
         assert json.loads(done.stdout)["visual"]["total"] == steps * 6
+
+    def test_a_contact_sheet_is_drawn(self, bundle: Path, film: Path, tmp_path: Path) -> None:
+        out = tmp_path / "sheet.png"
+        words = ("run", bundle, "What?", "--video", film, "--max-new-tokens", 1)
+        done = invoke(*words, "--fps", 4, "--keep", 0.5, "--heatmap", out)
+        assert done.exit_code == 0, done.stderr
+        with Image.open(out) as drawn:
+            drawn.load()
+            assert (drawn.format, drawn.width) == ("PNG", WIDTH)
+        refused(invoke(*words, "--heatmap", out), "already there", "--force")
+        refused(invoke(*words, "--heatmap", tmp_path / "s.png", "--keep", 1), "nothing is ranked")
+        assert os.listdir(tmp_path) == ["sheet.png"]
 
     @pytest.mark.parametrize(
         ("options", "words"),

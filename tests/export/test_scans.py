@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import ExportError
-from foveate.export.tensorrt.attention import whole_attention
+from foveate.export.tensorrt.any_size import without_limits
 from foveate.export.trace import GraphPlan, write_graph
 from foveate.modeling import attention
 from foveate.modeling.attention import AttentionBlocks, pictures_attention
@@ -66,7 +66,7 @@ def test_blocks_give_what_the_whole_gives(tmp_path: Path, monkeypatch: pytest.Mo
     onnx.checker.check_model(str(path), full_check=True)
     assert {one.domain for one in onnx.load(path).opset_import} == {""}
     whole = tmp_path / "whole.onnx"
-    whole.write_bytes(whole_attention(path))
+    whole.write_bytes(without_limits(path))
     kinds = {node.op_type for node in onnx.load(whole, load_external_data=False).graph.node}
     assert not kinds & {"Scan", "Pad", "Div", "Max"}
     sessions = [onnxruntime.InferenceSession(one) for one in (path, whole)]

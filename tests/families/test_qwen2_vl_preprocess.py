@@ -141,7 +141,7 @@ def test_other_settings_are_honoured(tokenizer: Any, family: Qwen2VL) -> None:
         "image_std": [0.5, 1.5, 0.25],
         "rescale_factor": 1 / 127.5,
     }
-    other = Qwen2VL({"images": raw}, tokenizer, TEMPLATE, family._tokens)
+    other = Qwen2VL({"images": raw}, tokenizer, TEMPLATE, family._layout.tokens)
     assert_same(other, Qwen2VLImageProcessorPil(**raw), [noise(200, 150), noise(11, 13)])
 
 
@@ -253,7 +253,7 @@ def test_settings_read_are_those_the_reference_uses(
     processor = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         assert getattr(settings, ours) == processor.size[theirs]
-    other = Qwen2VL({"images": found}, tokenizer, TEMPLATE, family._tokens)
+    other = Qwen2VL({"images": found}, tokenizer, TEMPLATE, family._layout.tokens)
     if PILLOW >= (13, 0):
         assert_same(other, processor, [noise(300, 400), noise(31, 29)])
 

@@ -12,6 +12,8 @@ from foveate import families
 from foveate.errors import UnsupportedFamilyError
 from tests.families.reference import TEMPLATE, control_ids
 
+MODEL_TYPES = {"llava_llama": "vila", "llava_onevision": "llava_onevision", "qwen2_vl": "qwen2_vl"}
+
 
 def test_a_family_is_created_by_name(tokenizer: Tokenizer) -> None:
     for name in families.names():
@@ -26,15 +28,20 @@ def test_a_family_is_created_by_name(tokenizer: Tokenizer) -> None:
 
 
 def test_model_types_lead_to_families() -> None:
-    assert families.names() == ("qwen2_vl",)
-    assert families.from_model_type("qwen2_vl") == "qwen2_vl"
+    assert families.names() == ("llava_onevision", "qwen2_vl", "vila")
+    for model_type, name in MODEL_TYPES.items():
+        assert families.from_model_type(model_type) == name
 
 
 @pytest.mark.parametrize("unknown", ["qwen2_5_vl", "", "Qwen2_VL"])
 def test_unknown_names_are_refused_with_those_known(unknown: str, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UnsupportedFamilyError, match=f"{unknown!r}; it takes qwen2_vl"):
+    with pytest.raises(
+        UnsupportedFamilyError, match=f"{unknown!r}; it takes {', '.join(MODEL_TYPES)}"
+    ):
         families.from_model_type(unknown)
-    with pytest.raises(UnsupportedFamilyError, match=f"{unknown!r}; it knows qwen2_vl"):
+    with pytest.raises(
+        UnsupportedFamilyError, match=f"{unknown!r}; it knows {', '.join(families.names())}"
+    ):
         families.create(unknown, preprocessing={}, tokenizer=tokenizer, chat_template="", tokens={})
     with pytest.raises(UnsupportedFamilyError):
         families.settings_from_checkpoint(unknown, Path())

@@ -6,21 +6,32 @@ from typing import Any
 import pytest
 from transformers import (
     GenerationConfig,
+    LlamaConfig,
+    LlavaOnevisionConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen2VLConfig,
+    SiglipVisionConfig,
+)
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
 )
 from transformers.models.qwen2_vl.configuration_qwen2_vl import (
     Qwen2VLTextConfig,
     Qwen2VLVisionConfig,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.errors import CheckpointError
+from foveate.modeling import llava_onevision_fields as llava
+from foveate.modeling import vila_fields
 from foveate.modeling.common_fields import TOKENIZER
 from foveate.modeling.fields import Honoured, NoEffect, Refused, Table, check_fields
 from foveate.modeling.generation_fields import GENERATION
 from foveate.modeling.qwen2_vl_fields import IMAGES, ROOT, TEXT, VISION
+from foveate.modeling.siglip_fields import SIGLIP
 from tests.conftest import NANO
 
 FILE = "checkpoint/config.json"
@@ -49,12 +60,9 @@ def config_fields(kind: type[PreTrainedConfig]) -> set[str]:
     return {*kind().to_dict(), *(field.name for field in dataclasses.fields(kind))}
 
 
-def processor_fields() -> set[str]:
-    """The settings of the image processor, of its own class and all above it."""
-    return {
-        *Qwen2VLImageProcessorPil.valid_kwargs.__annotations__,
-        *Qwen2VLImageProcessorPil().to_dict(),
-    }
+def processor_fields(kind: Any) -> set[str]:
+    """The settings of an image processor, of its own class and all above it."""
+    return {*kind.valid_kwargs.__annotations__, *kind().to_dict()}
 
 
 def tokenizer_fields() -> set[str]:
@@ -70,7 +78,19 @@ CLASSES: dict[str, tuple[Table, set[str]]] = {
     "Qwen2VLConfig": (ROOT, config_fields(Qwen2VLConfig)),
     "Qwen2VLTextConfig": (TEXT, config_fields(Qwen2VLTextConfig)),
     "Qwen2VLVisionConfig": (VISION, config_fields(Qwen2VLVisionConfig)),
-    "Qwen2VLImageProcessorPil": (IMAGES, processor_fields()),
+    "Qwen2VLImageProcessorPil": (IMAGES, processor_fields(Qwen2VLImageProcessorPil)),
+    "LlavaOnevisionConfig": (llava.ROOT, config_fields(LlavaOnevisionConfig)),
+    "Qwen2Config": (llava.TEXT, config_fields(Qwen2Config)),
+    "LlavaOnevisionImageProcessorPil": (
+        llava.IMAGES,
+        processor_fields(LlavaOnevisionImageProcessorPil),
+    ),
+    "SiglipVisionConfig": (SIGLIP, config_fields(SiglipVisionConfig)),
+    "LlamaConfig": (vila_fields.TEXT, config_fields(LlamaConfig)),
+    "SiglipVisionConfig of VILA": (vila_fields.VISION, config_fields(SiglipVisionConfig)),
+    "SiglipImageProcessorPil": (vila_fields.IMAGES, processor_fields(SiglipImageProcessorPil)),
+    "VILA's own": (vila_fields.ROOT, config_fields(PreTrainedConfig)),
+    "VILA's projector": (vila_fields.PROJECTION, config_fields(PreTrainedConfig)),
     "PreTrainedTokenizerFast": (TOKENIZER, tokenizer_fields()),
 }
 
@@ -112,7 +132,7 @@ def test_contrastive_search_is_only_what_transformers_calls_so() -> None:
     [("colour", "blue"), ("flag", False), ("number", 0), ("per_layer_config", [{"a": 1}])],
 )
 def test_an_unknown_field_is_refused_by_name(field: str, value: object) -> None:
-    for table in (GENERATION, ROOT, TEXT, VISION, IMAGES, TOKENIZER):
+    for table, _ in CLASSES.values():
         with pytest.raises(CheckpointError, match=rf"text_config\.{field} is .*does not know"):
             check_fields({field: value}, table, FILE, "text_config")
         check_fields({field: None, "other": []}, table, FILE)
@@ -124,6 +144,7 @@ def test_values_of_another_kind_are_refused_by_name(value: object) -> None:
         (GENERATION, "repetition_penalty"), (GENERATION, "max_new_tokens"), (TEXT, "num_hidden_layers"),
         (TEXT, "rms_norm_eps"), (VISION, "patch_size"), (IMAGES, "max_pixels"),
         (GENERATION, "bad_words_ids"), (ROOT, "image_token_id"), (ROOT, "vision_config"),
+        (llava.ROOT, "image_token_index"), (SIGLIP, "patch_size"), (llava.TEXT, "head_dim"),
     ):  # fmt: skip
         if (field, value) in (("bad_words_ids", []), ("vision_config", {})):
             continue

@@ -11,18 +11,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from tokenizers import Tokenizer
 
-from foveate.bundle.manifest import AxisRange, GraphSpec, TensorSpec
+from foveate.bundle.manifest import GATHER, AxisRange, GraphSpec, TensorSpec
 from foveate.bundle.reader import Bundle
 from foveate.bundle.writer import BundleWriter
 from foveate.errors import ImageError
+from foveate.export.gather_visual import gather_visual
 from foveate.families.base import (
     Call,
+    CheckpointForm,
     FrameRule,
     Medium,
     Message,
@@ -47,7 +51,7 @@ JUNK = 3
 """Rows that the vision graph gives after the real ones; none where outputs have memory beforehand."""
 LEVELS = 3 * 4 * 4
 """Values of a cell: 4 x 4 pixels."""
-WIDTH = 256
+WIDTH, TAPS = 256, 2
 
 
 class MadeUp:
@@ -55,6 +59,7 @@ class MadeUp:
 
     name = NAME
     model_types: ClassVar[tuple[str, ...]] = (NAME,)
+    form: ClassVar[CheckpointForm] = CheckpointForm()
 
     def __init__(
         self,
@@ -115,6 +120,7 @@ class MadeUp:
             boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (sum(widths), 1)),
             rows=np.concatenate([_padded(one, taken) for one in rows]),
             weights=np.concatenate([_padded(grid.weights, taken) for grid in grids]),
+            pooled=True,
         )
 
     def layout(self, messages: Sequence[Message], visual: VisualInput) -> Prompt:
@@ -222,6 +228,13 @@ def vision_graph(junk_rows: int) -> bytes:
     return data
 
 
+def gather_graph() -> bytes:
+    """What sums the vision graph's rows to visual tokens."""
+    graph = gather_visual(WIDTH, torch.float32, TAPS)
+    data: bytes = ir.to_proto(graph).SerializeToString()
+    return data
+
+
 def write_bundle(nano: Bundle, path: Path) -> Bundle:
     """The nano checkpoint's bundle with the made-up family and its vision graph."""
     spec = GraphSpec(
@@ -231,11 +244,25 @@ def write_bundle(nano: Bundle, path: Path) -> Bundle:
     )
     manifest = nano.manifest
     paths = {role: entry.path for role, entry in manifest.files.items() if role != "vision.weights"}
+    ending = paths["vision"].removeprefix("vision")
+    paths[GATHER] = f"{GATHER}{ending}"
+    tokens = TensorSpec(name="visual_embeds", dtype="float32", shape=["visual", WIDTH])
+    gathering = GraphSpec(
+        opset=18,
+        inputs=[
+            TensorSpec(name="features", dtype="float32", shape=["rows", WIDTH]),
+            TensorSpec(name="rows", dtype="int64", shape=["visual", TAPS]),
+            TensorSpec(name="weights", dtype="float32", shape=["visual", TAPS]),
+        ],
+        outputs=[tokens],
+    )
     with BundleWriter(path) as writer:
         for role, name in paths.items():
             if role == "vision":
                 junk = JUNK if manifest.operators == "standard" else 0
                 (writer.root / name).write_bytes(vision_graph(junk))
+            elif role == GATHER:
+                (writer.root / name).write_bytes(gather_graph())
             else:
                 shutil.copyfile(nano.root / name, writer.root / name)
         return writer.finish(
@@ -243,7 +270,7 @@ def write_bundle(nano: Bundle, path: Path) -> Bundle:
                 manifest,
                 family=NAME,
                 files=writer.entries(paths),
-                graphs={**manifest.graphs, "vision": spec},
+                graphs={**manifest.graphs, "vision": spec, GATHER: gathering},
                 preprocessing={},
                 vision_axes={"cells": AxisRange(per_picture=CELLS)},
             )

@@ -67,6 +67,23 @@ def test_kept_patches_keep_their_colours_and_the_rest_does_not() -> None:
             assert np.ptp(inner, axis=-1).max() == 0
 
 
+def test_the_caption_counts_tokens_and_not_the_cells_they_are_drawn_in() -> None:
+    """Nine tokens of unequal boxes lie on a grid of 5 x 5 cells; the sheet is that of a grid of 3 x 3."""
+    plain = visual([4], (1, 3, 3))
+    edges = np.array([0, 0.4, 0.8, 1], np.float32)
+    left, top = np.meshgrid(edges[:-1], edges[:-1])
+    right, bottom = np.meshgrid(edges[1:], edges[1:])
+    boxes = np.stack([left, top, right, bottom], axis=-1).reshape(-1, 4)
+    picture = Image.new("RGB", (448, 448), GREEN)
+    sheets = [
+        np.asarray(draw_heatmap(picture, one))
+        for one in (plain, dataclasses.replace(plain, boxes=boxes))
+    ]
+    below = MARGIN + 448
+    assert (sheets[0][below:] == sheets[1][below:]).all()
+    assert (sheets[0][:below] != sheets[1][:below]).any()
+
+
 def test_kept_region_has_an_outline_on_the_dropped_side() -> None:
     sheet = draw_heatmap(Image.new("RGB", (448, 448), GREEN), visual([5], (1, 4, 4)))
     result = panel(sheet, 2, 448)

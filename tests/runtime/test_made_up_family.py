@@ -14,9 +14,8 @@ from foveate.calibration.boxes import Box, ShownTokens
 from foveate.calibration.dataset import Record
 from foveate.calibration.evaluation.bundle import BundleScene, LoadedBundle
 from foveate.calibration.evaluation.ways import choices
-from foveate.errors import KeepError
+from foveate.errors import BundleError, KeepError
 from foveate.families.base import Prompt, VisualInput, user_turn
-from foveate.runtime.backends.base import mixed
 from foveate.runtime.heatmap import draw_heatmaps, token_map
 from foveate.runtime.keep import select
 from foveate.runtime.tensors import on_host
@@ -74,14 +73,18 @@ def newlines(count: int) -> list[int]:
     return [int(one) + TOKENS * number for number in range(count) for one in NEWLINES]
 
 
-def test_weighted_sums_of_rows() -> None:
-    features = np.arange(12, dtype=np.float32).reshape(4, 3)
-    rows = np.array([[0, 1], [3, 0], [2, 2]])
-    weights = np.array([[0.25, 0.75], [1, 0], [0.5, 0.5]], np.float32)
-    wanted = [[2.25, 3.25, 4.25], [9, 10, 11], [6, 7, 8]]
-    for kind in (np.float32, np.float16):
-        found = mixed(features.astype(kind), rows, weights)
-        assert (found.dtype, found.tolist()) == (kind, wanted)
+def test_a_bundle_that_cannot_sum_rows_is_refused(pipe: Pipeline, two: list[Image.Image]) -> None:
+    engines = dict(pipe._backend.engines)  # type: ignore[attr-defined]
+    visual, _ = prepared(pipe, two)
+    gather = engines.pop("gather_visual")
+    backend: Any = pipe._backend
+    whole, backend.engines = backend.engines, engines
+    try:
+        with pytest.raises(BundleError, match=r"no graph gather_visual, .* export the checkpoint"):
+            backend.encode(visual)
+    finally:
+        backend.engines = whole
+    assert whole["gather_visual"] is gather
 
 
 def test_tokens_are_taps_of_the_graphs_real_rows(pipe: Pipeline, two: list[Image.Image]) -> None:
@@ -90,7 +93,8 @@ def test_tokens_are_taps_of_the_graphs_real_rows(pipe: Pipeline, two: list[Image
         visual, _ = prepared(pipe, pictures)
         wanted = expected_embeds(visual)
         for lasting in (False, True):
-            embeds = on_host(pipe._backend.encode(visual, lasting=lasting))
+            held = pipe._backend.encode(visual, lasting=lasting)
+            embeds = on_host(held)
             assert (embeds.dtype, embeds.shape) == (np.float32, (TOKENS * len(pictures), 256))
             assert np.abs(embeds - wanted).max() <= EMBEDS * np.abs(wanted).max()
 

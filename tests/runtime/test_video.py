@@ -92,6 +92,31 @@ def test_text_after_a_long_video_stands_behind_it(nano_bundle: Bundle) -> None:
     ]
 
 
+def test_tokens_of_32_frames_are_dropped_as_in_torch(
+    nano_bundle: Bundle, contrib_bundle: Bundle
+) -> None:
+    """2,688 visual tokens, most of nano's context: the best are kept, and the same tokens follow.
+
+    Attention, summed in another order, may be off by 1e-5 of itself. Greedy tokens have no tolerance.
+    """
+    small = np.random.default_rng(7).integers(0, 256, (32, 12, 14, 3), dtype=np.uint8)
+    frames = [Image.fromarray(frame).resize((392, 336)) for frame in small]
+    model = TorchModel.load(NANO)
+    question = model.prepare(QUESTION, [Video(tuple(frames))])
+    attention = model.attention(question).mean(dim=(0, 1)).numpy()
+    least = np.sort(attention)[-672] * (1 - 1e-5)
+    for bundle in (nano_bundle, contrib_bundle):
+        with Pipeline.load(bundle.root, device="cpu") as pipe:
+            answer = pipe.generate(
+                QUESTION, video=frames, keep=0.25, max_new_tokens=4, ignore_eos=True
+            )
+        assert (answer.visual.total, answer.visual.kept) == (2688, 672)
+        assert grids(answer.visual) == [(2 * step, 12, 14) for step in range(16)]
+        assert (attention[answer.visual.indices] >= least).all()
+        wanted = model.answer(question, answer.visual.indices, 4)
+        assert answer.token_ids[: len(wanted)] == wanted
+
+
 def test_a_file_is_asked_about_as_its_frames_are(nano_bundle: Bundle, tmp_path: Path) -> None:
     film = write_film(tmp_path / "film.mp4", seconds(180, start=10))
     ask = {"max_new_tokens": 2, "keep": 0.5}

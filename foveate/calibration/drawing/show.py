@@ -1,5 +1,6 @@
 """Sheets of questions: R_v and f_θ's prediction over their pictures, and answers from what they keep."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from foveate.atomic_write import replace_file
 from foveate.bundle.words import Words, attention_words
 from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.device import pick_device
-from foveate.calibration.drawing.sheet import KeptAnswer, RankedTokens, SheetEntry, draw_sheet
+from foveate.calibration.drawing.entry import KeptAnswer, RankedTokens, SheetEntry
+from foveate.calibration.drawing.sheet import draw_sheet
 from foveate.calibration.drawing.words import Word
 from foveate.calibration.ranking import overlap, top
 from foveate.calibration.relevance.propagation import Mode
@@ -21,13 +24,16 @@ from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import DataError, ImageError, PromptError
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.ranker import Ranker
+from foveate.runtime.contact_sheet import FRAME_PIXELS
 from foveate.runtime.heatmap import check_target
 from foveate.runtime.keep import kept_count, parse_keep
+from foveate.runtime.media.files import open_local
 from foveate.runtime.media.pictures import open_picture
+from foveate.runtime.media.video import VideoFile, VideoWarning, read_frames
 from foveate.terminal import one_line, table
 
 Progress = Callable[[str, int, int], object]
-ADVICE = "give --image and --question, or --data and --id"
+ADVICE = "give --image or --video, and --question; or --data and --id"
 MEANINGS: dict[Mode, str] = {
     "grad": "what the answer rests on (Eq. 1)",
     "grad-clamp": "what the answer rests on (Eq. 1, clamped)",
@@ -75,12 +81,11 @@ def show(
     check_target(out, force=force)
     keeps = [parse_keep(one) for one in keep.split(",")]
     for sample in samples:
-        if sample.moving:
-            raise ImageError(
-                f"{sample.id!r} is about a video, and sheets show pictures; choose another record"
-            )
         for path in sample.pictures:
-            open_picture(path)
+            if sample.moving:
+                open_local(path).close()
+            else:
+                open_picture(path)
     words = attention_words(compressor)
     ranker = Ranker(FTheta.load(Path(compressor))[0]) if words is None else Ranker(words=words)
     progress("loading the checkpoint", 0, 0)
@@ -116,8 +121,8 @@ def sheet_entry(
         KeepError: A keep that is more tokens than there are.
         PromptError: A question that the model cannot take, or that gets an empty answer.
     """
-    pictures = tuple(map(open_picture, sample.pictures))
-    question = model.prepare(sample.question, pictures)
+    question = model.prepare(sample.question, model.open(sample))
+    pictures, seconds = _drawn(model, sample)
     answer = model.answer(question)
     if not answer:
         raise PromptError(
@@ -126,14 +131,16 @@ def sheet_entry(
         )
     attention = model.attention(question)
     relevance = _array(model.relevance(question, answer, mode))
+    competing = question.visual.candidates
 
     def ranked(name: str, meaning: str, scores: NDArray[Any], shown: NDArray[Any]) -> RankedTokens:
         kept = []
         for keep in keeps:
-            count = kept_count(keep, len(scores))
-            indices = top(scores, count)
+            count = kept_count(keep, int(competing.sum()))
+            indices = top(scores, count, competing)
             tokens = model.answer(question, indices)
-            shared = None if scores is relevance else float(overlap(scores, relevance, [count])[0])
+            ranked_alike = overlap(scores[competing], relevance[competing], [count])
+            shared = None if scores is relevance else float(ranked_alike[0])
             kept.append(KeptAnswer(keep, indices, model.text(tokens), tokens == answer, shared))
         return RankedTokens(name, meaning, shown, tuple(kept))
 
@@ -146,8 +153,20 @@ def sheet_entry(
         rankings.append(ranked("A_v⁰", UNTRAINED[ranker.words.form], scores, scores))
     else:
         rankings.append(ranked("f_θ", "predicted before answering", scores, probable))
-    words = _words(model, question, weights.tolist())
-    return SheetEntry(sample, pictures, question.visual, model.text(answer), tuple(rankings), words)
+    words, text = _words(model, question, weights.tolist()), model.text(answer)
+    return SheetEntry(sample, pictures, question.visual, text, tuple(rankings), seconds, words)
+
+
+def _drawn(model: TorchModel, sample: Record) -> tuple[tuple[Image, ...], tuple[float, ...]]:
+    """What is drawn on: the pictures; or the frames of a video, and when each is shown."""
+    if not sample.moving:
+        return tuple(map(open_picture, sample.pictures)), ()
+    file, rule = VideoFile(sample.pictures[0]), model.family.frame_rule
+    with warnings.catch_warnings():
+        # They were shown when the model was given the frames.
+        warnings.simplefilter("ignore", VideoWarning)
+        frames = read_frames(file, rule=rule, max_pixels=FRAME_PIXELS)
+    return tuple(frames.pictures), tuple(frames.seconds)
 
 
 def _words(
@@ -160,17 +179,21 @@ def _words(
 
 
 def gather_samples(
-    images: Sequence[str], questions: Sequence[str], data: Path | None, ids: Sequence[str]
+    images: Sequence[str],
+    questions: Sequence[str],
+    data: Path | None,
+    ids: Sequence[str],
+    video: Path | None = None,
 ) -> list[Record]:
-    """Gather what a command line names: pictures with questions, or records of a data set.
+    """Gather what a command line names: pictures or a video with questions, or records of a data set.
 
     Raises:
-        ImageError: No picture.
+        ImageError: No picture and no video, or both.
         PromptError: No question, or both ways at once.
         DataError: No readable data set, no id, or one that it does not have.
     """
     if data is not None:
-        if images or questions:
+        if images or questions or video:
             raise PromptError(f"the pictures and questions come from {data}; {ADVICE}")
         records = {record.id: record for record in read_records(data, answers_needed=False)}
         some = ", ".join(list(records)[:3])
@@ -182,12 +205,17 @@ def gather_samples(
         return [records[one] for one in ids]
     if ids:
         raise PromptError(f"--id chooses from a data file; {ADVICE}")
-    if not images:
-        raise ImageError(f"there is no picture; {ADVICE}")
+    if images and video:
+        raise ImageError("pictures and a video were given; draw one or the other")
+    if not images and not video:
+        raise ImageError(f"there is no picture and no video; {ADVICE}")
     if not questions:
         raise PromptError(f"there is no question; {ADVICE}")
-    pictures = tuple(Path(image) for image in images)
-    return [Record(str(n), pictures, text, ()) for n, text in enumerate(questions, start=1)]
+    pictures = (video,) if video else tuple(Path(image) for image in images)
+    return [
+        Record(str(n), pictures, text, (), moving=video is not None)
+        for n, text in enumerate(questions, start=1)
+    ]
 
 
 def show_facts(entries: Iterable[SheetEntry], out: Path) -> dict[str, Any]:

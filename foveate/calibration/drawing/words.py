@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from foveate.calibration.drawing import text
+from foveate.runtime import lettering
 from foveate.runtime.heatmap import INK, PAPER
 
 GROUND = (240, 138, 36)
 """The colour behind the word that counts most."""
 AIR = 3
-LINE = 2 * text.BODY
+LINE = 2 * lettering.BODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def words_height(words: Sequence[Word], room: int) -> int:
 
 def draw_words(block: Image.Image, words: Sequence[Word], left: int, top: int, room: int) -> None:
     """Draw words one after the other, in lines of `room` pixels."""
-    font, pen = text.typeface(text.BODY), ImageDraw.Draw(block)
+    font, pen = lettering.typeface(lettering.BODY), ImageDraw.Draw(block)
     most = max((word.weight for word in words), default=1)
     for word, (line, start, width) in zip(words, _placed(words, room), strict=True):
         share = word.weight / most if most > 0 else 0.0
@@ -43,14 +43,14 @@ def draw_words(block: Image.Image, words: Sequence[Word], left: int, top: int, r
         x, y = left + start, top + line * LINE
         colour = (int(ground[0]), int(ground[1]), int(ground[2]))
         pen.rectangle((x, y, x + width - 1, y + LINE - 2 * AIR), fill=colour)
-        pen.text((x + AIR, y + AIR), text.legible(word.text.strip(), font), INK, font=font)
+        pen.text((x + AIR, y + AIR), lettering.legible(word.text.strip(), font), INK, font=font)
 
 
 def _placed(words: Sequence[Word], room: int) -> list[tuple[int, int, int]]:
     """Each word's line, where it begins in that and how wide it is; parts of one word touch."""
-    font, placed, line, begin = text.typeface(text.BODY), [], 0, 0
+    font, placed, line, begin = lettering.typeface(lettering.BODY), [], 0, 0
     for word in words:
-        width = int(font.getlength(text.legible(word.text.strip(), font))) + 2 * AIR
+        width = int(font.getlength(lettering.legible(word.text.strip(), font))) + 2 * AIR
         gap = 2 * AIR if word.text[:1].isspace() else 1
         if begin and begin + gap + width > room:
             line, begin = line + 1, 0

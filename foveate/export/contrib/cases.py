@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
 
 from foveate.bundle.reader import Bundle
 from foveate.export.parity import Arrays, Case
@@ -27,8 +26,8 @@ def checkpoint_cases(
         bundle: Its manifest, tokenizer and chat template.
     """
     tokenizer = read_tokenizer(bundle)
-    standard = Bundle(bundle.root, replace(bundle.manifest, operators="standard"))
-    cases = reference(torch_half, model, ranker, read_family(standard, tokenizer))
+    plain = read_family(bundle, tokenizer, levels=False)
+    cases = reference(torch_half, model, ranker, plain)
     if bundle.manifest.operators == "standard":
         return cases
     return contrib_cases(cases, read_family(bundle, tokenizer))

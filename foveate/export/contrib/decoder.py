@@ -15,6 +15,9 @@ from foveate.modeling.language_model import Language
 from foveate.runtime.language.base import state_names
 from foveate.runtime.language.static_decoder import BEST
 
+HEADS = 16
+"""The width of a head is a multiple of this."""
+
 
 def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Model:
     """The language model over a cache of fixed length that it writes in place.
@@ -34,8 +37,13 @@ def decoder(language: Language, facts: ModelFacts, dtype: torch.dtype) -> ir.Mod
         dtype: Of the weights.
 
     Raises:
-        ExportError: An activation that the contrib operators lack.
+        ExportError: An activation or a size of heads that the contrib operators lack.
     """
+    if facts.head_dim % HEADS:
+        raise ExportError(
+            f"the language model's heads are {facts.head_dim} wide, and the contrib operators take multiples "
+            f"of {HEADS}; export with --operators standard"
+        )
     graph = GraphBuilder(dtype)
     width, depth, groups = facts.hidden_size, facts.head_dim, facts.kv_heads
     cache: list[int | str] = ["batch", groups, "capacity", depth]

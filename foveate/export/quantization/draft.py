@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from foveate.bundle.manifest import EMBEDDINGS, FileEntry, Manifest, Precision, Quantized
 from foveate.bundle.reader import Bundle
 from foveate.export import embeddings
-from foveate.runtime.backends.base import ROLES
+from foveate.runtime.backends.base import standard_roles
 from foveate.runtime.backends.ort.backend import OrtBackend
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions
 from foveate.runtime.embeddings import EmbeddingTable
@@ -70,7 +70,8 @@ class Draft:
         bundle = Bundle(self.folder, manifest)
         options, others = OnnxOptions(precision=self.precision), others or {}
         engines = {
-            role: others.get(role) or OnnxEngine(self.graph(role), options) for role in ROLES
+            role: others.get(role) or OnnxEngine(self.graph(role), options)
+            for role in standard_roles(bundle)
         }
         backend = OrtBackend(bundle, engines, EmbeddingTable(bundle), "cpu")
         tokenizer = read_tokenizer(self.texts)

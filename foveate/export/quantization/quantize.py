@@ -10,7 +10,7 @@ import msgspec
 import onnx_ir as ir
 
 from foveate.atomic_write import link_or_copy
-from foveate.bundle.manifest import EMBEDDINGS, Manifest, Precision, Quantized, quantized
+from foveate.bundle.manifest import EMBEDDINGS, GATHER, Manifest, Precision, Quantized, quantized
 from foveate.bundle.quantization_report import FILE, ROLE
 from foveate.errors import ExportError
 from foveate.export.parity import Case, compare
@@ -22,8 +22,8 @@ from foveate.export.quantization.questions import Questions, Say, choose_questio
 from foveate.export.quantization.ranges import Observer
 from foveate.export.quantization.rewrite import OPSET, rewrite
 
-KEPT = ("compressor",)
-"""Graphs that are never quantized: what decides which tokens stay."""
+KEPT = ("compressor", GATHER)
+"""Graphs that are never quantized: what decides which tokens stay, and what has no weights."""
 
 
 def quantization_stages(precision: Precision, options: QuantizationOptions) -> tuple[str, ...]:
@@ -77,7 +77,8 @@ def quantize(
         say(role)
         if role in KEPT:
             link_or_copy(draft.graph(role), after.graph(role))
-            link_or_copy(draft.weights(role), after.weights(role))
+            if draft.weights(role).is_file():
+                link_or_copy(draft.weights(role), after.weights(role))
             continue
         source, made = draft.graph(role), after.graph(role)
         costs[role] = _write(source, made, role, precision, ranges.get(role, {}))
@@ -108,7 +109,9 @@ def quantize(
     (target / FILE).write_text(f"{text}\n", encoding="utf-8")
     files = {ROLE: FILE, EMBEDDINGS: after.table.name}
     for role in specs:
-        files |= {role: after.graph(role).name, f"{role}.weights": after.weights(role).name}
+        files[role] = after.graph(role).name
+        if after.weights(role).is_file():
+            files[f"{role}.weights"] = after.weights(role).name
     return files, msgspec.structs.replace(manifest, graphs=specs, parity=parity)
 
 

@@ -21,38 +21,18 @@ def has_blocks(graph: Path) -> bool:
     return SCAN in graph.read_bytes()
 
 
-def whole_attention(graph: Path) -> bytes:
-    """The bytes of an ONNX graph that computes nothing in blocks.
+def inline_blocks(rewriter: Rewriter) -> None:
+    """Put what each Scan does to a block in its place, done to all; nodes that nothing needs are dropped.
 
     Raises:
-        MissingDependencyError: onnx is not installed.
         ExportError: A Scan that is not as foveate exports it.
     """
-    rewriter = WholeAttention(graph)
-    inline_blocks(rewriter)
-    return rewriter.serialized()
-
-
-class WholeAttention(Rewriter):
-    """Rewrites the attention of one graph."""
-
-    need = "building this bundle's vision engine needs onnx: pip install onnx"
-
-
-def inline_blocks(rewriter: Rewriter) -> None:
-    """Put what each Scan does to a block in its place, done to all; nodes that nothing needs are dropped."""
     nodes = list(rewriter.graph.node)
     if not _has_scan(nodes):
         return
     while _has_scan(nodes):
         nodes = _without_outer(nodes)
-    needed = {value.name for value in rewriter.graph.output}
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    rewriter.set_nodes(reversed(kept))
+    rewriter.set_needed(nodes)
 
 
 def _has_scan(nodes: Sequence[Node]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from foveate.bundle.manifest import GraphSpec, Precision, Profile
 from foveate.errors import ExportError
-from foveate.export.tensorrt.attention import has_blocks, whole_attention
+from foveate.export.tensorrt.any_size import has_limits, without_limits
 from foveate.export.tensorrt.checks import check_cache, check_network
 from foveate.export.tensorrt.library import Builder
 from foveate.export.tensorrt.mixed import set_precisions
@@ -20,7 +20,6 @@ from foveate.export.tensorrt.opset17 import to_opset17
 from foveate.export.tensorrt.profiles import Plan
 from foveate.export.tensorrt.static import static_graph
 from foveate.export.tensorrt.targets import Target
-from foveate.export.tensorrt.topk import topk_axes
 from foveate.runtime.backends.trt.tensor_specs import static_spec
 
 MIB = 1024 * 1024
@@ -115,7 +114,12 @@ def build_engine(
     parser = trt.OnnxParser(network, logger)
     if capacity is not None:
         spec = static_spec(spec, capacity)
-    if not _parse(parser, graph, builder.is_old, capacity):
+    most = max(size for plan in plans for size in plan.sizes(2).values())
+    try:
+        parsed = _parse(parser, graph, builder.is_old, capacity, most)
+    except ExportError as error:
+        raise ExportError(f"{role}: {error}") from None
+    if not parsed:
         faults = [parser.get_error(place) for place in range(parser.num_errors)]
         reason = "; ".join(str(fault.desc()) for fault in faults) or log.last()
         raise ExportError(
@@ -123,8 +127,7 @@ def build_engine(
             "with this version of foveate, or install a later library."
         )
     profiles = {plan.name: plan.ranges(spec, role) for plan in plans}
-    largest = [plan.sizes(2) for plan in plans]
-    check_network(trt, network, role, spec, largest, topk_axes(graph))
+    check_network(trt, network, role, spec)
     if capacity is not None:
         check_cache(trt, network, role, spec)
 
@@ -176,14 +179,14 @@ def _bits(flags: Any, *names: str) -> int:
     return sum(1 << int(flags.__members__[name]) for name in names if name in flags.__members__)
 
 
-def _parse(parser: Any, graph: Path, old: bool, capacity: int | None) -> bool:
-    """Parse a graph, rewritten to a static cache, to opset 17 for `old` parsers, or to whole attention."""
+def _parse(parser: Any, graph: Path, old: bool, capacity: int | None, most: int) -> bool:
+    """Parse a graph, rewritten to a static cache, to opset 17 for `old` parsers, or for all sizes to `most`."""
     if capacity is not None:
         return bool(parser.parse(static_graph(graph, capacity), str(graph)))
     if old:
-        return bool(parser.parse(to_opset17(graph), str(graph)))
-    if has_blocks(graph):
-        return bool(parser.parse(whole_attention(graph), str(graph)))
+        return bool(parser.parse(to_opset17(graph, most), str(graph)))
+    if has_limits(graph):
+        return bool(parser.parse(without_limits(graph, most), str(graph)))
     return bool(parser.parse_from_file(str(graph)))
 
 

@@ -1,28 +1,19 @@
 """Compares the network that TensorRT's parser made of a graph with the manifest."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from foveate.bundle.manifest import GraphSpec, TensorSpec
 from foveate.errors import ExportError
-from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.network import inputs_of, layers_of, outputs_of
 from foveate.runtime.backends.trt.tensor_specs import DTYPES, WRITE_INDICES, agrees
 
-TOPK_LIMIT = 3840
 AGAIN = (
     "Export the checkpoint again with this version of foveate, and report it if that does not help."
 )
 
 
-def check_network(
-    trt: Any,
-    network: Any,
-    role: str,
-    spec: GraphSpec,
-    largest: Sequence[Mapping[str, int]],
-    topk: Mapping[str, Sequence[str | None]],
-) -> None:
+def check_network(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
     """Refuse a parsed network that would not compute what its graph does.
 
     Args:
@@ -30,8 +21,6 @@ def check_network(
         network: The parsed network.
         role: The graph's role, for messages.
         spec: The graph's inputs and outputs in the manifest.
-        largest: For each profile the largest size of every named axis.
-        topk: The axes of the output of each TopK of the graph, by its node's name.
 
     Raises:
         ExportError: It names the layer or tensor, and the fix.
@@ -53,9 +42,6 @@ def check_network(
                     "the wrong keys once there is a cache. Export with an explicit mask, as foveate "
                     f"does: {AGAIN}"
                 )
-        if layer.type == trt.LayerType.TOPK:
-            layer.__class__ = trt.ITopKLayer
-            _check_topk(role, layer, largest, topk)
 
 
 def check_cache(trt: Any, network: Any, role: str, spec: GraphSpec) -> None:
@@ -107,31 +93,3 @@ def _check_tensors(
                 f"{role}: the {kind} {name!r} is {promise.dtype} {promise.shape} in the manifest and "
                 f"{dtype} {shape} to TensorRT. {AGAIN}"
             )
-
-
-def _check_topk(
-    role: str,
-    layer: Any,
-    largest: Sequence[Mapping[str, int]],
-    topk: Mapping[str, Sequence[str | None]],
-) -> None:
-    """ExportError for a TopK whose K can be larger than TensorRT's limit."""
-    axes, place = topk.get(layer.name, ()), int(layer.axes).bit_length() - 1
-    axis = axes[place] if 0 <= place < len(axes) else None
-    try:
-        if layer.num_inputs < 2 or layer.get_input(1) is None:
-            count = int(layer.k)
-        elif axis is None:
-            raise ValueError("the graph does not name the axis")
-        else:
-            count = max(axis_size(axis, sizes) for sizes in largest)
-    except ValueError as error:
-        raise ExportError(
-            f"{role}: how many elements the layer {layer.name} outputs is not known: {error}. {AGAIN}"
-        ) from None
-    if count > TOPK_LIMIT:
-        raise ExportError(
-            f"{role}: the layer {layer.name} outputs up to {count} elements, and TensorRT "
-            f"sorts no more than {TOPK_LIMIT}. Lower the target's ranges.text and ranges.keep to "
-            f"{TOPK_LIMIT} together, in a file given with --targets."
-        )

@@ -3,7 +3,7 @@
 The parser of those versions misreads newer operators without a warning: it ignores the axes that
 ReduceMean takes as an input since opset 18 and reduces over all of them, and it ignores the start and end
 of Shape, which came with opset 15. LayerNormalization becomes the operators that it consists of, and
-attention in blocks is computed at once.
+attention in blocks and top-k are rewritten as for later versions.
 """
 
 from collections.abc import Iterator
@@ -13,23 +13,28 @@ from typing import Any
 import numpy as np
 
 from foveate.errors import ExportError
-from foveate.export.tensorrt.attention import inline_blocks
+from foveate.export.tensorrt.any_size import lift_limits
 from foveate.export.tensorrt.rewriter import Node, Rewriter
+from foveate.export.tensorrt.topk import MOST
 
 OPSET = 17
 AXES_INPUT = "ReduceSum"
 """The one reduction that took its axes as an input before opset 18; the parser reads it right."""
 
 
-def to_opset17(graph: Path) -> bytes:
+def to_opset17(graph: Path, most: int = MOST) -> bytes:
     """The bytes of an ONNX graph that computes the same with opset 17; its weights stay in their file.
+
+    Args:
+        graph: The file.
+        most: The most tokens of a prompt that the graph will be run with.
 
     Raises:
         MissingDependencyError: onnx is not installed.
         ExportError: A node that cannot be rewritten.
     """
     rewriter = Opset17(graph)
-    inline_blocks(rewriter)
+    lift_limits(rewriter, most)
     rewriter.set_nodes(new for node in rewriter.graph.node for new in rewriter.rewrite(node))
     rewriter.opset.version = min(rewriter.opset.version, OPSET)
     return rewriter.serialized()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from foveate.bundle.manifest import AxisRange, GraphSpec, Manifest, Profile, Span
+from foveate.bundle.manifest import GATHER, ROWS, AxisRange, GraphSpec, Manifest, Profile, Span
 from foveate.errors import ExportError
 from foveate.export.tensorrt.axes import axis_size
 from foveate.export.tensorrt.targets import Range, Target
@@ -72,9 +72,11 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
         "prompt": (2, text[1] + visual[1], text[2] + visual[2]),
         **_kept(manifest.graphs, keep),
     }
-    vision = vision_ranges(manifest.vision_axes, visual, (1, *ranges.pictures))
+    picture = _clamped(ranges.picture or ranges.visual, visual[2])
+    vision = vision_ranges(manifest.vision_axes, picture, (1, *ranges.pictures))
     known = {
         "vision": [Plan("default", vision)],
+        GATHER: [Plan("default", {"visual": visual, ROWS: (1, *vision.get(ROWS, visual)[1:])})],
         "compressor": [Plan("default", compressor, {"keep": keep})],
         "decoder": _decoder_plans(target, prompt, cache),
     }
@@ -89,11 +91,11 @@ def plan_profiles(manifest: Manifest, target: Target) -> dict[str, list[Plan]]:
 def vision_ranges(
     axes: Mapping[str, AxisRange], visual: Sizes, pictures: Sizes
 ) -> dict[str, Sizes]:
-    """The sizes of the vision graph's axes.
+    """The sizes of the axes of the vision graph, and of the number of its rows.
 
     Args:
         axes: How long each axis is, by its name.
-        visual: Visual tokens of a request.
+        visual: Visual tokens of a run.
         pictures: Pictures of a request.
     """
 

@@ -62,6 +62,17 @@ class Rewriter:
             self.graph.ClearField(field)
             getattr(self.graph, field).extend(values)
 
+    def set_needed(self, nodes: Iterable[Node]) -> None:
+        """Replace the graph's nodes by those of `nodes` that its outputs need, and drop unread constants."""
+        needed = {value.name for value in self.graph.output}
+        kept: list[Node] = []
+        for node in reversed([*nodes]):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self.constants = {name: one for name, one in self.constants.items() if name in needed}
+        self.set_nodes(reversed(kept))
+
     def serialized(self) -> bytes:
         """The model's bytes, with the IR version that its opset needs."""
         least = self.onnx.helper.find_min_ir_version_for(

@@ -238,6 +238,6 @@ class StaticCache(Rewriter):
 def refusal(why: str) -> ExportError:
     """The error for a decoder that cannot be rewritten."""
     return ExportError(
-        f"decoder: the graph cannot be given a static cache: {why}. Build with --decoder concat, or "
+        f"the graph cannot be given a static cache: {why}. Build with --decoder concat, or "
         "export the checkpoint again with this version of foveate."
     )

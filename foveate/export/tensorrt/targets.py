@@ -24,6 +24,7 @@ class Ranges(Record, frozen=True, kw_only=True):
 
     Attributes:
         visual: Visual tokens before compression.
+        picture: Those of one run of the vision graph; None is as `visual`.
         pictures: Pictures of one request.
         text: Text tokens of a prompt.
         keep: Visual tokens kept.
@@ -37,6 +38,7 @@ class Ranges(Record, frozen=True, kw_only=True):
     keep: Range
     prompt: Range
     cache: Range
+    picture: Range | None = None
 
 
 class Target(Record, frozen=True, kw_only=True):
@@ -143,7 +145,8 @@ def _merged(known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _problem(target: Target) -> str | None:
     """What is wrong with a target, beyond what its types refuse; None if nothing is."""
-    for name, (best, most) in msgspec.structs.asdict(target.ranges).items():
+    for name, range_ in msgspec.structs.asdict(target.ranges).items():
+        best, most = range_ or (1, 1)
         if best > most:
             return f"ranges.{name} is tuned for {best}, more than the {most} it accepts; swap them"
     if numbers(target.versions[0]) >= numbers(target.versions[1]):

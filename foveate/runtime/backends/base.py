@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import GATHER
+from foveate.bundle.reader import Bundle
+from foveate.errors import BundleError
 from foveate.families.base import Prompt, VisualInput
 from foveate.runtime.embeddings import EmbeddingTable
 from foveate.runtime.keep import Selection
@@ -18,7 +21,12 @@ from foveate.runtime.memory_estimate import MemoryModel
 from foveate.runtime.tensors import Feeds, Tensor, on_host
 
 ROLES = ("vision", "compressor", "decoder")
-"""The graphs of standard operators, by role."""
+"""The graphs of standard operators, by role, that every bundle has."""
+
+
+def standard_roles(bundle: Bundle) -> tuple[str, ...]:
+    """The roles of a bundle's graphs of standard operators."""
+    return (*ROLES, GATHER) if GATHER in bundle.manifest.graphs else ROLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +119,17 @@ class VisualBackend(ABC):
         if not visual.tokens:
             rows = self.table.rows
             return np.empty((0, rows.shape[1]), rows.dtype)
-        features = self.run_vision(visual, lasting)
         if visual.rows is None or visual.weights is None:
-            return features
-        return mixed(on_host(features), visual.rows, visual.weights)
+            return self.run_vision(visual, lasting)
+        if visual.pooled:
+            return summed(self.run_vision(visual, lasting=False), visual.rows, visual.weights)
+        if GATHER not in self.engines:
+            raise BundleError(
+                f"the bundle has no graph {GATHER}, which its family needs; export the checkpoint again"
+            )
+        features = self.run_vision(visual, lasting=False)
+        feeds = {"features": features, "rows": visual.rows, "weights": visual.weights}
+        return self.gather_visual(feeds, lasting)
 
     def stage(
         self, prompt: Prompt, selection: Selection, ranked_by: Prompt | None = None
@@ -179,12 +194,17 @@ class VisualBackend(ABC):
         )
 
     def largest_run(self, visual: VisualInput) -> int:
-        """The visual tokens of the largest run of the vision graph."""
-        return visual.tokens
+        """The rows of the largest run of the vision graph."""
+        return visual.output_rows
 
     @abstractmethod
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
         """The real rows of the vision graph's output, over all calls: [R, H]."""
+
+    def gather_visual(self, feeds: Feeds, lasting: bool) -> Tensor:
+        """Visual tokens [N_v, H]: weighted sums of the vision graph's rows, by the graph for it."""
+        found: Tensor = self.engines[GATHER].run(feeds)["visual_embeds"]
+        return found
 
     @abstractmethod
     def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:
@@ -239,20 +259,27 @@ class StandardBackend(VisualBackend):
         )
 
 
-def mixed(
-    features: NDArray[np.generic], rows: NDArray[np.int64], weights: NDArray[np.float32]
+def summed(
+    features: Tensor, rows: NDArray[np.int64], weights: NDArray[np.float32]
 ) -> NDArray[np.generic]:
-    """Visual tokens as weighted sums of the vision graph's rows; see `VisualInput`.
+    """Visual tokens [N_v, H] as sums of the vision graph's rows [R, H], on the host and in float32.
 
     Args:
-        features: [R, H], float32 or float16.
+        features: Of float32, float16 or bfloat16, which is held as uint16.
         rows: int64 [N_v, K].
         weights: float32 [N_v, K].
 
     Returns:
-        [N_v, H] of the features' type; the sums are float32's.
+        Of the features' type.
     """
-    total = np.zeros((len(rows), features.shape[1]), np.float32)
+    found = on_host(features)
+    wide = found.astype(np.uint32) << 16 if found.dtype == np.uint16 else found.astype(np.float32)
+    wide = wide.view(np.float32)
+    total = np.zeros((len(rows), wide.shape[1]), np.float32)
     for row, weight in zip(rows.T, weights.T, strict=True):
-        total += weight[:, None] * features[row].astype(np.float32)
-    return total.astype(features.dtype)
+        total += weight[:, None] * wide[row]
+    if found.dtype != np.uint16:
+        return total.astype(found.dtype)
+    bits = total.view(np.uint32)
+    # To the nearest, and to even in the middle.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -93,14 +93,46 @@ def read_video(
         ImageError: No video that can be read, a damaged one, or frames that it does not have.
         MissingDependencyError: PyAV is not installed.
     """
-    file, rule = VideoFile(path, fps, frames, start, end), rule or FrameRule()
+    file = VideoFile(path, fps, frames, start, end)
+    return read_frames(file, rule=rule, max_pixels=max_pixels).pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of a video file, and when each is shown.
+
+    Attributes:
+        pictures: In RGB, all of one size.
+        seconds: When each comes on the screen, in seconds after the film's first frame.
+    """
+
+    pictures: list[Image]
+    seconds: list[float]
+
+
+def read_frames(
+    file: VideoFile, *, rule: FrameRule | None = None, max_pixels: int | None = None
+) -> Frames:
+    """Decode a video's frames as `read_video` does, with their times.
+
+    Args:
+        file: The file, and what to take of it.
+        rule: A model family's numbers, such as `Pipeline.frame_rule`; None takes the usual ones.
+        max_pixels: See `read_video`.
+
+    Raises:
+        ImageError: No video that can be read, a damaged one, or frames that it does not have.
+        MissingDependencyError: PyAV is not installed.
+    """
+    rule = rule or FrameRule()
     check_options(file)
     _COUNT("max_pixels", max_pixels)
-    animation = find_animation(path)
+    animation = find_animation(file.path)
     if animation is not None:
-        frames_of = animation.pictures(choose(file, animation.times, rule, animation.name))
-        return [_shrunk(frame, max_pixels) for frame in frames_of]
-    return plan_frames(file, rule).pictures(lambda frame: _shrunk(frame, max_pixels))
+        chosen = choose(file, animation.times, rule, animation.name)
+        pictures = [_shrunk(frame, max_pixels) for frame in animation.pictures(chosen)]
+        return Frames(pictures, [float(animation.times.start(number)) for number in chosen])
+    return plan_frames(file, rule).frames(lambda frame: _shrunk(frame, max_pixels))
 
 
 def _shrunk(frame: Image, most: int | None) -> Image:
@@ -133,7 +165,11 @@ class FramePlan:
     tally: Tally = field(default_factory=Tally)
 
     def pictures(self, fit: Callable[[Image], Image] | None = None) -> list[Image]:
-        """Decode the frames, turned upright.
+        """Decode the frames, turned upright; see `frames`."""
+        return self.frames(fit).pictures
+
+    def frames(self, fit: Callable[[Image], Image] | None = None) -> Frames:
+        """Decode the frames, turned upright, with their times.
 
         Args:
             fit: Makes each smaller as soon as it is decoded, so that no more than one is held whole.
@@ -157,13 +193,13 @@ class FramePlan:
                     )
                 pictures += [picture if fit is None else fit(picture)] * times
         if len(pictures) == len(self.chosen):
-            return pictures
+            return Frames(pictures, [float(self.times.start(number)) for number in self.chosen])
         # Only decoding tells how many frames a stream without times has.
         if not self.tally.decoded:
             raise ImageError(f"{self.film.name} has no frame that can be decoded; {DAMAGED}")
         times = recounted(self.times, self.tally.decoded)
         chosen = choose(self.file, times, self.rule, self.film.name)
-        return FramePlan(self.file, self.film, times, chosen, self.rule).pictures(fit)
+        return FramePlan(self.file, self.film, times, chosen, self.rule).frames(fit)
 
 
 def plan_frames(file: VideoFile, rule: FrameRule) -> FramePlan:
@@ -214,7 +250,7 @@ def check_options(file: VideoFile) -> None:
 
 
 def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tuple[int, ...]:
-    """The frames to take of the film `name`: those on the screen at evenly spaced moments.
+    """The frames to take of the film `name`: those on the screen at evenly spaced moments, or evenly numbered.
 
     Raises:
         ImageError: Frames that the film does not have.
@@ -236,6 +272,8 @@ def choose(file: VideoFile, times: FrameTimes, rule: FrameRule, name: str) -> tu
             f"{count} frames were asked for; {name} has {there} there and "
             f"{rule.most} are taken at most"
         )
+    if rule.by_number:
+        return tuple(first + place * there // int(count) for place in range(int(count)))
     step = (end - begin) / count
     return tuple(times.on_screen(begin + place * step) for place in range(int(count)))
 

@@ -8,19 +8,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.calibration.dataset import Record
+from foveate.calibration.drawing.entry import (
+    KeptAnswer,
+    RankedTokens,
+    SheetEntry,
+    signed_colours,
+    signed_spread,
+)
 from foveate.calibration.drawing.sheet import (
     GAP,
     GUTTER,
     GUTTER_COLOURS,
     PANEL,
-    KeptAnswer,
-    RankedTokens,
-    SheetEntry,
     draw_sheet,
     masked,
     panel_size,
-    signed_colours,
-    signed_spread,
 )
 from tests.calibration.boxes import Shown, tiled
 

@@ -52,7 +52,11 @@ def targets_file(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def check_built(result: Result, before: Bundle, precision: str) -> None:
-    """Every graph but the lookup has one whole engine, built from this bundle, of its own size."""
+    """Every graph but the lookup has one whole engine, built from this bundle, of its own size.
+
+    Beside its weights an engine has the kernels of four GPUs: at most 1.5 MB each, in the compressor, whose
+    top-k is many small ones.
+    """
     bundle = Bundle.open(before.root)
     assert bundle == result.bundle
     assert [engine.role for engine in bundle.manifest.engines] == ROLES
@@ -69,7 +73,7 @@ def check_built(result: Result, before: Bundle, precision: str) -> None:
         (*_, profile) = engine.profiles.values()
         assert list(profile.shapes) == [tensor.name for tensor in spec.inputs]
         weights = bundle.manifest.files[f"{engine.role}.weights"].bytes
-        assert weights < len(data) < 3 * weights + 4e6
+        assert weights < len(data) < 3 * weights + 4 * 1.5e6
     compressor = bundle.manifest.engines[1].profiles["default"]
     assert compressor.values["keep"] == ([1], [64], [1536])
     kept = {name: entry for name, entry in bundle.manifest.files.items() if "engine" not in name}
@@ -219,20 +223,6 @@ def test_plain_tensorrt_builds_for_the_gpu_it_runs_on(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match="on a Jetson it comes with JetPack"):
         open_library("h100", target)
-
-
-def test_a_bundle_that_keeps_too_much_for_a_sort(
-    copy: Path, targets_file: Callable[[str], Path]
-) -> None:
-    before = contents(copy)
-    file = targets_file(
-        "[rtx]\nworkspace_mib = 8192\n[rtx.ranges]\ntext = [64, 1024]\nkeep = [64, 3000]\nvisual = [64, 4096]\n"
-    )
-    line = refused(
-        invoke("build", copy, "--target", "rtx", "--targets", file), "outputs up to 4024", "3840"
-    )
-    assert "compressor: the layer" in line
-    assert contents(copy) == before
 
 
 def test_too_little_workspace_is_reported_in_tensorrts_words(

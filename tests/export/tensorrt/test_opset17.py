@@ -49,6 +49,21 @@ def feeds_of(bundle: Bundle, role: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_rows_are_summed_to_the_same_tokens(llava_bundle: Bundle, tmp_path: Path) -> None:
+    rewritten = tmp_path / "old.onnx"
+    rewritten.write_bytes(to_opset17(llava_bundle.file("gather_visual")))
+    onnx.checker.check_model(str(rewritten), full_check=True)
+    random = np.random.default_rng(0)
+    feeds = {
+        "features": random.standard_normal((30, 64), np.float32),
+        "rows": random.integers(0, 30, (9, 4)),
+        "weights": random.random((9, 4), np.float32),
+    }
+    (found,) = onnxruntime.InferenceSession(rewritten).run(None, feeds)
+    wanted = np.einsum("nk,nkh->nh", feeds["weights"], feeds["features"][feeds["rows"]])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("stage", ["vision", "compressor", "decoder", "decoder step"])
 def test_the_same_is_computed(tiny_bundle: Bundle, tmp_path: Path, stage: str) -> None:
     role = stage.split()[0]

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from foveate.bundle.manifest import AxisRange, GraphSpec, TensorSpec
 from foveate.bundle.reader import Bundle
 from foveate.errors import ExportError, TargetError
 from foveate.export.tensorrt.axes import axis_size
-from foveate.export.tensorrt.checks import TOPK_LIMIT
 from foveate.export.tensorrt.profiles import Plan, plan_profiles, vision_ranges
 from foveate.export.tensorrt.targets import BUILTIN, choose_target, read_targets
-from foveate.export.tensorrt.topk import topk_axes
 from tests.command import invoke, refused
 
 NAMES = ["a100", "h100", "jetson-orin", "jetson-thor", "rtx", "rtx-40"]
@@ -23,7 +22,7 @@ def test_the_targets_that_are_known() -> None:
     assert targets["jetson-orin"].compute_capabilities == ["8.7"]
     assert targets["rtx"].library == "tensorrt_rtx"
     for target in targets.values():
-        assert target.ranges.text[1] + target.ranges.keep[1] <= TOPK_LIMIT
+        assert target.ranges.keep[1] <= target.ranges.visual[1]
     help_text = invoke("build", "--help").output
     assert all(name in help_text for name in NAMES)
 
@@ -134,10 +133,16 @@ def test_the_vision_graphs_axes_follow_tokens_and_pictures() -> None:
 
 
 def test_profiles_of_the_vision_graph(tiny_bundle: Bundle) -> None:
+    """A run takes one picture, of at most as many tokens as a request's pictures have together."""
     target = read_targets()["a100"]
-    (vision,) = plan_profiles(tiny_bundle.manifest, target)["vision"]
-    most = min(target.ranges.visual[1], tiny_bundle.manifest.limits.visual_tokens)
-    assert vision.axes == {"pictures": (1, 1, 1), "patches": (4, 4096, 4 * most)}
+    most = tiny_bundle.manifest.limits.visual_tokens
+    for picture, largest in ((target.ranges.picture, 4096), (None, 9216), ((8, 99_999), 9216)):
+        ranges = replace(target.ranges, picture=picture)
+        (vision,) = plan_profiles(tiny_bundle.manifest, replace(target, ranges=ranges))["vision"]
+        tuned = 8 if picture == (8, 99_999) else 1024
+        assert vision.axes == {
+            "pictures": (1, 1, 1), "patches": (4, 4 * tuned, 4 * min(largest, most))
+        }  # fmt: skip
 
 
 def test_an_axis_that_no_profile_knows() -> None:
@@ -146,10 +151,3 @@ def test_an_axis_that_no_profile_knows() -> None:
     )
     with pytest.raises(ExportError, match=r"vision: the axis 'b' .* Export the checkpoint again"):
         Plan("default", {"a": (1, 2, 3)}).ranges(spec, "vision")
-
-
-def test_topk_is_found_in_a_graph(tiny_bundle: Bundle) -> None:
-    found = list(topk_axes(tiny_bundle.file("compressor")).values())
-    (kept,) = tiny_bundle.graph("compressor").outputs[2].shape
-    assert [kept] in found
-    assert topk_axes(tiny_bundle.file("decoder")) == {}

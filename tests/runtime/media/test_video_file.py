@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.errors import ImageError
 from foveate.families.base import FrameRule
-from foveate.runtime import VideoFile, read_video
+from foveate.runtime import VideoFile, read_frames, read_video
 from foveate.runtime.media.video import plan_frames
 from tests.runtime.media.films import (
     HEIGHT,
@@ -338,3 +338,25 @@ def test_sound_that_ends_later_is_no_damage(tmp_path: Path) -> None:
             out.mux(sound.encode(frame))
         out.mux(sound.encode())
     assert numbers(path) == [0, 7, 15, 22]
+
+
+def test_frames_come_with_their_times(tmp_path: Path) -> None:
+    """Times count from the first frame, whatever the file's clock says; a long frame comes several times."""
+    times = [Fraction(one, 10) + 3 for one in (0, 1, 2, 9, 10, 11)]
+    film = write_film(tmp_path / "film.mp4", times)
+    found = read_frames(VideoFile(film, fps=10))
+    shown = [number_of(picture) for picture in found.pictures]
+    assert (shown[:2], shown.count(2)) == ([0, 1], 3)
+    assert found.seconds == pytest.approx([float(times[number]) - 3 for number in shown])
+    few = read_frames(VideoFile(film, frames=3, start=0.1), max_pixels=64)
+    assert few.seconds == [
+        float(times[number_of(one)] - 3) for one in read_video(film, frames=3, start=0.1)
+    ]
+    assert all(picture.width * picture.height <= 64 for picture in few.pictures)
+    numbered(0).save(
+        tmp_path / "film.gif",
+        save_all=True,
+        append_images=[numbered(1), numbered(2)],
+        duration=[200, 500, 300],
+    )
+    assert read_frames(VideoFile(tmp_path / "film.gif", frames=3)).seconds == [0, 0.2, 0.2]

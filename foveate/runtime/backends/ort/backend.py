@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foveate.bundle.reader import Bundle
 from foveate.families.base import Call, VisualInput
-from foveate.runtime.backends.base import ROLES, StandardBackend
+from foveate.runtime.backends.base import StandardBackend, standard_roles
 from foveate.runtime.backends.ort.precision import check_precision
 from foveate.runtime.backends.ort.session import OnnxEngine, OnnxOptions, resolve_device
 from foveate.runtime.embeddings import EmbeddingTable
@@ -62,7 +62,7 @@ class OrtBackend(StandardBackend):
         table = EmbeddingTable(bundle)
         options = OnnxOptions(device=device, threads=threads, precision=precision)
         engines: dict[str, OnnxEngine] = {}
-        for role in ROLES:
+        for role in standard_roles(bundle):
             own = replace(options, arena=role == "vision")
             engine = engines[role] = OnnxEngine(bundle.file(role), own)
             bundle.check_graph(role, engine.inputs, engine.outputs)
@@ -73,9 +73,8 @@ class OrtBackend(StandardBackend):
         return backend
 
     def largest_run(self, visual: VisualInput) -> int:
-        """The visual tokens of the largest part: one picture, or several small ones."""
-        pictures = np.unique(visual.picture, return_counts=True)[1]
-        return int(max(pictures.max(initial=0), min(visual.tokens, TOKENS)))
+        """The rows of the largest part: a picture, or several small ones."""
+        return visual.largest_run(TOKENS)
 
     def run_vision(self, visual: VisualInput, lasting: bool) -> Tensor:
         """The vision graph's rows, part by part of each call."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import GATHER
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError
 from foveate.families.base import Prompt, VisualInput
@@ -30,6 +31,7 @@ from foveate.runtime.tensors import DeviceTensor, Feeds, Tensor
 
 HOST = {
     "vision": (),
+    GATHER: (),
     "compressor": ("keep",),
     "merge": (),
     "decoder": ("total_sequence_length",),
@@ -91,6 +93,8 @@ class ContribBackend(VisualBackend):
         table = EmbeddingTable(bundle)
         engines: dict[str, IoBoundEngine] = {}
         for role, host in HOST.items():
+            if role not in bundle.manifest.graphs and role == GATHER:
+                continue
             options = OnnxOptions(device=device, threads=threads)
             engine = IoBoundEngine(bundle.file(role), options, host)
             bundle.check_graph(role, engine.inputs, engine.outputs)
@@ -109,7 +113,7 @@ class ContribBackend(VisualBackend):
             runs = (
                 self._padding.runs(call)
                 if engine.captures
-                else [PaddedRun(part, part.tokens) for part in call.parts(CPU_PART)]
+                else [PaddedRun(part, part.rows) for part in call.parts(CPU_PART)]
             )
             alone = len(counts) == len(runs) == 1
             for run in runs:
@@ -119,6 +123,16 @@ class ContribBackend(VisualBackend):
                 engine.run(run.call.inputs, {}, into, capture=capture)
                 start += run.call.tokens
         return whole.viewed((sum(counts), width))
+
+    def gather_visual(self, feeds: Feeds, lasting: bool) -> DeviceTensor:
+        """Visual tokens, in the thread's own memory or in new memory that lasts."""
+        shape = (feeds["rows"].shape[0], self._width)
+        if lasting:
+            into = zeros(shape, self._dtype, self.device)
+        else:
+            into = self._memory("gathered", shape, self._dtype)
+        run = self.engines[GATHER].run(feeds, {}, {"visual_embeds": into}, capture=False)
+        return run["visual_embeds"]
 
     def stage_ranking(self, prompt: Prompt, text_embeds: NDArray[np.generic], keep: int) -> Feeds:
         """The compressor's inputs in the thread's own memory, padded on CUDA."""

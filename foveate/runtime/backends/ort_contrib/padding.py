@@ -47,7 +47,7 @@ class Padding:
             return [PaddedRun(call, call.tokens, repeats=True)]
         parts = call.parts(PART)
         if len(parts) > 1:
-            return [PaddedRun(part, part.tokens) for part in parts]
+            return [PaddedRun(part, part.rows) for part in parts]
         rows = bucket(call.tokens, PICTURE)
         padded = call.padded(rows, self.empty)
         return [PaddedRun(padded, call.tokens if padded is call else rows)]

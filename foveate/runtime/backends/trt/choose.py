@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from foveate.bundle.manifest import EngineVariant, Library
 from foveate.bundle.reader import Bundle
 from foveate.errors import BackendError, FoveateError
-from foveate.runtime.backends.base import ROLES
+from foveate.runtime.backends.base import standard_roles
 from foveate.runtime.backends.trt.fit import fits
 
 Versions = Callable[[Library], str]
@@ -78,7 +78,8 @@ def engines_of(
         MissingDependencyError: The library is not installed.
     """
     engines = {engine.role: engine for engine in bundle.manifest.engines if engine.target == target}
-    for role in ROLES:
+    roles = standard_roles(bundle)
+    for role in roles:
         if role not in engines:
             raise BackendError(
                 f"{bundle.root} has no engine of {role} for {target}. Build it: foveate build "
@@ -86,4 +87,4 @@ def engines_of(
             )
         engine = engines[role]
         fits(bundle, engine, capability, engine.library, versions(engine.library))
-    return {role: engines[role] for role in ROLES}
+    return {role: engines[role] for role in roles}

@@ -12,6 +12,7 @@ from foveate.bundle.reader import Bundle
 from foveate.export.tensorrt.build import _sources
 from foveate.export.tensorrt.profiles import cache_capacity, plan_profiles
 from foveate.export.tensorrt.targets import Ranges, read_targets
+from foveate.runtime.backends.base import standard_roles
 from foveate.runtime.backends.trt.tensor_specs import static_spec
 
 ROLES = ("vision", "compressor", "decoder")
@@ -30,7 +31,7 @@ def variants(
     capability: str = "9.0",
     library: Library = "tensorrt",
     version: str = "10.3.0",
-    roles: tuple[str, ...] = ROLES,
+    roles: tuple[str, ...] | None = None,
     decoder: Decoder = "concat",
     ranges: Ranges | None = None,
     profiles: int = 2,
@@ -39,6 +40,7 @@ def variants(
     h100 = read_targets()["h100"]
     like = replace(h100, decoder=decoder, ranges=ranges or h100.ranges, decoder_profiles=profiles)
     plans = plan_profiles(bundle.manifest, like)
+    roles = roles or standard_roles(bundle)
     specs = {role: bundle.graph(role) for role in roles}
     if decoder == "static":
         specs["decoder"] = static_spec(specs["decoder"], cache_capacity(bundle.manifest, like))

@@ -240,18 +240,22 @@ RANGES = Ranges(
 )  # fmt: skip
 
 
-def host_backend(bundle: Bundle, decoder: Decoder, profiles: int = 2) -> TensorRTBackend:
+def host_backend(
+    bundle: Bundle, decoder: Decoder, profiles: int = 2, ranges: Ranges = RANGES
+) -> TensorRTBackend:
     """A bundle's backend on a GPU that there is not, with a decoder of either kind."""
-    described = variants(bundle, "h100", decoder=decoder, ranges=RANGES, profiles=profiles)
+    described = variants(bundle, "h100", decoder=decoder, ranges=ranges, profiles=profiles)
     graphs = {}
     if decoder == "static":
-        graphs["decoder"] = static_graph(bundle.file("decoder"), RANGES.cache[1])
+        graphs["decoder"] = static_graph(bundle.file("decoder"), ranges.cache[1])
     engines = host_engines(bundle, described, graphs)
     return TensorRTBackend(bundle, engines["vision"].gpu, engines, EmbeddingTable(bundle))
 
 
-def host_pipeline(bundle: Bundle, decoder: Decoder, profiles: int = 2) -> Pipeline:
+def host_pipeline(
+    bundle: Bundle, decoder: Decoder, profiles: int = 2, ranges: Ranges = RANGES
+) -> Pipeline:
     """A bundle's pipeline on a GPU that there is not."""
-    backend, tokenizer = host_backend(bundle, decoder, profiles), read_tokenizer(bundle)
+    backend, tokenizer = host_backend(bundle, decoder, profiles, ranges), read_tokenizer(bundle)
     family = read_family(bundle, tokenizer)
     return Pipeline(bundle, backend, backend.decoder(), family, tokenizer)

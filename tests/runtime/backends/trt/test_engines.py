@@ -241,7 +241,7 @@ def test_profiles_are_picked_by_what_they_take(bundle: Bundle) -> None:
 def test_sizes_that_are_values_are_held_to_their_range(bundle: Bundle) -> None:
     (compressor,) = (engine for engine in bundle.manifest.engines if engine.role == "compressor")
     assert pick_profile(compressor, {"keep": (1,)}, {"keep": (64,)}) == 0
-    with pytest.raises(LimitError, match=r"'keep' holds \[9999\], outside the \[1\] to \[2816\]"):
+    with pytest.raises(LimitError, match=r"'keep' holds \[9999\], outside the \[1\] to \[4096\]"):
         pick_profile(compressor, {"keep": (1,)}, {"keep": (9999,)})
 
 

@@ -1,6 +1,5 @@
 """TensorRT engines on a GPU; see tests/runtime/ready.py."""
 
-import importlib.util
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from foveate.runtime.backends.trt.choose import fitting_engines
 from foveate.runtime.backends.trt.library import installed_version
 from tests.command import invoke
 from tests.conftest import Sample
-from tests.runtime.ready import need_gpu, ready_bundle
+from tests.runtime.ready import ready_bundle
 from tests.runtime.seams import check_encoded_pictures, check_kept_tokens, check_streams_left_early
 from tests.runtime.watched import graph_of
 
@@ -34,37 +33,6 @@ keep = [32, 512]
 prompt = [96, 1024]
 cache = [128, 1024]
 """
-
-
-@pytest.fixture(scope="session")
-def capability() -> str:
-    """The GPU's compute capability, where engines can be run."""
-    found = need_gpu()
-    if importlib.util.find_spec("cuda") is None:
-        pytest.skip("cuda-bindings is not installed")
-    return found
-
-
-@pytest.fixture(scope="session")
-def target(capability: str) -> str:
-    """A target that can be built for and run here."""
-    pytest.importorskip("onnx", reason="building engines needs onnx, which is not installed")
-    from foveate.export.tensorrt.library import numbers
-    from foveate.export.tensorrt.targets import read_targets
-
-    why = []
-    for name, one in read_targets().items():
-        if capability not in one.compute_capabilities:
-            continue
-        if importlib.util.find_spec(one.library) is None:
-            why.append(f"{one.library}, for the target {name}, is not installed")
-            continue
-        version = numbers(importlib.import_module(one.library).__version__)
-        first, before = (numbers(part) for part in one.versions)
-        if first <= version < before:
-            return name
-        why.append(f"{one.library} {version} is not for the target {name}")
-    pytest.skip("; ".join(why) or f"no target has compute capability {capability}")
 
 
 def build(folder: Path, target: str, decoder: Decoder) -> Bundle:

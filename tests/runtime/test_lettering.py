@@ -1,6 +1,6 @@
 """Text on sheets: wrapped, cut and spelled."""
 
-from foveate.calibration.drawing.text import legible, typeface, wrapped
+from foveate.runtime.lettering import legible, typeface, wrapped
 
 
 def test_text_wraps_and_is_cut_with_a_sign() -> None:

@@ -12,7 +12,7 @@ from foveate.runtime.heatmap import INK
 
 BODY = 16
 LINES = 4
-PLAIN = {"θ": "theta", "⁰": "0", "×": "x"}
+PLAIN = {"θ": "theta", "⁰": "0", "×": "x", "–": "-", "“": '"', "”": '"', "…": "..."}
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
