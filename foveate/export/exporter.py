@@ -22,8 +22,8 @@ from foveate.bundle import manifest as schema
 from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
     EMBEDDINGS,
-    AutoKeep,
     GATHER,
+    AutoKeep,
     GraphSpec,
     Manifest,
     Operators,
