@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foveate.calibration.evaluation.answer_cache import AnswerCache
 
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.calibration.dataset import Record
 from foveate.calibration.drawing.show import sheet_entry
-from foveate.calibration.evaluation.answer_cache import AnswerCache
 from foveate.calibration.evaluation.evaluate import EvaluateOptions, judge
 from foveate.calibration.evaluation.rankings import find_rankings
 from foveate.calibration.ranking import top
