@@ -62,7 +62,7 @@ def write_checkpoint(
     hidden: int = 64,
     layers: int = 2,
     vision_width: int = 24,
-    vision_layers: int = 3,
+    vision_layers: int = 2,
     feature_layer: int = -1,
     aspect: str = "anyres_max_9",
     context: int = 16384,

@@ -188,7 +188,7 @@ def test_random_weights_are_drawn(torch_half: TorchFamily, checkpoint: Checkpoin
         (
             "",
             {"vision_feature_layer": 9},
-            r"config\.json: vision_feature_layer is 9, .* has 3 layers",
+            r"config\.json: vision_feature_layer is 9, .* has 2 layers",
         ),
         ("", {"use_image_newline_parameter": False}, "pictures without newlines"),
         ("", {"image_token_index": 511}, "image_token_index is 511, which is no token"),

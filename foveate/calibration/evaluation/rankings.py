@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foveate.bundle.words import UNTRAINED, Words
 from foveate.calibration.relevance.propagation import Mode
 from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.ranker import Ranker
 
 MODES: dict[str, Mode] = {
     "relevance": "grad",
@@ -73,10 +75,18 @@ class Ranking:
     facts: dict[str, str] | None = None
 
 
+@torch.no_grad()
+def _weighed(question: AnsweredQuestion, words: Words) -> Tensor:
+    """First-layer attention, the instruction's tokens weighed so: float32 [N_v]."""
+    ranker = Ranker(words=words).to(question.attention.device)
+    scores: Tensor = ranker(question.attention)[0]
+    return scores
+
+
 RANKINGS: dict[str, Ranking] = {
     ranking.name: ranking
     for ranking in (
-        Ranking("attention", lambda question: question.attention.mean((0, 1))),
+        *(Ranking(name, partial(_weighed, words=words)) for name, words in UNTRAINED.items()),
         *(
             Ranking(name, partial(AnsweredQuestion.relevance, mode=mode))
             for name, mode in MODES.items()

@@ -12,9 +12,17 @@ from foveate.calibration.evaluation.rankings import RANKINGS, find_rankings, pre
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
+from foveate.modeling.word_weights import WordWeights
 from tests.calibration.conftest import SCENE
 
-NAMES = ["attention", "relevance", "relevance-clamp", "relevance-mean"]
+NAMES = [
+    "attention",
+    "attention:mean",
+    "attention:unusual",
+    "relevance",
+    "relevance-clamp",
+    "relevance-mean",
+]
 
 
 def test_names() -> None:
@@ -40,8 +48,12 @@ def test_each_scores_by_what_its_name_says(
         found = scene.scores(name, records[0].question)
         wanted = model.relevance(question, answer, mode)  # type: ignore[arg-type]
         assert found == pytest.approx(wanted.numpy())
-    found = scene.scores("attention", records[0].question)
+    found = scene.scores("attention:mean", records[0].question)
     assert found == pytest.approx(attention.mean((0, 1)).numpy())
+    weighed = WordWeights("unusual").pool(attention).numpy()
+    assert weighed != pytest.approx(found)
+    for name in ("attention", "attention:unusual"):
+        assert scene.scores(name, records[0].question) == pytest.approx(weighed)
     logits = predicted(FTheta.load(f_theta)[0], attention)
     assert scene.scores(str(f_theta), records[0].question) == pytest.approx(logits.numpy())
 

@@ -195,6 +195,19 @@ MATRICES = {
 }
 
 
+@pytest.mark.parametrize("frames", [1, 7, 32, 90])
+def test_frames_may_be_evenly_apart_by_their_number(tmp_path: Path, frames: int) -> None:
+    """Whatever their times are; of a part of the film from its first frame on."""
+    times = seconds(60) + seconds(30, 10, start=3)
+    film = write_film(tmp_path / "uneven.mkv", times)
+    rule = FrameRule(frames=frames, least=1, multiple=1, by_number=True)
+    there = (np.arange(frames) * len(times) // frames).tolist()
+    assert numbers(film, rule=rule) == there
+    part = min(frames, 30)
+    later = (60 + np.arange(part) * 30 // part).tolist()
+    assert numbers(film, rule=rule, start=3) == later
+
+
 @pytest.mark.parametrize("name", MATRICES)
 def test_frames_are_turned_and_mirrored_as_the_file_says(
     film: Path, tmp_path: Path, name: str
