@@ -108,7 +108,8 @@ class PixelLimits:
 class Call:
     """One run of the vision graph.
 
-    A family whose graph takes padding, or a video in parts, overrides `padded` and `parts`.
+    A family whose graph takes padding, or a video in parts, overrides `padded` and `parts`; one whose
+    graph gives more rows than are real, `rows`.
 
     Attributes:
         inputs: The graph's inputs by name.

@@ -70,25 +70,26 @@ class Shown:
     """A picture or video of a request.
 
     Attributes:
-        frames: The picture, or the video's frames.
+        size: Height and width of the picture, or of each frame.
+        frames: How many a video has; 1 for a picture.
         moving: Whether it is a video.
         canvas: The tiles of a picture that has more than one.
     """
 
-    frames: tuple[Still, ...]
+    size: Size
+    frames: int
     moving: bool
     canvas: Canvas | None
 
     @property
-    def size(self) -> Size:
-        """Height and width of the picture, or of each frame."""
-        width, height = self.frames[0].size
-        return height, width
+    def each(self) -> int:
+        """How many tiles a picture or a frame has; before those of a canvas comes one of the whole picture."""
+        return 1 if self.canvas is None else 1 + self.canvas.count
 
     @property
     def tiles(self) -> int:
-        """How many tiles it has; before those of a canvas comes one of the whole picture."""
-        return len(self.frames) if self.canvas is None else 1 + self.canvas.count
+        """How many tiles it has."""
+        return self.frames * self.each
 
 
 class LlavaOnevision:
@@ -186,7 +187,7 @@ class LlavaOnevision:
         for one, own in zip(shown, tokens, strict=True):
             parts.append(own.shifted(rows, pictures))
             rows += one.tiles * self._tiles.patches**2
-            pictures += len(one.frames)
+            pictures += one.frames
         whole = joined(parts)
         newline = whole.rows[:, 0] < 0
         return TiledInput(
@@ -212,19 +213,14 @@ class LlavaOnevision:
         side = self.settings.side
         levels = np.empty((sum(one.tiles for one in plan.shown), side, side, 3), np.uint8)
         table = None if self._levels else self.settings.table
-        places: list[tuple[Shown, Still, NDArray[np.uint8]]] = []
-        start = 0
-        for one in plan.shown:
-            each = one.tiles // len(one.frames)
-            for place, frame in enumerate(one.frames):
-                first = start + place * each
-                places.append((one, frame, levels[first : first + each]))
-            start += one.tiles
-        stills = [frame for _, frame, _ in places]
+        stills = [still for medium in media for still in _stills(medium)]
+        shown = [one for one in plan.shown for _ in range(one.frames)]
+        ends = np.cumsum([one.each for one in shown])
 
-        def write(number: int, place: tuple[Shown, Still, NDArray[np.uint8]]) -> None:
+        def write(number: int, still: Still) -> None:
             """Write a picture's or a frame's tiles to their place."""
-            one, still, tiles = place
+            one, end = shown[number - 1], ends[number - 1]
+            tiles = levels[end - one.each : end]
             picture = to_rgb(opened(still), number)
             if one.canvas is not None:
                 tiles[1:] = one.canvas.cut(picture)
@@ -232,7 +228,7 @@ class LlavaOnevision:
                 picture = squared(picture, self.settings.background)
             tiles[0] = np.asarray(resize_bicubic(picture, side, side))
 
-        for_each(write, places, threads=small_enough(stills))
+        for_each(write, stills, threads=small_enough(stills))
         if not len(levels):
             return plan
         call = tiles_call(levels, plan.each, table, beyond=1)
@@ -275,15 +271,13 @@ class LlavaOnevision:
         """Each picture and video, with the canvas of a picture that is the only one."""
         pictures = sum(not isinstance(medium, Video) for medium in media)
         for medium in media:
-            if isinstance(medium, Video):
-                check_frames(medium.frames)
-                yield Shown(medium.frames, moving=True, canvas=None)
-                continue
+            frames, moving = _stills(medium), isinstance(medium, Video)
+            check_frames(frames)
+            width, height = frames[0].size
             canvas = None
-            if pictures == 1:
-                width, height = medium.size
+            if pictures == 1 and not moving:
                 canvas = Canvas.choose((height, width), self.settings.pinpoints, self._tiles)
-            yield Shown((medium,), moving=False, canvas=canvas)
+            yield Shown((height, width), len(frames), moving, canvas)
 
     def _tokens(self, shown: Shown) -> Iterator[TappedTokens]:
         """The tokens of a picture or video, in parts."""
@@ -294,9 +288,9 @@ class LlavaOnevision:
             rows, weights = interpolated(tiles.rows, pooled, pooled)
             edges = Edges(0, tiles.side, np.linspace(0, patches, pooled + 1))
             frame = TappedTokens.of(rows, weights, grid_boxes(tiles, edges, edges))
-            for number in range(len(shown.frames)):
+            for number in range(shown.frames):
                 yield frame.shifted(number * patches**2, number)
-            yield TappedTokens.newline().shifted(0, len(shown.frames) - 1)
+            yield TappedTokens.newline().shifted(0, shown.frames - 1)
             return
         sides = self._sides(shown, places, places)
         yield TappedTokens.of(*single(tiles.rows), grid_boxes(tiles, *sides))
@@ -318,6 +312,11 @@ class LlavaOnevision:
         if shown.canvas is None:
             spans = [padded(one, shown.size, side) for one in shown.size]
         return [Edges(*span, cells) for span, cells in zip(spans, places, strict=True)]
+
+
+def _stills(medium: Medium) -> tuple[Still, ...]:
+    """A picture, or a video's frames."""
+    return medium.frames if isinstance(medium, Video) else (medium,)
 
 
 def padded(length: int, size: Size, side: int) -> tuple[float, float]:

@@ -179,7 +179,7 @@ class TorchLlavaOnevision:
             "batch_num_images": np.array([len(pictures)], np.int64),
         }
         if videos:
-            counts = [len(one.frames) if one.moving else 0 for one in visual.shown]
+            counts = [one.frames if one.moving else 0 for one in visual.shown]
             found |= {"pixel_values_videos": np.concatenate(videos), "frames": np.array(counts)}
         return found
 
