@@ -7,7 +7,7 @@ Words = Literal["mean", "unusual", "learned"]
 WORDS: tuple[Words, ...] = get_args(Words)
 """How the instruction's tokens are weighed: all alike, by how unusual their attention is, as trained."""
 UNTRAINED: dict[str, Words] = {
-    "attention": "unusual",
+    "attention": "mean",
     "attention:mean": "mean",
     "attention:unusual": "unusual",
 }

@@ -25,7 +25,7 @@ OPERATORS: tuple[Operators, ...] = get_args(Operators)
 @options(
     option("--compressor", default="attention", metavar="FILE|attention|attention:FORM",
            help="The weights of a trained f_θ, or the language model's first-layer attention, its words "
-           "weighed by FORM: mean, as in the paper, or unusual, which is attention's own."),
+           "weighed by FORM: mean, as in the paper and of attention alone, or unusual."),
     option("--precision", type=Choice(["fp32", "fp16", "bf16", "int8", "fp8", "int4"]), default="fp32",
            help="What the graphs compute in."),
     option("--calibration", type=PATH, metavar="DATA.jsonl",

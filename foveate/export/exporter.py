@@ -81,9 +81,8 @@ class ExportOptions:
     """What the user chooses.
 
     Attributes:
-        compressor: "attention:mean" ranks by A_v⁰ itself, "attention:unusual" weighs the instruction's
-            tokens by how unusual their attention is, "attention" is the better of both; a path is the
-            weights of a trained f_θ.
+        compressor: "attention:mean", or "attention", ranks by A_v⁰ itself, "attention:unusual" weighs the
+            instruction's tokens by how unusual their attention is; a path is the weights of a trained f_θ.
         precision: What the graphs compute in; probe and f_θ always compute in float32.
         keep: What is kept of the visual tokens where a request does not say: a ratio in (0, 1], or "auto".
         auto_keep: What "auto" keeps; None takes what the compressor's file was calibrated to, if it was.

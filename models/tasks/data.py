@@ -68,7 +68,7 @@ def _record(picture: Picture, question: Question, name: str, number: int) -> dic
     if question.boxes:
         record["boxes"] = [
             [
-                round(edge, 4)
+                round(min(1.0, max(0.0, edge)), 4)
                 for edge in (left / width, top / height, right / width, bottom / height)
             ]
             for top, left, bottom, right in question.boxes
