@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from foveate.bundle.manifest import AutoKeep
 from foveate.bundle.reader import Bundle
 from foveate.export.exporter import ExportOptions, export
 from foveate.export.quantization.options import QuantizationOptions
@@ -13,6 +14,7 @@ from tests.command import invoke
 from tests.conftest import NANO, VerbExport
 from tests.quantized import quantize_bundle, write_records
 
+AUTO_KEEP = AutoKeep(share=0.4, least=0.05, most=0.5)
 PICTURE = NANO / "samples" / "scene-77-00000.png"
 
 
@@ -42,7 +44,7 @@ def export_by_the_verb(checkpoint: Path, folder: Path) -> VerbExport:
 
 def export_nano(target: Path, **options: Any) -> Bundle:
     """A bundle of the nano checkpoint."""
-    return export(NANO, target, ExportOptions(**options))
+    return export(NANO, target, ExportOptions(auto_keep=AUTO_KEEP, **options))
 
 
 def quantize_nano(bundle: Bundle, folder: Path) -> dict[str, Bundle]:

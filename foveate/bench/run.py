@@ -219,6 +219,7 @@ def _made(path: Path, pipe: Pipeline, options: BenchOptions) -> dict[str, Any]:
             "path": str(path),
             **{name: getattr(manifest, name) for name in facts},
             "compressor": manifest.compressor.kind,
+            "words": manifest.compressor.words,
             "tools": manifest.tools,
         },
         "device": pipe.device,

@@ -8,7 +8,7 @@ from foveate.bundle.generation import Generation
 from foveate.bundle.words import Words
 
 FORMAT = "foveate-bundle"
-VERSION = 7
+VERSION = 8
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 4 * 1024 * 1024
 EMBEDDINGS = "embeddings"
@@ -162,15 +162,28 @@ class Limits(Record, frozen=True, kw_only=True):
     prompt_tokens: Count
 
 
+class AutoKeep(Record, frozen=True, kw_only=True):
+    """What keep="auto" keeps: the fewest visual tokens that hold a `share` of the relevance.
+
+    `least` and `most` are ratios of the tokens that may be dropped.
+    """
+
+    share: Ratio
+    least: Ratio
+    most: Ratio
+
+
 class CompressorFacts(Record, frozen=True, kw_only=True):
     """How visual tokens are ranked, and how the instruction's tokens are weighed for it.
 
-    `keep` is the default ratio, `figures` what it measured.
+    `keep` is the default, `figures` what it measured; `auto` is what keep="auto" keeps, None where it was
+    not calibrated.
     """
 
     kind: Literal["attention", "f_theta"]
     words: Words
-    keep: Ratio
+    keep: Ratio | Literal["auto"]
+    auto: AutoKeep | None
     trained_on: str | None
     figures: dict[str, float]
 
@@ -184,7 +197,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """
 
     format: Literal["foveate-bundle"] = "foveate-bundle"
-    version: Literal[7] = 7
+    version: Literal[8] = 8
     family: Text
     precision: Precision
     weights: Weights

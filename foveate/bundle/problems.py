@@ -10,6 +10,7 @@ from foveate.bundle.manifest import (
     EMBEDDINGS,
     GATHER,
     MANIFEST,
+    CompressorFacts,
     EngineVariant,
     FileEntry,
     Manifest,
@@ -34,6 +35,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _graph_problems(manifest)
     yield from _agreement_problems(manifest)
     yield from _engine_problems(manifest)
+    yield from _compressor_problems(manifest.compressor)
     yield from generation_problems(manifest.generation, manifest.model.vocabulary)
     yield from _json_problems(manifest.preprocessing, DEEPEST)
 
@@ -175,6 +177,14 @@ def _cache_lengths(engine: EngineVariant) -> set[tuple[int, ...]]:
     spans = (profile.shapes.get("past.0.key", ([], [], [])) for profile in engine.profiles.values())
     lengths = {tuple(shape[2:3]) for span in spans for shape in span}
     return lengths if all(lengths) else set()
+
+
+def _compressor_problems(facts: CompressorFacts) -> Iterator[str]:
+    """What is wrong with what is kept, as sentences."""
+    if facts.keep == "auto" and facts.auto is None:
+        yield "'keep' is 'auto', and 'auto' does not say what that keeps"
+    if facts.auto is not None and facts.auto.least > facts.auto.most:
+        yield f"'least' {facts.auto.least:g} is over 'most' {facts.auto.most:g}"
 
 
 def _json_problems(value: Any, levels: int) -> Iterator[str]:

@@ -45,13 +45,18 @@ def describe_cost(facts: dict[str, Any]) -> str:
         data = _describe_data(facts["evaluation"])
         lines.append(f"right answers before and after, with 95 % intervals, {data}")
         scores = (
-            (f"keep {100 * row['keep']:g} %", f"{_score(row['before'])} → {_score(row['after'])}")
+            (_keep(row["keep"]), f"{_score(row['before'])} → {_score(row['after'])}")
             for row in facts["answers"]
         )
         lines.append(table(scores))
     else:
         lines.append("right answers: not counted; give --evaluate DATA.jsonl with answers")
     return "\n".join(lines)
+
+
+def _keep(keep: float | str) -> str:
+    """How much was kept."""
+    return f"keep {keep}" if isinstance(keep, str) else f"keep {100 * keep:g} %"
 
 
 def _describe_data(facts: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from itertools import pairwise
 from typing import Literal
 
 Rule = Literal["exact", "contains"]
+ENOUGH = 0.5
+"""The share of a caption's words from which on it counts as right."""
 
 ARTICLES = ("a", "an", "the")
 JOINING = ("and", "or")
@@ -61,6 +63,20 @@ def words_right(answer: str, answers: Sequence[str]) -> float:
     for right in (Counter(normalise(one).split()) for one in answers):
         shares.append((given & right).total() / max(given.total(), right.total(), 1))
     return max(shares)
+
+
+def answer_worth(answer: str, answers: Sequence[str], measure: str, rule: Rule) -> float:
+    """What an answer is worth, from 0 to 1: right or wrong, or the share of its words that are right.
+
+    Args:
+        answer: What to judge.
+        answers: The right answers.
+        measure: "exact" or "words".
+        rule: When an answer is right by the first.
+    """
+    if measure == "words":
+        return words_right(answer, answers)
+    return float(is_right(answer, answers, rule))
 
 
 def _bare(word: str) -> str:

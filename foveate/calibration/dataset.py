@@ -57,6 +57,15 @@ def read_records(path: Path, answers_needed: bool = True) -> list[Record]:
     Raises:
         DataError: No such file, no record in it, or a line that is no record; names the line.
     """
+    return [record for record, _ in read_documents(path, answers_needed)]
+
+
+def read_documents(path: Path, answers_needed: bool = True) -> list[tuple[Record, dict[str, Any]]]:
+    """Read a data set's records, each with the object that a line of its own would hold.
+
+    Raises:
+        DataError: As `read_records`.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -67,28 +76,28 @@ def read_records(path: Path, answers_needed: bool = True) -> list[Record]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}); give a JSON Lines file") from error
-    records: list[Record] = []
+    found: list[tuple[Record, dict[str, Any]]] = []
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            for record in _records(line, path.parent, answers_needed):
+            for record, document in _records(line, path.parent, answers_needed):
                 if record.id in lines:
                     raise DataError(
                         f"the id {record.id!r} is that of line {lines[record.id]}; give each its own"
                     )
                 lines[record.id] = number
-                records.append(record)
+                found.append((record, document))
         except DataError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
-    if not records:
+    if not found:
         raise DataError(f"{path}: no record in it; write one JSON object a line")
-    return records
+    return found
 
 
-def _records(line: str, folder: Path, answers_needed: bool) -> list[Record]:
-    """One line's record, or those of its several questions."""
+def _records(line: str, folder: Path, answers_needed: bool) -> list[tuple[Record, dict[str, Any]]]:
+    """One line's record, or those of its several questions, each with its own object."""
     try:
         document = json.loads(line, object_pairs_hook=_object)
     except DataError:
@@ -101,14 +110,15 @@ def _records(line: str, folder: Path, answers_needed: bool) -> list[Record]:
             'not an object; write {"id": "1", "image": "1.png", "question": "…", "answer": "…"}'
         )
     if "questions" not in document:
-        return [_record(document, folder, answers_needed)]
-    records = []
+        return [(_record(document, folder, answers_needed), document)]
+    found = []
     for number, question in enumerate(_questions(document), start=1):
         try:
-            records.append(_record(_merged(document, question, number), folder, answers_needed))
+            merged = _merged(document, question, number)
+            found.append((_record(merged, folder, answers_needed), merged))
         except DataError as error:
             raise DataError(f"'questions' item {number}: {error}") from error
-    return records
+    return found
 
 
 def _questions(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -136,7 +146,8 @@ def _merged(document: dict[str, Any], question: Any, number: int) -> dict[str, A
         if "id" not in document:
             raise DataError("no 'id', and none beside 'questions'; give one of the two")
         question = {**question, "id": f"{_text(document, 'id')}-{number}"}
-    return {**document, **question}
+    shared = {name: value for name, value in document.items() if name != "questions"}
+    return {**shared, **question}
 
 
 def _record(document: dict[str, Any], folder: Path, answers_needed: bool) -> Record:

@@ -48,17 +48,25 @@ def join_processes(device: str) -> PartialState:
 
 
 def load_model(
-    source: str, dtype: str, state: PartialState, meter: Meter, records: int
+    source: str,
+    dtype: str,
+    state: PartialState,
+    meter: Meter,
+    records: int,
+    loaded: TorchModel | None = None,
 ) -> TorchModel:
     """Load a checkpoint on the process's device, and begin to count its share of the records.
+
+    One that is `loaded` already is taken as it is.
 
     Raises:
         CheckpointError: It cannot be loaded.
     """
-    with meter.stage(f"loading {source}"):
-        model = TorchModel.load(source, dtype, str(state.device))
+    if loaded is None:
+        with meter.stage(f"loading {source}"):
+            loaded = TorchModel.load(source, dtype, str(state.device))
     meter.start(records, state.num_processes)
-    return model
+    return loaded
 
 
 @contextlib.contextmanager

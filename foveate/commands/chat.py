@@ -44,8 +44,9 @@ LEFT_OUT = "the answer says what no prompt may hold, and is left out of the conv
     option("--image", "images", multiple=True, metavar="FILE",
            help="A picture to begin with; several times for several."),
     system,
-    option("--keep", metavar="RATIO|N",
-           help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
+    option("--keep", metavar="RATIO|N|auto",
+           help="Visual tokens to keep: 0.25, 300, 1 for all, or auto for as many as the question needs.  "
+           "[default: the bundle's]"),
     option("--keep-cache", is_flag=True,
            help="Keep the visual tokens that the first question chose, and the whole KV cache with them."),
     *pixels,
@@ -75,10 +76,10 @@ def chat(
     forgets everything, /quit ends. Ctrl-C stops an answer and not the chat.
     """
     from foveate.runtime import Chat, Pipeline
-    from foveate.runtime.keep import parse_keep
+    from foveate.runtime.keep import parse_request_keep
 
     how |= {
-        "keep": None if keep is None else parse_keep(keep),
+        "keep": None if keep is None else parse_request_keep(keep),
         "skip_special_tokens": not keep_marks,
     }
     with Pipeline.load(bundle, **{name: how.pop(name) for name in LOADING}) as pipe:

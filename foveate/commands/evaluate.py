@@ -27,8 +27,8 @@ NOT_OF_BUNDLES = ("rank", "dtype")
 @click.argument("data", type=PATH, nargs=-1, required=True)
 @options(
     option("--rank", multiple=True, metavar="NAME|FILE,…",
-           help="For a checkpoint: attention, relevance, relevance-clamp, relevance-mean, or the weights of "
-           "a trained f_θ; several times for several.  [default: attention]"),
+           help="For a checkpoint: attention, as export takes it, relevance, relevance-clamp, relevance-mean, "
+           "or the weights of a trained f_θ; several times for several.  [default: attention]"),
     option("--keep", default="0.5,0.25,0.1", metavar="RATIO|N,…",
            help="Visual tokens to keep; a question of fewer than N keeps all."),
     option("--ways", metavar="NAME,…",

@@ -37,8 +37,11 @@ OPERATORS: tuple[Operators, ...] = get_args(Operators)
            help="Take only the first N records of each."),
     option("--base", type=Choice(["fp32", "fp16"]),
            help="What the rest of int8, fp8 and int4 graphs computes in.  [default: fp32]"),
-    option("--keep", type=float, default=0.25, metavar="RATIO",
-           help="Visual tokens kept where a request does not say, in (0, 1]."),
+    option("--keep", default="0.25", metavar="RATIO|auto",
+           help="Visual tokens kept where a request does not say: a ratio in (0, 1], or auto."),
+    option("--auto-keep", metavar="SHARE,LEAST,MOST",
+           help="What auto keeps: the fewest visual tokens with this share of the relevance, and at least "
+           "and at most these ratios.  [default: what `calibrate auto-keep` found]"),
     option("--visual-tokens", type=int, metavar="N",
            help="The most visual tokens of one request.  [default: what the context allows]"),
     option("--random-weights", is_flag=True,
@@ -65,7 +68,10 @@ def export(
     from foveate.export.options import check_choices
     from foveate.export.quantization.options import QuantizationOptions
     from foveate.export.tensorrt import build
+    from foveate.runtime.keep import parse_auto, parse_default
 
+    how["keep"] = parse_default(how["keep"])
+    how["auto_keep"] = None if how["auto_keep"] is None else parse_auto(how["auto_keep"])
     parts = {field.name: how.pop(field.name) for field in fields(QuantizationOptions)}
     quantization, force = QuantizationOptions(**parts), how.pop("force")
     check_choices(**how, quantization=quantization)

@@ -129,7 +129,17 @@ def describe_compressor(bundle: Bundle) -> str:
     facts = bundle.manifest.compressor
     trained = f", trained on {facts.trained_on}" if facts.trained_on else ""
     figures = "".join(f", {name} {value:g}" for name, value in facts.figures.items())
-    return f"{facts.kind}{WEIGHED[facts.words]}{trained}{figures}; keeps {facts.keep:.0%} where a request does not say"
+    usual = "auto" if facts.keep == "auto" else f"{facts.keep:.0%}"
+    auto = facts.auto
+    means = (
+        f"; auto keeps {auto.share:.1%} of the relevance, {auto.least:.0%} to {auto.most:.0%}"
+        if auto
+        else ""
+    )
+    return (
+        f"{facts.kind}{WEIGHED[facts.words]}{trained}{figures}; keeps {usual} where a request does not "
+        f"say{means}"
+    )
 
 
 def describe_weights(manifest: Manifest) -> str:

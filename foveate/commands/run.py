@@ -32,6 +32,7 @@ from foveate.terminal import duration, note, plain, plural, size, tell, tell_jso
 
 if TYPE_CHECKING:
     from foveate.runtime import Answer, Stream
+    from foveate.runtime.keep import Keep
 
 STAGES = ("preprocess", "vision", "compress", "prefill", "decode")
 ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"}
@@ -53,8 +54,9 @@ ENDINGS = {"length": " (cut at the limit)", "deadline": " (cut at the deadline)"
            help="Where in it to end.  [default: its last frame]"),
     *pixels,
     system,
-    option("--keep", metavar="RATIO|N",
-           help="Visual tokens to keep: 0.25, 300, or 1 for all.  [default: the bundle's]"),
+    option("--keep", metavar="RATIO|N|auto",
+           help="Visual tokens to keep: 0.25, 300, 1 for all, or auto for as many as the question needs.  "
+           "[default: the bundle's]"),
     option("--max-new-tokens", type=int, metavar="N", help="The longest answer."),
     option("--deadline", type=float, metavar="SECONDS",
            help="End the answer so long after the bundle is loaded, with what there is of it by then."),
@@ -98,12 +100,12 @@ def run(
     from foveate.runtime import Pipeline
     from foveate.runtime.contact_sheet import FRAME_PIXELS, write_contact_sheet
     from foveate.runtime.heatmap import check_target, write_heatmap
-    from foveate.runtime.keep import parse_keep
+    from foveate.runtime.keep import parse_request_keep
     from foveate.runtime.media.files import open_local
     from foveate.runtime.media.pictures import find_pictures, open_pictures
     from foveate.runtime.media.video import VideoFile, VideoWarning, check_options, read_frames
 
-    wanted = None if keep is None else parse_keep(keep)
+    wanted = None if keep is None else parse_request_keep(keep)
     sources = [_image_source(image, images) for image in images]
     opening = {name: how.pop(name) for name in LOADING}
     most = opening["max_picture_pixels"]
@@ -191,7 +193,7 @@ def _image_source(image: str, images: Sequence[str]) -> str | bytes:
     return sys.stdin.buffer.read()
 
 
-def _check_ranking(bundle: Path, wanted: float | int | None) -> None:
+def _check_ranking(bundle: Path, wanted: Keep | None) -> None:
     """KeepError where all tokens would be kept, since none are ranked then."""
     if wanted is None:
         wanted = Bundle.open(bundle, checksums=False).manifest.compressor.keep

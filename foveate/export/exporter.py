@@ -23,6 +23,7 @@ from foveate.bundle.manifest import (
     CONTRIB_SUFFIX,
     EMBEDDINGS,
     GATHER,
+    AutoKeep,
     GraphSpec,
     Manifest,
     Operators,
@@ -32,7 +33,7 @@ from foveate.bundle.manifest import (
 from foveate.bundle.reader import Bundle
 from foveate.bundle.words import attention_words
 from foveate.bundle.writer import BundleWriter
-from foveate.errors import BundleError, CheckpointError, LimitError, PromptError
+from foveate.errors import BundleError, CheckpointError, KeepError, LimitError, PromptError
 from foveate.export.contrib.cases import checkpoint_cases
 from foveate.export.contrib.compressor import compressor as compressor_graph
 from foveate.export.contrib.decoder import decoder
@@ -52,11 +53,12 @@ from foveate.modeling.base import TorchFamily
 from foveate.modeling.cast_weights import cast_weights
 from foveate.modeling.checkpoint import DTYPES, Checkpoint, release
 from foveate.modeling.checkpoint_tokenizer import check_rows, tokenizer_bytes
-from foveate.modeling.f_theta import FTheta
+from foveate.modeling.f_theta import FTheta, auto_keep_of
 from foveate.modeling.families import torch_family
 from foveate.modeling.random_weights import count_parameters
 from foveate.modeling.ranker import Ranker
 from foveate.modeling.weight_files import check_weights
+from foveate.runtime.keep import AUTO, Keep
 
 STAGES = (
     "weights", "reference", "vision", GATHER, "embeddings", "compressor", "merge", "decoder", "parity", "seal",
@@ -83,7 +85,8 @@ class ExportOptions:
             tokens by how unusual their attention is, "attention" is the better of both; a path is the
             weights of a trained f_θ.
         precision: What the graphs compute in; probe and f_θ always compute in float32.
-        keep: The ratio of visual tokens kept where a request does not say, in (0, 1].
+        keep: What is kept of the visual tokens where a request does not say: a ratio in (0, 1], or "auto".
+        auto_keep: What "auto" keeps; None takes what the compressor's file was calibrated to, if it was.
         visual_tokens: The most visual tokens of one request; None takes what the model's context allows.
         force: Replace a bundle that is already there.
         random_weights: Draw the weights at random and read only the checkpoint's configuration, to
@@ -94,7 +97,8 @@ class ExportOptions:
 
     compressor: str | Path = "attention"
     precision: Precision = "fp32"
-    keep: float = 0.25
+    keep: Keep = 0.25
+    auto_keep: AutoKeep | None = None
     visual_tokens: int | None = None
     force: bool = False
     random_weights: bool = False
@@ -199,6 +203,7 @@ def check(options: ExportOptions) -> None:
         compressor=options.compressor,
         precision=options.precision,
         keep=options.keep,
+        auto_keep=options.auto_keep,
         visual_tokens=options.visual_tokens,
         random_weights=options.random_weights,
         operators=options.operators,
@@ -304,10 +309,17 @@ def choose_compressor(options: ExportOptions) -> tuple[Ranker, schema.Compressor
     else:
         ranker = Ranker(words=words)
     names = [name for name in header if name.startswith("figure.")]
+    auto = options.auto_keep or auto_keep_of(header)
+    if options.keep == AUTO and auto is None:
+        raise KeepError(
+            f"keep is 'auto', and {options.compressor} does not say what that keeps; run `foveate "
+            "calibrate auto-keep` on it, or give --auto-keep SHARE,LEAST,MOST"
+        )
     return ranker, schema.CompressorFacts(
         kind="attention" if ranker.network is None else "f_theta",
         words=ranker.words.form,
         keep=options.keep,
+        auto=auto,
         trained_on=header.get("trained_on"),
         figures={name.removeprefix("figure."): float(header[name]) for name in names},
     )

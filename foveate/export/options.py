@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from foveate.bundle.manifest import Operators, Precision, quantized
+from foveate.bundle.manifest import AutoKeep, Operators, Precision, quantized
 from foveate.bundle.words import UNTRAINED, attention_words
 from foveate.errors import CheckpointError, ExportError, LimitError
 from foveate.export.quantization.options import QuantizationOptions, check_options
-from foveate.runtime.keep import check_ratio
+from foveate.runtime.keep import Keep, check_auto, check_default
 
 
 def check_choices(
     *,
     compressor: str | Path,
     precision: Precision,
-    keep: float,
+    keep: Keep,
+    auto_keep: AutoKeep | None,
     visual_tokens: int | None,
     random_weights: bool,
     operators: Operators,
@@ -26,9 +27,11 @@ def check_choices(
         CheckpointError: No file where the compressor is to be.
         DataError, ExportError: Options that do not go together.
     """
-    check_ratio(keep)
+    check_default(keep)
     if visual_tokens is not None and visual_tokens < 1:
         raise LimitError(f"{visual_tokens} visual tokens are no limit; give at least 1")
+    if auto_keep is not None:
+        check_auto(auto_keep)
     if attention_words(compressor) is None and not Path(compressor).is_file():
         raise CheckpointError(
             f"{compressor}: no such file; give the weights of a trained f_θ, or {', '.join(UNTRAINED)}"

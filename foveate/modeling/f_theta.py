@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from foveate.atomic_write import replace_file
+from foveate.bundle.manifest import AutoKeep
 from foveate.bundle.words import WORDS, Words
-from foveate.errors import CheckpointError
+from foveate.errors import CheckpointError, KeepError
 from foveate.modeling.word_weights import WordWeights
+from foveate.runtime.keep import check_auto
 
 CHANNELS = (32, 64, 128, 256, 512)
 KERNEL = 3
@@ -212,3 +214,28 @@ class FTheta(nn.Module):
         except RuntimeError as error:
             raise CheckpointError(f"{path}: not the weights of an f_θ ({error})") from error
         return network.eval(), facts
+
+
+def auto_keep_facts(auto: AutoKeep) -> dict[str, str]:
+    """What the header of an f_θ says of keep="auto"."""
+    return {f"auto.{name}": repr(getattr(auto, name)) for name in AutoKeep.__struct_fields__}
+
+
+def auto_keep_of(facts: dict[str, str]) -> AutoKeep | None:
+    """What an f_θ's header says of keep="auto"; None where it was not calibrated.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    found = {name: facts.get(f"auto.{name}") for name in AutoKeep.__struct_fields__}
+    if not any(found.values()):
+        return None
+    try:
+        auto = AutoKeep(**{name: float(value or "none") for name, value in found.items()})
+        check_auto(auto)
+    except (ValueError, KeepError) as error:
+        raise CheckpointError(
+            f"the f_θ's header says of keep='auto' what cannot be ({error}); run `foveate calibrate "
+            "auto-keep` again"
+        ) from error
+    return auto

@@ -5,20 +5,30 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.bundle.manifest import AutoKeep
 from foveate.errors import KeepError
 from foveate.families.base import VisualInput
 from foveate.runtime.checks import shown
 
 Rank = Literal["together", "each"]
 """Whether the pictures of a request share one budget, or each has its own."""
+AUTO: Final = "auto"
+Keep = float | int | Literal["auto"]
+"""A ratio, a count, or the fewest tokens that hold a share of the relevance."""
 KEEP_FIX = (
     "give a ratio in (0, 1] such as 0.25, a count of visual tokens from 2 on, or 1 for all "
     "(a single token can be named with kept=[...])"
+)
+REQUEST_FIX = KEEP_FIX.replace("or 1 for all", "1 for all, or 'auto'")
+
+NOT_CALIBRATED = (
+    "keep is 'auto', and this bundle does not say what that keeps; export it with an f_θ that "
+    "`foveate calibrate auto-keep` was run on, or with --auto-keep, or give a ratio such as 0.25"
 )
 
 
@@ -28,11 +38,15 @@ class Selection:
 
     Attributes:
         total: Visual tokens of the request, N_v.
-        count: How many of them are kept, K; those that may not be dropped are among them.
+        count: How many of them are kept, K; those that may not be dropped are among them. Where the
+            relevance decides, the most that may be kept.
         indices: int64 [K], their ordinals, ascending; None where the ranking decides.
         candidates: bool [N_v], which may be dropped.
         groups: int64 [N_v], the budget that each token counts to; None where all share one.
-        budgets: int64 [groups], how many candidates each budget keeps.
+        budgets: int64 [groups], how many candidates each budget keeps, or keeps at most.
+        floors: int64 [groups], how many it keeps at least.
+        share: The share of its relevance that each budget is to hold, with the fewest tokens; None where
+            each keeps all that it may.
     """
 
     total: int
@@ -41,47 +55,136 @@ class Selection:
     candidates: NDArray[np.bool_]
     groups: NDArray[np.int64] | None
     budgets: NDArray[np.int64]
+    floors: NDArray[np.int64]
+    share: float | None = None
 
     @property
     def is_top_k(self) -> bool:
         """Whether the kept tokens are the `count` best of all, which a graph can find by itself."""
-        return self.indices is None and self.groups is None and bool(self.candidates.all())
+        decided = self.indices is not None or self.share is not None
+        return not decided and self.groups is None and bool(self.candidates.all())
 
-    def choose(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
-        """The kept tokens' ordinals int64 [K], ascending, by scores [N_v]; of equal ones the first."""
+    @property
+    def ranked_count(self) -> int:
+        """How many tokens a graph that ranks is to keep: one where they are chosen from its scores."""
+        return self.count if self.is_top_k else 1
+
+    def choose(
+        self, scores: NDArray[np.floating], relevance: NDArray[np.floating] | None = None
+    ) -> NDArray[np.int64]:
+        """The tokens to keep.
+
+        Args:
+            scores: [N_v], by which they are ranked; of equal ones the first.
+            relevance: [N_v], not negative: what each of them holds; None takes every budget as full.
+
+        Returns:
+            int64 [K], their ordinals, ascending.
+        """
         kept = ~self.candidates
         for group, budget in enumerate(self.budgets):
             shared = True if self.groups is None else self.groups == group
             members = np.flatnonzero(self.candidates & shared)
             order = np.argsort(-scores[members], kind="stable")
+            if self.share is not None and relevance is not None:
+                needed = fewest(relevance[members[order]], self.share)
+                budget = min(max(needed, self.floors[group]), budget)
             kept[members[order[:budget]]] = True
         return np.flatnonzero(kept)
 
 
-def check_ratio(keep: float) -> None:
-    """Refuse a bundle's default ratio that is none.
+def fewest(relevance: NDArray[np.floating], share: float) -> int:
+    """How many of the first tokens hold a share of what all of them hold.
+
+    Args:
+        relevance: [N], not negative, in the order in which tokens are taken.
+        share: In (0, 1].
+    """
+    held = np.cumsum(relevance, dtype=np.float64)
+    if not len(held) or held[-1] <= 0:
+        return len(held)
+    # Sums are not exact: the last value is all of it.
+    return min(int(np.searchsorted(held, share * held[-1])) + 1, len(held))
+
+
+def check_default(keep: Keep) -> None:
+    """Refuse a bundle's default that is none.
 
     Raises:
-        KeepError: It is not in (0, 1].
+        KeepError: It is neither a ratio in (0, 1] nor "auto".
     """
-    if not 0 < keep <= 1:
-        raise KeepError(f"keep is {keep}; the default ratio must be in (0, 1]")
+    if keep != AUTO and not (isinstance(keep, float | int) and 0 < keep <= 1):
+        raise KeepError(f"keep is {keep}; the default must be a ratio in (0, 1], or auto")
+
+
+def check_auto(auto: AutoKeep) -> None:
+    """Refuse what keep="auto" cannot keep.
+
+    Raises:
+        KeepError: A share or a bound that is not in (0, 1], or bounds the wrong way round.
+    """
+    if not all(0 < value <= 1 for value in (auto.share, auto.least, auto.most)):
+        raise KeepError(f"{_told(auto)}; each must be in (0, 1]")
+    if auto.least > auto.most:
+        raise KeepError(f"{_told(auto)}; the least must not be over the most")
+
+
+def _told(auto: AutoKeep) -> str:
+    """What keep="auto" keeps, in a clause."""
+    return f"auto keeps a share of {auto.share}, at least {auto.least} and at most {auto.most}"
+
+
+def parse_auto(text: str) -> AutoKeep:
+    """Read what keep="auto" keeps from a command line: "0.95,0.02,0.5", share, least and most.
+
+    Raises:
+        KeepError: No three numbers in (0, 1], or bounds the wrong way round.
+    """
+    try:
+        share, least, most = map(float, text.split(","))
+    except ValueError:
+        raise KeepError(
+            f"auto-keep is {text!r}; give SHARE,LEAST,MOST, such as 0.95,0.02,0.5"
+        ) from None
+    auto = AutoKeep(share=share, least=least, most=most)
+    check_auto(auto)
+    return auto
+
+
+def parse_default(text: str) -> Keep:
+    """Read a bundle's default from a command line: a ratio, or "auto".
+
+    Raises:
+        KeepError: Neither.
+    """
+    if text.strip() == AUTO:
+        return AUTO
+    try:
+        ratio = float(text)
+    except ValueError:
+        raise KeepError(
+            f"keep is {text!r}; the default must be a ratio in (0, 1], or auto"
+        ) from None
+    check_default(ratio)
+    return ratio
 
 
 def select(
     visual: VisualInput,
-    keep: float | int,
+    keep: Keep,
     kept: Iterable[int] | None = None,
     rank: Rank = "together",
+    auto: AutoKeep | None = None,
 ) -> Selection:
     """What a request keeps of its visual tokens.
 
     Args:
         visual: Its pictures.
-        keep: A ratio or a count of the tokens that may be dropped; see `checked_keep`. With "each" of
-            every picture, where a count takes all of a picture that has fewer.
+        keep: A ratio or a count of the tokens that may be dropped, or "auto"; see `checked_request_keep`.
+            With "each" of every picture, where a count takes all of a picture that has fewer.
         kept: The tokens to keep, by their ordinals, in place of a ranking.
         rank: "together" or "each".
+        auto: What "auto" keeps; None where that is not known.
 
     Raises:
         KeepError: A `keep` or `kept` that there cannot be.
@@ -95,15 +198,25 @@ def select(
         sizes = np.bincount(groups[candidates], minlength=len(pictures))
     if kept is not None:
         indices = _checked_indices(kept, candidates)
-        return Selection(total, len(indices), indices, candidates, groups, sizes)
-    keep = checked_keep(keep)
-    if rank == "each" and isinstance(keep, int):
-        budgets = np.minimum(kept_count(keep, int(sizes.max(initial=0))), sizes)
+        return Selection(total, len(indices), indices, candidates, groups, sizes, sizes)
+    keep, share = checked_request_keep(keep), None
+    if keep == AUTO:
+        if auto is None:
+            raise KeepError(NOT_CALIBRATED)
+        share, floors = auto.share, _ratios_of(auto.least, sizes)
+        budgets = _ratios_of(auto.most, sizes)
+    elif rank == "each" and isinstance(keep, int):
+        floors = budgets = np.minimum(kept_count(keep, int(sizes.max(initial=0))), sizes)
     else:
-        budgets = np.array([kept_count(keep, int(size)) if size else 0 for size in sizes])
+        floors = budgets = _ratios_of(keep, sizes)
+    everything = np.arange(total) if floors.sum() == sizes.sum() else None
     count = int(budgets.sum() + total - sizes.sum())
-    everything = np.arange(total) if count == total else None
-    return Selection(total, count, everything, candidates, groups, budgets)
+    return Selection(total, count, everything, candidates, groups, budgets, floors, share)
+
+
+def _ratios_of(keep: float | int, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of each size a ratio or a count is."""
+    return np.array([kept_count(keep, int(size)) if size else 0 for size in sizes])
 
 
 def _checked_indices(kept: Iterable[int], candidates: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -142,6 +255,19 @@ def checked_keep(keep: object) -> float | int:
     raise KeepError(f"keep is {shown(keep)}; {KEEP_FIX}")
 
 
+def checked_request_keep(keep: object) -> Keep:
+    """`keep` of a request: what `checked_keep` gives, or "auto".
+
+    Raises:
+        KeepError: Any other value.
+    """
+    if isinstance(keep, str) and keep == AUTO:
+        return AUTO
+    with contextlib.suppress(KeepError):
+        return checked_keep(keep)
+    raise KeepError(f"keep is {shown(keep)}; {REQUEST_FIX}")
+
+
 def kept_count(keep: object, total: int) -> int:
     """How many of `total` visual tokens `keep` asks for.
 
@@ -173,3 +299,16 @@ def parse_keep(text: str) -> float | int:
         with contextlib.suppress(ValueError):
             return checked_keep(number(text))
     raise KeepError(f"keep is {text!r}; {KEEP_FIX}")
+
+
+def parse_request_keep(text: str) -> Keep:
+    """Read the `keep` of a request from a command line: what `parse_keep` takes, or "auto".
+
+    Raises:
+        KeepError: None of them.
+    """
+    if text.strip() == AUTO:
+        return AUTO
+    with contextlib.suppress(KeepError):
+        return parse_keep(text)
+    raise KeepError(f"keep is {text!r}; {REQUEST_FIX}")

@@ -82,8 +82,9 @@ class Preparation:
         whole = len(prompt.token_ids)
         sampling = choose_sampling(request, manifest.generation, whole)
         ranked_by = self._ranked_by(request, conversation, prompt, media)
-        keep = manifest.compressor.keep if request.keep is None else request.keep
-        selection = select(media.visual, keep, request.kept, request.rank)
+        facts = manifest.compressor
+        keep = facts.keep if request.keep is None else request.keep
+        selection = select(media.visual, keep, request.kept, request.rank, facts.auto)
         self._check_capabilities(sampling, selection)
         eos = () if request.ignore_eos else manifest.generation.eos
         kept = prompt.length_with(selection.count)
@@ -236,7 +237,8 @@ class Preparation:
                     f"{field} is {value}, which the language model {self._language.name} does not "
                     f"honour; use {getattr(usual, field)}, or another language model"
                 )
-        if selection.count < selection.total and not can.any_positions:
+        dropping = selection.indices is None or selection.count < selection.total
+        if dropping and not can.any_positions:
             raise KeepError(
                 f"the language model {self._language.name} cannot leave the positions of dropped "
                 "tokens free; use keep=1.0, or another language model"

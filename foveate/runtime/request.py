@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 from foveate.errors import FoveateError
 from foveate.families.base import Message, Prompt
 from foveate.runtime.answer import Timing
-from foveate.runtime.keep import Rank, Selection
+from foveate.runtime.keep import Keep, Rank, Selection
 from foveate.runtime.language.base import Generation
 from foveate.runtime.language.prefix_cache import PrefixCache
 from foveate.runtime.media.pictures import Picture
@@ -36,7 +36,8 @@ class Request:
         encoded: What `Pipeline.encode` gave, instead of pictures or a video.
         prefix: Keys and values of an earlier request, to begin with as far as the prompt begins alike;
             it holds those of this one afterwards. Where the language model cannot, it stays empty.
-        keep: A ratio in (0, 1] or a count of visual tokens; None takes the bundle's default.
+        keep: A ratio in (0, 1], a count of visual tokens, or "auto": the fewest that hold a share of the
+            relevance, as the bundle's compressor was calibrated. None takes the bundle's default.
         kept: The ordinals of the visual tokens to keep, in place of `keep` and a ranking.
         rank_by: Another text to rank the visual tokens by; None ranks by the prompt.
         rank: "together" gives all pictures one budget, "each" gives every picture its own.
@@ -65,7 +66,7 @@ class Request:
     video: VideoSource | None = None
     encoded: "EncodedMedia | None" = None
     prefix: PrefixCache | None = None
-    keep: float | int | None = None
+    keep: Keep | None = None
     kept: Iterable[int] | None = None
     rank_by: str | None = None
     rank: Rank = "together"
@@ -91,7 +92,7 @@ class Options(TypedDict, total=False):
     video: VideoSource | None
     encoded: "EncodedMedia | None"
     prefix: PrefixCache | None
-    keep: float | int | None
+    keep: Keep | None
     kept: Iterable[int] | None
     rank_by: str | None
     rank: Rank

@@ -39,7 +39,7 @@ from foveate.runtime.checks import (
     whole_numbers,
 )
 from foveate.runtime.encoded import EncodedMedia
-from foveate.runtime.keep import KEEP_FIX, checked_keep
+from foveate.runtime.keep import REQUEST_FIX, checked_request_keep
 from foveate.runtime.language.prefix_cache import PrefixCache
 from foveate.runtime.media.sources import check_pictures, check_video
 from foveate.runtime.memory_estimate import parse_memory
@@ -83,7 +83,7 @@ REQUEST: Mapping[str, Check] = {
     ),
     "encoded": optional(instance(ImageError, EncodedMedia, "what Pipeline.encode gave")),
     "prefix": optional(instance(RequestError, PrefixCache, "a PrefixCache")),
-    "keep": optional(Check(KeepError, KEEP_FIX.removeprefix("give "), checked_keep)),
+    "keep": optional(Check(KeepError, REQUEST_FIX.removeprefix("give "), checked_request_keep)),
     "kept": optional(
         whole_numbers(KeepError, "a list of visual tokens' ordinals, whole numbers from 0 on")
     ),

@@ -35,17 +35,21 @@ KINDS: dict[str, Sampler] = {
 
 
 def records(
-    picture: Picture, name: str, rng: np.random.Generator, tasks: set[str], most: int, form: str
+    picture: Picture, name: str, rng: np.random.Generator, options: argparse.Namespace
 ) -> list[dict[str, object]]:
-    """A picture's questions as lines of a data set, in random order, of some tasks and wordings."""
+    """A picture's questions as lines of a data set, in random order, as far as they are asked for."""
+    tasks, without = (
+        set(filter(None, part.split(","))) for part in (options.tasks, options.without)
+    )
     asked = [
         question
         for question in [*picture.questions, picture.caption]
         if (not tasks or question.task in tasks)
-        and (question.form % 2 == 0 or form != "even")
-        and (question.form % 2 == 1 or form != "odd")
+        and (question.form % 2 == 0 or options.wordings != "even")
+        and (question.form % 2 == 1 or options.wordings != "odd")
+        and not any(word in question.text for word in without)
     ]
-    chosen = [asked[index] for index in rng.permutation(len(asked))[:most]]
+    chosen = [asked[index] for index in rng.permutation(len(asked))[: options.questions]]
     return [_record(picture, question, name, number) for number, question in enumerate(chosen)]
 
 
@@ -76,14 +80,13 @@ def write_data(options: argparse.Namespace) -> int:
     """Write the data set; how many questions it has."""
     rng = np.random.default_rng((HELD_OUT_SEED if options.held_out else 1, options.seed))
     options.out.mkdir(parents=True, exist_ok=True)
-    tasks = set(filter(None, options.tasks.split(",")))
     lines: list[str] = []
     for number in range(options.pictures):
         for kind in options.kinds.split(","):
             size = tuple(int(side) for side in rng.integers(*options.sides, size=2))
             picture = KINDS[kind](rng, (size[0], size[1]), options.held_out)
             name = f"{kind}-{options.seed}-{number:05d}"
-            found = records(picture, name, rng, tasks, options.questions, options.wordings)
+            found = records(picture, name, rng, options)
             if found:
                 image = Image.fromarray(render([picture])[0].numpy())
                 image.save(options.out / f"{name}.png", optimize=True)
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kinds", default=",".join(KINDS), help=", ".join(KINDS))
     parser.add_argument("--tasks", default="", help="only questions of these tasks")
+    parser.add_argument("--without", default="", help="no questions with these words in them")
     parser.add_argument("--pictures", type=int, default=100, help="pictures of each kind")
     parser.add_argument("--questions", type=int, default=3, help="questions a picture, at most")
     parser.add_argument("--wordings", choices=("all", "even", "odd"), default="all")

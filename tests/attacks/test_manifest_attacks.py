@@ -132,6 +132,9 @@ OUT_OF_RANGE = {
     "compressor/kind": "random",
     "compressor/words": "some",
     "compressor/keep": 0,
+    "compressor/auto/share": 0,
+    "compressor/auto/least": 1.5,
+    "compressor/auto": [0.9, 0.02, 0.5],
     "compressor/figures": None,
     "parity/vision": "small",
     "tools/torch": 2,
@@ -148,8 +151,8 @@ SETTINGS = {
     "temporal_patch_size": 0,
     "max_pixels": 2**31,
 }
-OLD_VERSIONS = (1, 2, 3, 4, 5, 6)
-VERSIONS: tuple[object, ...] = (0, -1, 8, 10**400, True, "2", None, [], 1.5, 5.0, "\x1b" * 999)
+OLD_VERSIONS = (1, 2, 3, 4, 5, 6, 7)
+VERSIONS: tuple[object, ...] = (0, -1, 9, 10**400, True, "2", None, [], 1.5, 5.0, "\x1b" * 999)
 
 ATTACKS: dict[str, tuple[Attack, str, str]] = {
     **{
@@ -199,9 +202,21 @@ ATTACKS: dict[str, tuple[Attack, str, str]] = {
             "model/rope",
             "files/vision/bytes",
             "compressor/keep",
+            "compressor/auto",
+            "compressor/auto/most",
             "generation/no_repeat_ngram_size",
         )
     },
+    "auto that keeps nothing known": (
+        edit(lambda manifest: manifest["compressor"].update(keep="auto", auto=None)),
+        "'keep' is 'auto', and 'auto' does not say what that keeps",
+        AGAIN,
+    ),
+    "auto with bounds the wrong way round": (
+        put("compressor/auto/least", 0.75),
+        "'least' 0.75 is over 'most' 0.5",
+        AGAIN,
+    ),
     "graph without a file": (drop("files/vision"), "the graph 'vision' is not among", AGAIN),
     "graph of another kind": (
         put("files/vision/path", "vision.ort"),

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from foveate.bundle.generation import Generation
 from foveate.bundle.manifest import (
+    AutoKeep,
     AxisRange,
     CompressorFacts,
     EngineVariant,
@@ -144,6 +145,7 @@ def example(files: dict[str, FileEntry]) -> Manifest:
             kind="f_theta",
             words="learned",
             keep=0.25,
+            auto=AutoKeep(share=0.9, least=0.02, most=0.5),
             trained_on="nano scenes",
             figures={"accuracy": 0.97},
         ),

@@ -33,7 +33,7 @@ def nested(levels: int) -> dict[str, Any]:
     return value
 
 
-@pytest.mark.parametrize("version", range(1, 7))
+@pytest.mark.parametrize("version", range(1, 8))
 def test_an_old_version_is_to_be_exported_again(tmp_path: Path, version: int) -> None:
     data = OLD.read_bytes().replace(b'"version": 5', b'"version": %d' % version)
     (tmp_path / "manifest.json").write_bytes(data)
@@ -67,9 +67,9 @@ def test_another_version_is_told_by_version_alone() -> None:
 
 def test_a_later_version_needs_another_foveate() -> None:
     with pytest.raises(BundleError) as caught:
-        decode(b'{"format": "foveate-bundle", "version": 8, "colour": "blue"}', HERE)
+        decode(b'{"format": "foveate-bundle", "version": 9, "colour": "blue"}', HERE)
     assert str(caught.value) == (
-        f"manifest.json has version 8 of the bundle format, and Foveate {__version__} reads version "
+        f"manifest.json has version 9 of the bundle format, and Foveate {__version__} reads version "
         f"{VERSION}. To read it, upgrade foveate; or export the checkpoint again."
     )
 

@@ -9,7 +9,8 @@ from foveate.calibration.relevance.store import Sample, Writer
 
 FIELDS: dict[str, Any] = {
     "checkpoint": "models/nano", "checkpoint_sha256": "0" * 64, "family": "qwen2_vl", "mode": "grad",
-    "dtype": "fp32", "rule": "exact", "keep_wrong": False, "max_new_tokens": 64, "data": "d",
+    "dtype": "fp32", "rule": "exact", "keep_wrong": False,
+    "own_answers": False, "max_new_tokens": 64, "data": "d",
     "data_sha256": "1" * 64, "tools": {},
 }  # fmt: skip
 MADE = Manifest(**FIELDS)

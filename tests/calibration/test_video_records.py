@@ -53,7 +53,7 @@ def test_what_a_video_answers_and_keeps(model: TorchModel, record: Record) -> No
     judged = judge(scene, right, None, ["attention"], options)
     assert (judged.score, judged.tokens) == (1, 2 * 7 * 10)
     assert [(one.way, one.used) for one in judged.trials] == [("own", 0.5), ("random", 0.5)]
-    sample, outcome, _ = map_relevance(model, record, CollectOptions(keep_wrong=True))
+    sample, outcome, _ = map_relevance(model, record, CollectOptions(mode="grad", keep_wrong=True))
     assert (outcome, sample.pictures) == ("kept", ("film.mp4",))
     assert sample.picture is not None
     assert np.unique(sample.picture).tolist() == [0, 2]

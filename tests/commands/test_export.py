@@ -46,6 +46,10 @@ class TestExport:
         [
             (("--keep", "0"), "keep is 0"),
             (("--keep", "nan"), "keep is nan"),
+            (("--keep", "Auto"), "or auto"),
+            (("--auto-keep", "0.9"), "SHARE,LEAST,MOST"),
+            (("--auto-keep", "0.9,0.6,0.5"), "must not be over the most"),
+            (("--keep", "auto"), "--auto-keep SHARE,LEAST,MOST"),
             (("--visual-tokens", "0"), "visual tokens"),
             (("--visual-tokens", "99999999"), "context"),
             (("--compressor", "none.safetensors"), "none.safetensors"),

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from foveate import Pipeline
+from foveate.bundle.reader import Bundle
 from foveate.commands.run import run
 from foveate.runtime.contact_sheet import WIDTH
 from foveate.runtime.media.pictures import MAX_PIXELS
 from tests.command import command, invoke, refused
+from tests.conftest import Sample
 from tests.runtime.media.films import seconds, write_film
 
 
@@ -50,6 +53,25 @@ class TestRun:
         assert len(visual["indices"]) == 5
         assert sum(visual["relevance"]) == pytest.approx(1, abs=1e-4)
         assert facts["timing"]["total"] >= facts["timing"]["first_token"] > 0
+
+    def test_auto_keeps_a_count_of_its_own(
+        self, nano_bundle: Bundle, bundle: Path, picture: Path, samples: list[Sample]
+    ) -> None:
+        asked = ["run", nano_bundle.root, samples[0].question, "--image", samples[0].image]
+        facts = json.loads(invoke(*asked, "--keep", "auto", "--json").stdout)["visual"]
+        with Pipeline.load(nano_bundle.root) as pipe:
+            visual = pipe.generate(
+                samples[0].question, images=[samples[0].image], keep="auto"
+            ).visual
+        assert (facts["kept"], facts["indices"]) == (visual.kept, visual.indices.tolist())
+        assert 0 < visual.kept < visual.total
+        result = invoke(*asked, "--keep", "auto")
+        assert f"kept {visual.kept} of {visual.total} visual tokens" in result.stderr
+        refused(
+            invoke("run", bundle, "What?", "--image", picture, "--keep", "auto"),
+            "auto-keep",
+            "ratio",
+        )
 
     def test_text_is_the_same_streamed_and_in_json(self, bundle: Path, picture: Path) -> None:
         words = ["run", bundle, "What?", "--image", picture, "--max-new-tokens", "6"]

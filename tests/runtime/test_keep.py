@@ -7,9 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.bundle.manifest import AutoKeep
 from foveate.errors import KeepError
 from foveate.families.base import VisualInput
-from foveate.runtime.keep import Rank, kept_count, parse_keep, select
+from foveate.runtime.keep import (
+    Rank,
+    kept_count,
+    parse_auto,
+    parse_default,
+    parse_keep,
+    parse_request_keep,
+    select,
+)
 
 
 def visual(sizes: list[int], fixed: tuple[int, ...] = ()) -> VisualInput:
@@ -144,6 +153,84 @@ def test_a_count_beyond_the_largest_picture_is_refused() -> None:
         select(visual([4, 6]), 7, rank="each")
     with pytest.raises(KeepError, match="give 'together' or 'each'"):
         select(visual([4]), 0.5, rank="apart")  # type: ignore[arg-type]
+
+
+# As many as hold a share of the relevance
+
+HALF = AutoKeep(share=0.5, least=0.1, most=0.6)
+
+
+@pytest.mark.parametrize(
+    ("relevance", "kept"),
+    [
+        ([0, 0, 0, 9, 0, 0, 0, 0, 0, 1], [3]),
+        ([1] * 10, [0, 1, 2, 3, 4]),
+        ([0.3, 0, 0, 0, 0, 0, 0, 0.3, 0.3, 0.1], [0, 7]),
+        ([5, 0, 0, 0, 0, 0, 0, 0, 0, 5], [0]),
+        ([0] * 10, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_fewest_that_hold_the_share(relevance: list[float], kept: list[int]) -> None:
+    found = select(visual([10]), "auto", auto=HALF)
+    assert (found.count, found.ranked_count, found.is_top_k, found.indices) == (6, 1, False, None)
+    values = np.array(relevance, np.float32)
+    assert found.choose(values, values).tolist() == kept
+
+
+@pytest.mark.parametrize(("share", "count"), [(1e-9, 2), (1.0, 6), (0.3, 3), (0.35, 4)])
+def test_bounds_hold_the_count(share: float, count: int) -> None:
+    auto = AutoKeep(share=share, least=0.2, most=0.6)
+    found = select(visual([10]), "auto", auto=auto)
+    assert len(found.choose(descending(10), np.full(10, 0.1, np.float32))) == count
+
+
+def test_scores_rank_and_relevance_counts() -> None:
+    """f_θ's logits rank, and their softmax is what tokens hold."""
+    logits = np.array([3.0, -8, -9, 2.9, -7, -8], np.float32)
+    relevance = np.exp(logits) / np.exp(logits).sum()
+    found = select(visual([6]), "auto", auto=AutoKeep(share=0.9, least=0.1, most=1))
+    assert found.choose(logits, relevance).tolist() == [0, 3]
+    assert found.count == 6 and found.indices is None
+
+
+def test_each_picture_keeps_what_holds_its_own_share() -> None:
+    relevance = np.array([8, 0, 0, 0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], np.float32)
+    each = select(visual([4, 6]), "auto", rank="each", auto=HALF)
+    assert each.choose(relevance, relevance).tolist() == [0, 4, 5, 6]
+    assert each.count == 2 + 4
+    together = select(visual([4, 6]), "auto", auto=HALF)
+    assert together.choose(relevance, relevance).tolist() == [0]
+
+
+def test_tokens_that_may_not_be_dropped_hold_no_share() -> None:
+    relevance = np.array([90, 1, 1, 1, 1, 1, 1, 1, 1, 90], np.float32)
+    found = select(visual([10], fixed=(0, 9)), "auto", auto=HALF)
+    assert found.choose(relevance, relevance).tolist() == [0, 1, 2, 3, 4, 9]
+    whole = select(visual([2], fixed=(0, 1)), "auto", auto=HALF)
+    assert whole.indices is not None and whole.indices.tolist() == [0, 1]
+    assert select(visual([]), "auto", auto=HALF).count == 0
+
+
+def test_auto_needs_to_be_calibrated_and_named_kept_tokens_do_not() -> None:
+    with pytest.raises(KeepError, match=r"calibrate auto-keep.*--auto-keep, or give a ratio"):
+        select(visual([8]), "auto")
+    assert select(visual([8]), "auto", [3]).count == 1
+
+
+def test_auto_on_a_command_line() -> None:
+    assert [parse_request_keep(text) for text in ("auto", "0.25", "1")] == ["auto", 0.25, 1.0]
+    assert [parse_default(text) for text in ("auto", "0.25", "1")] == ["auto", 0.25, 1.0]
+    assert parse_auto("0.9,0.02,0.5") == AutoKeep(share=0.9, least=0.02, most=0.5)
+    for text in ("Auto", "automatic", ""):
+        with pytest.raises(KeepError, match="'auto'"):
+            parse_request_keep(text)
+        with pytest.raises(KeepError, match="or auto"):
+            parse_default(text)
+    with pytest.raises(KeepError, match="or auto"):
+        parse_default("300")
+    for text in ("0.9", "0.9,0.6,0.5", "2,0.1,0.5", "0.9,0,1", "a,b,c", "nan,0.1,0.2"):
+        with pytest.raises(KeepError, match=r"auto(-keep)? "):
+            parse_auto(text)
 
 
 # Tokens that may not be dropped

@@ -144,7 +144,7 @@ class CheckpointScene:
         if prompt not in self._asked:
             model, most = self.subject.model, self.subject.most
             question = model.ask(prompt, self.pictures)
-            self._asked[prompt] = AnsweredQuestion(model, question, most, self.about)
+            self._asked[prompt] = AnsweredQuestion(model, question, most)
         return self._asked[prompt]
 
     def scores(self, ranking: str, prompt: str) -> NDArray[np.floating] | None:

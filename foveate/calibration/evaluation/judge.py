@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.calibration.answers import is_right, words_right
+from foveate.calibration.answers import answer_worth
 from foveate.calibration.boxes import ShownTokens
 from foveate.calibration.dataset import Record
 from foveate.calibration.evaluation.baselines import overlap, overlap_by_chance, shares
@@ -97,9 +97,7 @@ def _check_frames(scene: Scene, record: Record) -> None:
 
 def _score(answer: str, record: Record, options: EvaluateOptions) -> float:
     """What an answer is worth, from 0 to 1."""
-    if record.measure == "words":
-        return words_right(answer, record.answers)
-    return float(is_right(answer, record.answers, options.rule))
+    return answer_worth(answer, record.answers, record.measure, options.rule)
 
 
 def _answers(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foveate.bundle.words import UNTRAINED, Words
+from foveate.bundle.words import UNTRAINED
 from foveate.calibration.relevance.propagation import Mode
 from foveate.calibration.torch_model import PreparedQuestion, TorchModel
 from foveate.errors import CheckpointError
@@ -31,13 +31,11 @@ class AnsweredQuestion:
         model: The checkpoint.
         question: With all visual tokens.
         most: The longest answer, in tokens.
-        about: Another prompt about the same pictures, such as a neutral one.
     """
 
     model: TorchModel
     question: PreparedQuestion
     most: int
-    about: Callable[[str], "AnsweredQuestion"]
 
     @cached_property
     def answer(self) -> list[int]:
@@ -54,6 +52,13 @@ class AnsweredQuestion:
         return self.model.relevance(self.question, self.answer, mode) if self.answer else None
 
 
+def ranked(ranker: Ranker, attention: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and relevance, float32 [N_v] each, as `Ranker` gives them where attention is."""
+    with torch.no_grad():
+        scores, relevance = ranker.to(attention.device)(attention)
+    return scores, relevance
+
+
 Scores = Callable[[AnsweredQuestion], Tensor | None]
 """Gives scores [N_v], high for tokens that matter, or None where there are none."""
 
@@ -65,28 +70,31 @@ class Ranking:
     Attributes:
         name: Its own name, or its file as the command line has it.
         scores: How tokens are scored.
+        ranker: What predicts relevance before the answer; None for relevance itself.
         file: The weights, for a trained f_θ.
         facts: What that file says of itself.
     """
 
     name: str
     scores: Scores
+    ranker: Ranker | None = None
     file: Path | None = None
     facts: dict[str, str] | None = None
 
 
-@torch.no_grad()
-def _weighed(question: AnsweredQuestion, words: Words) -> Tensor:
-    """First-layer attention, the instruction's tokens weighed so: float32 [N_v]."""
-    ranker = Ranker(words=words).to(question.attention.device)
-    scores: Tensor = ranker(question.attention)[0]
-    return scores
+def _predicting(
+    name: str, ranker: Ranker, file: Path | None = None, facts: dict[str, str] | None = None
+) -> Ranking:
+    """A ranking by what is predicted before the answer."""
+    return Ranking(
+        name, lambda question: ranked(ranker, question.attention)[0], ranker, file, facts
+    )
 
 
 RANKINGS: dict[str, Ranking] = {
     ranking.name: ranking
     for ranking in (
-        *(Ranking(name, partial(_weighed, words=words)) for name, words in UNTRAINED.items()),
+        *(_predicting(name, Ranker(words=words)) for name, words in UNTRAINED.items()),
         *(
             Ranking(name, partial(AnsweredQuestion.relevance, mode=mode))
             for name, mode in MODES.items()
@@ -119,11 +127,4 @@ def _find(name: str) -> Ranking:
             f"f_θ, or one of {', '.join(RANKINGS)}"
         )
     network, facts = FTheta.load(path)
-    return Ranking(name, lambda question: predicted(network, question.attention), path, facts)
-
-
-@torch.no_grad()
-def predicted(network: FTheta, attention: Tensor) -> Tensor:
-    """Predict f_θ's logits float32 [N_v] (Eq. 2) from first-layer attention float32 [heads, N_u, N_v]."""
-    logits: Tensor = network.to(attention.device)(network.pool(attention)[None])[0]
-    return logits
+    return _predicting(name, Ranker(network), path, facts)

@@ -1,37 +1,39 @@
 """Relevance maps of a data set: each question answered, the answer judged, and what mattered for it kept."""
 
 import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from foveate.atomic_write import writing
 from foveate.bundle.reader import file_digest
-from foveate.calibration.answers import Rule, is_right
+from foveate.calibration.answers import Rule
 from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.processes import join_processes, load_model, stopping
 from foveate.calibration.progress import Meter
 from foveate.calibration.provenance import checkpoint_facts, tool_versions
 from foveate.calibration.relevance import manifest as manifests
-from foveate.calibration.relevance.manifest import Manifest, Outcome
+from foveate.calibration.relevance.answered import Judging, ask
+from foveate.calibration.relevance.claim import claimed
+from foveate.calibration.relevance.manifest import AUTO, Manifest, Outcome
 from foveate.calibration.relevance.propagation import Mode
-from foveate.calibration.relevance.store import (
-    FLUSH_SECONDS,
-    LEFTOVER,
-    Sample,
-    Store,
-    Writer,
-    finish,
+from foveate.calibration.relevance.selectivity import (
+    Selectivity,
+    describe_selectivity,
+    measure_selectivity,
+    read_selectivity,
+    selectivity_facts,
+    several,
+    write_selectivity,
 )
+from foveate.calibration.relevance.store import FLUSH_SECONDS, Sample, Store, Writer, finish
+from foveate.calibration.relevance.trial import choose_mode, describe_trial, trial_facts
 from foveate.calibration.torch_model import NEW_TOKENS, TorchModel
-from foveate.errors import ImageError, LimitError, OutputExistsError, PromptError
+from foveate.errors import DataError
 from foveate.terminal import plural, table
 
-SETTINGS = ("mode", "dtype", "rule", "keep_wrong", "max_new_tokens")
+SETTINGS = ("mode", "dtype", "rule", "keep_wrong", "own_answers", "max_new_tokens")
 """The options that a store's manifest holds."""
 
 
@@ -40,26 +42,48 @@ class CollectOptions:
     """How relevance maps are made.
 
     Attributes:
-        mode: How relevance is computed; see `foveate.calibration.relevance.propagation`.
+        mode: How relevance is computed; see `foveate.calibration.relevance.propagation`. "auto"
+            measures all modes first and takes the best.
         dtype: What the model computes in: "fp32" or "bf16".
         device: "auto", "cpu" or "cuda"; under accelerate, the process's own of that kind.
         rule: When an answer is right.
         keep_wrong: Keep the maps of wrong answers too, for ablations.
+        own_answers: Take the model's own answers as right: the data need have none.
         max_new_tokens: The longest answer.
         limit: Take only so many records, from the first.
+        report: Also measure, in every mode, whether relevance is about the question.
         force: Start afresh where there are relevance maps already.
         flush_seconds: How often what is done goes to the disk; a kill costs no more than that.
     """
 
-    mode: Mode = "grad"
+    mode: Mode | Literal["auto"] = "auto"
     dtype: str = "fp32"
     device: str = "auto"
     rule: Rule = "exact"
     keep_wrong: bool = False
+    own_answers: bool = False
     max_new_tokens: int = NEW_TOKENS
     limit: int | None = None
+    report: bool = False
     force: bool = False
     flush_seconds: float = FLUSH_SECONDS
+
+    @property
+    def judging(self) -> Judging:
+        """Which answers have maps."""
+        return Judging(self.rule, self.keep_wrong, self.own_answers, self.max_new_tokens)
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            DataError: Own answers, and something that judges them.
+        """
+        if self.own_answers and (self.keep_wrong or self.rule != "exact"):
+            raise DataError(
+                "with the model's own answers none is wrong; leave out --keep-wrong and --rule, or "
+                "--own-answers"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +96,8 @@ class Collected:
         new: How many of them are of this run.
         seconds: What these took, without loading the model.
         processes: How many shared the work.
+        made: How the store was made.
+        selectivity: Whether relevance is about the question, where that was measured.
     """
 
     out: Path
@@ -79,6 +105,8 @@ class Collected:
     new: int
     seconds: float
     processes: int
+    made: Manifest
+    selectivity: Selectivity | None
 
     @property
     def rate(self) -> float:
@@ -108,33 +136,48 @@ def collect(
         OutputError: The disk did not take it.
         BackendError: The device cannot be had.
     """
+    options.check()
     state = join_processes(options.device)
-    meter = Meter(manifests.OUTCOMES, quiet or not state.is_main_process)
+    quiet = quiet or not state.is_main_process
+    meter = Meter(manifests.OUTCOMES, quiet)
+    model: TorchModel | None = None
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
             with meter.stage("checking"):
                 manifest = _manifest(source, data, options)
-                stack.enter_context(_claimed(out, manifest, options.force))
+                stack.enter_context(claimed(out, manifest, options.force))
         state.wait_for_everyone()
-        records = read_records(data)[: options.limit]
+        records = read_records(data, not options.own_answers)[: options.limit]
+        if state.is_main_process and manifests.read_manifest(out).mode == AUTO:
+            model = load_model(source, options.dtype, state, meter, 0)
+            with stopping(state, meter, lambda: "stopped before a mode was chosen"):
+                choose_mode(out, model, records, options.judging, quiet=quiet)
+        state.wait_for_everyone()
         store = Store.open(out, complete=False)
         todo = sorted((r for r in records if r.id not in store.ids), key=lambda record: record.id)
         state.wait_for_everyone()
         mine = todo[state.process_index :: state.num_processes]
         if mine:
-            model = load_model(source, options.dtype, state, meter, len(mine))
+            model = load_model(source, options.dtype, state, meter, len(mine), model)
+            how = replace(options, mode=cast(Mode, store.manifest.mode))
             writer = Writer(out, store.manifest, state.process_index, options.flush_seconds)
             with writer, stopping(state, meter, lambda: _leave(writer)):
                 for record in mine:
-                    sample, outcome, reason = map_relevance(model, record, options)
+                    sample, outcome, reason = map_relevance(model, record, how)
                     writer.add(sample, outcome, reason)
                     meter.step(outcome)
         state.wait_for_everyone()
         if not state.is_main_process:
             return None
         seconds = meter.seconds
-        outcomes = finish(out)
-        return Collected(out, outcomes, len(todo), seconds, state.num_processes)
+        outcomes, made = finish(out), manifests.read_manifest(out)
+        found = read_selectivity(out, made) if options.report else None
+        if options.report and found is None:
+            model = load_model(source, options.dtype, state, meter, 0, model)
+            with stopping(state, meter, lambda: "stopped; the same command measures it anew"):
+                found = measure_selectivity(model, records, options.judging, made, quiet=quiet)
+            write_selectivity(out, found)
+        return Collected(out, outcomes, len(todo), seconds, state.num_processes, made, found)
 
 
 def _leave(writer: Writer) -> str:
@@ -153,18 +196,14 @@ def map_relevance(
         The sample, with arrays where it is kept; what came of it; and the reason, where there is one.
     """
     sample = Sample(record.id, record.question, record.answers, pictures=record.names)
-    try:
-        question = model.prepare(record.question, model.open(record))
-    except (ImageError, LimitError, PromptError, OSError) as error:
-        return sample, "unreadable", str(error)
-    tokens = model.answer(question, most=options.max_new_tokens)
-    text = model.text(tokens)
-    sample = replace(sample, answer=text, tokens=len(tokens))
-    if not text.strip():
-        return sample, "wrong", "empty answer"
-    right = is_right(text, record.answers, options.rule)
-    if not right and not options.keep_wrong:
-        return sample, "wrong", "wrong answer"
+    asked = ask(model, record, options.judging)
+    if isinstance(asked, str):
+        return sample, "unreadable", asked
+    question, tokens = asked.question, asked.tokens
+    sample = replace(sample, answer=asked.text, tokens=len(tokens))
+    if not asked.usable:
+        return sample, "wrong", asked.fault
+    assert options.mode != AUTO
     relevance = model.relevance(question, tokens, options.mode).float()
     attention = model.attention(question)
     if not (relevance.isfinite().all() and attention.isfinite().all()):
@@ -179,7 +218,7 @@ def map_relevance(
         instruction=question.prompt.token_ids[question.prompt.instruction_index].astype(np.int32),
         words=attention.mean(0).cpu().numpy(),
     )
-    return kept, "kept", "" if right else "wrong answer"
+    return kept, "kept", asked.fault
 
 
 def collected_facts(collected: Collected) -> dict[str, Any]:
@@ -192,6 +231,10 @@ def collected_facts(collected: Collected) -> dict[str, Any]:
         "seconds": round(collected.seconds, 3),
         "samples_per_second": round(collected.rate, 3),
         "processes": collected.processes,
+        "mode": collected.made.mode,
+        "own_answers": collected.made.own_answers,
+        "trial": trial_facts(collected.made),
+        "selectivity": selectivity_facts(collected.selectivity),
     }
 
 
@@ -204,12 +247,18 @@ def describe_collected(collected: Collected) -> str:
         f"(processes: {collected.processes})"
     )
     new = pace if collected.new else "none new"
-    return f"{collected.out}: {plural(records, 'record')}, {new}\n{table(rows)}"
+    return (
+        f"{collected.out}: {plural(records, 'record')}, {new}\n{table(rows)}\n"
+        f"{describe_trial(collected.made)}"
+        + (f"\n{describe_selectivity(collected.selectivity)}" if collected.selectivity else "")
+    )
 
 
 def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
     """How this run makes samples; reads the data set to refuse a bad one early."""
-    read_records(data)
+    records = read_records(data, not options.own_answers)[: options.limit]
+    if options.report:
+        several(records)
     return Manifest(
         **checkpoint_facts(source),
         **{name: getattr(options, name) for name in SETTINGS},
@@ -217,73 +266,3 @@ def _manifest(source: str, data: Path, options: CollectOptions) -> Manifest:
         data_sha256=file_digest(data),
         tools=tool_versions(),
     )
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, manifest: Manifest, force: bool) -> Iterator[None]:
-    """Hold a folder for one run, made ready: a new store, or one of the same settings to go on with.
-
-    Args:
-        folder: Made if need be; its parent must exist.
-        manifest: How the run makes samples.
-        force: Delete the samples of a store that is there.
-
-    Raises:
-        DataError: The store that is there is damaged.
-        OutputExistsError: Something else is there, a store of other settings, or another run's.
-        OutputError: It cannot be written.
-    """
-    with writing(folder):
-        if not os.path.lexists(folder):
-            folder.mkdir()
-        if not folder.is_dir():
-            raise OutputExistsError(f"{folder} is not a folder. Give another path.")
-    with _locked(folder):
-        with writing(folder):
-            _make_ready(folder, manifest, force)
-        yield
-
-
-def _make_ready(folder: Path, manifest: Manifest, force: bool) -> None:
-    """Check what a folder holds, clean up after a killed run, and write the manifest."""
-    if not (folder / manifests.MANIFEST).exists():
-        strangers = [name for name in os.listdir(folder) if not LEFTOVER.fullmatch(name)]
-        if strangers:
-            raise OutputExistsError(
-                f"{folder} holds {min(strangers)} and no relevance maps. Give another path."
-            )
-    elif force:
-        manifests.check_format(folder)
-    else:
-        before = Store.open(folder, complete=False).manifest
-        for name, value in manifest.settings().items():
-            if (was := getattr(before, name)) != value:
-                raise OutputExistsError(
-                    f"{folder} was made with another {name} ({was!r}, now {value!r}), and samples "
-                    "of both do not mix. Give another path, or delete them with force (--force)."
-                )
-    for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name) or (force and manifests.SHARD.fullmatch(path.name)):
-            path.unlink()
-    manifests.write_manifest(folder, manifest)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder for as long as this process lives, where the system can."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExistsError(
-                f"{folder}: another run is writing there. Wait for it, or give another path."
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)

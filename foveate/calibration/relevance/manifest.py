@@ -19,6 +19,9 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
+AUTO: Final = "auto"
+"""The mode of a store whose mode is still to be chosen."""
+
 SHARD = re.compile(r"part-(\d+)-(\d+)\.arrow", re.ASCII)
 
 
@@ -29,8 +32,25 @@ class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: Natural
 
 
+class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a store's mode was chosen: answers that stayed the same with the most relevant tokens alone.
+
+    Attributes:
+        questions: How many answers were tried.
+        keeps: The ratios of visual tokens kept.
+        same: Of each mode, how many answers stayed the same, for each ratio.
+    """
+
+    questions: Natural
+    keeps: tuple[float, ...]
+    same: dict[str, tuple[Natural, ...]]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a store was made; `counts` and `shards` are there once it is finished."""
+    """How a store was made; `counts` and `shards` are there once it is finished.
+
+    `mode` is "auto" until it is chosen, and `trial` says how it was.
+    """
 
     format: Literal["foveate-relevance"] = FORMAT
     version: Literal[3] = VERSION
@@ -41,16 +61,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     dtype: str
     rule: str
     keep_wrong: bool
+    own_answers: bool
     max_new_tokens: Natural
     data: str
     data_sha256: Digest
     tools: dict[str, str]
+    trial: Trial | None = None
     counts: dict[str, Natural] | None = None
     shards: dict[str, ShardEntry] | None = None
 
     def settings(self) -> dict[str, Any]:
         """What must be the same wherever samples go into one store."""
-        loose = ("checkpoint", "data", "tools", "counts", "shards")
+        loose = ("checkpoint", "data", "tools", "trial", "counts", "shards")
         return {name: getattr(self, name) for name in self.__struct_fields__ if name not in loose}
 
     def key(self) -> str:

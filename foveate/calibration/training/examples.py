@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from foveate.bundle.words import Words
 from foveate.calibration.relevance.store import Sample
-from foveate.calibration.training.labels import label
+from foveate.calibration.training.labels import MakeLabel
 from foveate.errors import DataError
 from foveate.modeling.f_theta import FTheta, Inputs, Scaling
 
@@ -84,7 +85,11 @@ class Pack:
 
 
 def prepare(
-    samples: Iterable[Sample], inputs: Inputs, scaling: Scaling, words: Words = "mean"
+    samples: Iterable[Sample],
+    inputs: Inputs,
+    scaling: Scaling,
+    make_label: MakeLabel,
+    words: Words = "mean",
 ) -> Examples:
     """Make each sample's features and label.
 
@@ -99,7 +104,7 @@ def prepare(
         digest.update(repr((sample.id, sample.pictures)).encode())
         digest.update(sample.relevance.tobytes() + sample.attention.tobytes())
         digest.update(sample.words.tobytes())
-        target = label(sample.relevance)
+        target = make_label(sample)
         if target is None or not np.isfinite(sample.attention).all():
             skipped += 1
             continue
@@ -144,9 +149,19 @@ def pooled_anew(network: FTheta, examples: Sequence[Example]) -> list[Example]:
     ]
 
 
-def split(
-    examples: Sequence[Example], share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+class Pictured(Protocol):
+    """Something about pictures."""
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """As the data set names them."""
+        ...
+
+
+ONE = TypeVar("ONE", bound=Pictured)
+
+
+def split(examples: Sequence[ONE], share: float, seed: int) -> tuple[list[ONE], list[ONE]]:
     """Part training from validation such that no picture is in both.
 
     Samples that share a picture stay together. A hash of the seed and the first picture's name
@@ -166,7 +181,7 @@ def split(
     if len(order) < 2:
         raise DataError(
             "all samples are of one picture, so none is left to validate on; "
-            "make relevance maps of more pictures (foveate calibrate relevance)"
+            "take questions about more pictures"
         )
     held = {name for name in order if _draw(name, seed) < share}
     held = (held | {order[0]}) - {order[-1]}
@@ -205,7 +220,7 @@ def pack(examples: Sequence[Example]) -> Pack:
     )
 
 
-def _groups(examples: Sequence[Example]) -> dict[str, list[int]]:
+def _groups(examples: Sequence[Pictured]) -> dict[str, list[int]]:
     """Examples by the pictures they share, directly or through others, under the first one's name."""
     parent: dict[str, str] = {}
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.bundle.words import Words
+from foveate.calibration.training.labels import LabelKind
 from foveate.errors import DataError
 from foveate.modeling.f_theta import Inputs, Scaling
 
-DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling", "words")
+DECISIVE = ("epochs", "batch", "seed", "validation", "inputs", "scaling", "words", "label")
 """The options that decide the weights."""
 
 
@@ -24,6 +25,7 @@ class TrainingOptions:
         inputs: "mean" reads A_v⁰, "heads" reads each head's attention apart.
         scaling: See `SCALINGS`.
         words: How the instruction's tokens are weighed; see `WordWeights`.
+        label: "relevance", or "contrast" with that of the other questions about the same pictures.
         device: "auto" takes a CUDA GPU where there is one.
         plot: The curves as a PNG; None takes `out` with the suffix .png.
         log_dir: The curves for TensorBoard; None takes `out` with the suffix .tensorboard.
@@ -37,6 +39,7 @@ class TrainingOptions:
     inputs: Inputs = "mean"
     scaling: Scaling = "none"
     words: Words = "mean"
+    label: LabelKind = "relevance"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     plot: Path | None = None
     log_dir: Path | None = None

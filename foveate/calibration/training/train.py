@@ -1,7 +1,7 @@
 """Training f_θ: Adam on KL(R_v* ‖ softmax(f_θ(A_v⁰))) (paper, Eq. 3 and appendix B)."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from foveate.atomic_write import writing
@@ -10,6 +10,7 @@ from foveate.calibration.ranking import chance, overlap_at_ratios
 from foveate.calibration.relevance.store import Sample, Store
 from foveate.calibration.training.curves import Events, curves_png
 from foveate.calibration.training.examples import prepare
+from foveate.calibration.training.labels import label_maker
 from foveate.calibration.training.options import TrainingOptions
 from foveate.calibration.training.outputs import Outputs
 from foveate.calibration.training.result import TrainingResult
@@ -64,7 +65,10 @@ def train(
     outputs.check(force=options.force)
     aside = outputs.state
 
-    data = prepare(samples, options.inputs, options.scaling, options.words)
+    if isinstance(samples, Iterator):
+        samples = list(samples)
+    make_label = label_maker(options.label, samples)
+    data = prepare(samples, options.inputs, options.scaling, make_label, options.words)
     run = Run(data, options, device)
     training, validation = run.training, run.validation
     key = hashlib.sha256(f"{data.digest} {options.decisive()}".encode()).hexdigest()

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bundle.reader import file_digest
-from foveate.calibration.answers import is_right
+from foveate.calibration.answers import ENOUGH, answer_worth
 from foveate.calibration.dataset import Record, read_records
 from foveate.calibration.evaluation.intervals import Score
 from foveate.errors import DataError, ImageError, LimitError, PromptError
 from foveate.export.quantization.options import QuantizationOptions
+from foveate.runtime.keep import Keep
 from foveate.runtime.pipeline import Pipeline
 from foveate.terminal import plural
 
@@ -59,8 +60,8 @@ def choose_questions(options: QuantizationOptions) -> tuple[Questions | None, Qu
 
 
 def score_all(
-    pipe: Pipeline, questions: Questions, keeps: Sequence[float], say: Say
-) -> tuple[dict[str, Any], dict[float, Score]]:
+    pipe: Pipeline, questions: Questions, keeps: Sequence[Keep], say: Say
+) -> tuple[dict[str, Any], dict[Keep, Score]]:
     """Ask every question at each keep, and count the right answers.
 
     Returns:
@@ -82,7 +83,8 @@ def score_all(
                     max_new_tokens=NEW_TOKENS,
                     temperature=0,
                 )
-                right[keep] += is_right(said.text, record.answers, "exact")
+                worth = answer_worth(said.text, record.answers, record.measure, "exact")
+                right[keep] += worth >= ENOUGH
         except (ImageError, PromptError, LimitError) as error:
             unreadable[record.id] = str(error)
         lost = f", {len(unreadable)} unreadable" if unreadable else ""

@@ -152,7 +152,7 @@ class VisualBackend(ABC):
         rows = text
         if ranked_by is not None:
             rows = self.table.look_up(ranking.token_ids[ranking.text_index])
-        feeds = self.stage_ranking(ranking, rows, selection.count)
+        feeds = self.stage_ranking(ranking, rows, selection.ranked_count)
         return StagedPrompt(prompt, selection, ranking, text, feeds, None)
 
     def compress(self, visual_embeds: Tensor, staged: StagedPrompt) -> KeptPrompt:
@@ -170,13 +170,14 @@ class VisualBackend(ABC):
         relevance = scores = None
         if kept is None:
             assert staged.feeds is not None
-            ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, selection.count)
+            count = selection.ranked_count
+            ranked = self.rank(visual_embeds, staged.feeds, staged.ranked_by, count)
             if selection.is_top_k and staged.ranked_by is prompt:
                 return ranked
             # Also refuses relevance that is not finite.
             relevance, scores = ranked.selection().relevance, ranked.scores
-            assert scores is not None
-            kept = KeptRows.of(prompt, selection.choose(scores.numpy()))
+            assert scores is not None and relevance is not None
+            kept = KeptRows.of(prompt, selection.choose(scores.numpy(), relevance))
         embeds: Tensor = staged.text_embeds[None]
         if selection.total:
             embeds = self.gather(staged.text_embeds, visual_embeds, kept.order)

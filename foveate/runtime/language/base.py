@@ -46,7 +46,7 @@ class Generation:
     """How one prompt is answered, and what its sequence is going to hold.
 
     Attributes:
-        prompt_tokens: Tokens of the kept prompt, T'.
+        prompt_tokens: Tokens of the kept prompt, T', or the most that it may have.
         next_position: The rotary position of the first generated token, on every axis.
         max_new_tokens: The most tokens of the answer, at least 1.
         stop_tokens: Token ids that end it.

@@ -120,7 +120,7 @@ class Manifests(BundleProbe):
         with Pipeline.load(root, device="cpu", threads=1, checksums=False) as pipe:
             found = answer(pipe)
         case.equal = found == self.answer
-        if not case.equal and all(same[name] for name in same if name not in HONOURED):
+        if not case.equal and all(same[name] for name in HONOURED):
             raise AssertionError(f"another answer, {found}")
 
     def mutated(self, random: Random) -> bytes:

@@ -12,7 +12,7 @@ from foveate.calibration.dataset import Record
 from foveate.calibration.drawing.sheet import GAP, GUTTER, PANEL, draw_sheet, panel_size
 from foveate.calibration.drawing.show import gather_samples, sheet_entry
 from foveate.calibration.drawing.words import GROUND, Word, words_height
-from foveate.calibration.evaluation.rankings import predicted
+from foveate.calibration.evaluation.rankings import ranked
 from foveate.calibration.ranking import top
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import DataError, ImageError, PromptError
@@ -57,7 +57,7 @@ def test_answers_below_panels_are_those_of_the_kept_tokens(
     question = model.prepare(RED_SQUARE, entry.pictures)
     relevance, guess = entry.rankings
     assert (relevance.name, guess.name) == ("R_v", "f_θ")
-    logits = predicted(network, model.attention(question)).numpy()
+    logits = ranked(Ranker(network), model.attention(question))[0].numpy()
     assert guess.kept[1].indices.tolist() == top(logits, 55).tolist()
     assert guess.scores.sum() == pytest.approx(1, abs=1e-5)
     for each in entry.rankings:

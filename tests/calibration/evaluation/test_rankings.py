@@ -8,21 +8,15 @@ from PIL import Image
 
 from foveate.calibration.dataset import Record
 from foveate.calibration.evaluation.checkpoint import LoadedCheckpoint
-from foveate.calibration.evaluation.rankings import RANKINGS, find_rankings, predicted
+from foveate.calibration.evaluation.rankings import RANKINGS, find_rankings, ranked
 from foveate.calibration.torch_model import TorchModel
 from foveate.errors import CheckpointError
 from foveate.modeling.f_theta import FTheta
-from foveate.modeling.word_weights import WordWeights
+from foveate.modeling.ranker import Ranker
 from tests.calibration.conftest import SCENE
 
-NAMES = [
-    "attention",
-    "attention:mean",
-    "attention:unusual",
-    "relevance",
-    "relevance-clamp",
-    "relevance-mean",
-]
+ATTENTION = ["attention", "attention:mean", "attention:unusual"]
+NAMES = [*ATTENTION, "relevance", "relevance-clamp", "relevance-mean"]
 
 
 def test_names() -> None:
@@ -48,13 +42,11 @@ def test_each_scores_by_what_its_name_says(
         found = scene.scores(name, records[0].question)
         wanted = model.relevance(question, answer, mode)  # type: ignore[arg-type]
         assert found == pytest.approx(wanted.numpy())
-    found = scene.scores("attention:mean", records[0].question)
-    assert found == pytest.approx(attention.mean((0, 1)).numpy())
-    weighed = WordWeights("unusual").pool(attention).numpy()
-    assert weighed != pytest.approx(found)
-    for name in ("attention", "attention:unusual"):
-        assert scene.scores(name, records[0].question) == pytest.approx(weighed)
-    logits = predicted(FTheta.load(f_theta)[0], attention)
+    unusual, mean = ranked(Ranker(words="unusual"), attention)[0], attention.mean((0, 1))
+    assert not torch.allclose(unusual, mean)
+    for name, scores in zip(ATTENTION, (unusual, mean, unusual), strict=True):
+        assert scene.scores(name, records[0].question) == pytest.approx(scores.numpy())
+    logits = FTheta.load(f_theta)[0](attention.mean((0, 1))[None, None])[0].detach()
     assert scene.scores(str(f_theta), records[0].question) == pytest.approx(logits.numpy())
 
 
@@ -80,5 +72,6 @@ def test_an_f_theta_of_another_model(
 def test_heads_apart(model: TorchModel) -> None:
     question = model.prepare("What letter is in the red square?", [Image.open(SCENE)])
     heads = len(model.attention(question))
-    assert predicted(FTheta(heads), model.attention(question)).shape == (110,)
-    assert torch.is_grad_enabled()
+    scores, relevance = ranked(Ranker(FTheta(heads)), model.attention(question))
+    assert scores.shape == relevance.shape == (110,)
+    assert torch.is_grad_enabled() and not scores.requires_grad

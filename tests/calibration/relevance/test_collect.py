@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from foveate.calibration.dataset import Record
+from foveate.calibration.relevance import trial as trials
 from foveate.calibration.relevance.collect import Collected, CollectOptions, collect
 from foveate.calibration.relevance.manifest import MANIFEST
 from foveate.calibration.relevance.store import Store
@@ -26,12 +28,12 @@ from tests.command import ONE_THREAD, invoke, refused
 from tests.conftest import NANO
 
 COUNT = 10
-SMALL = CollectOptions(device="cpu", limit=COUNT)
+SMALL = CollectOptions(mode="grad", device="cpu", limit=COUNT)
 KILLED = """
 import sys
 from pathlib import Path
 from foveate.calibration.relevance.collect import CollectOptions, collect
-options = CollectOptions(device="cpu", limit=int(sys.argv[4]), flush_seconds=0)
+options = CollectOptions(mode="grad", device="cpu", limit=int(sys.argv[4]), flush_seconds=0)
 collect(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), options)
 """
 
@@ -242,7 +244,7 @@ class TestResume:
         ("name", "value"),
         [
             ("mode", "mean"), ("dtype", "bf16"), ("rule", "contains"), ("keep_wrong", True),
-            ("max_new_tokens", 3),
+            ("max_new_tokens", 3), ("own_answers", True),
         ],
     )  # fmt: skip
     def test_other_settings_do_not_mix(self, copy: Path, name: str, value: object) -> None:
@@ -292,6 +294,149 @@ class TestResume:
         assert run(copy).new == 0
 
 
+class TestMode:
+    AUTO = replace(SMALL, mode="auto", limit=4)
+
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trials, "QUESTIONS", 3)
+
+    def test_the_best_is_taken_with_its_figures_and_kept(self, tmp_path: Path) -> None:
+        out = tmp_path / "maps"
+        made = run(out, replace(self.AUTO, limit=2)).made
+        assert made.trial is not None
+        assert made.trial.questions == 2
+        totals = {mode: sum(counts) for mode, counts in made.trial.same.items()}
+        assert totals[made.mode] == max(totals.values()) > totals["grad"]
+        again = run(out, self.AUTO)
+        assert (again.new, again.made.mode, again.made.trial) == (2, made.mode, made.trial)
+        assert run(out, replace(self.AUTO, mode=made.mode)).made.trial == made.trial  # type: ignore[arg-type]
+        with pytest.raises(OutputExistsError, match="another mode"):
+            run(out, replace(self.AUTO, mode="grad"))
+
+    def test_each_mode_is_judged_by_the_answers_it_keeps(
+        self, model: TorchModel, records: list[Record]
+    ) -> None:
+        trial = trials.try_modes(model, records[:1], self.AUTO.judging)
+        question = model.prepare(records[0].question, model.open(records[0]))
+        answer = model.answer(question)
+        for mode, counts in trial.same.items():
+            scores = model.relevance(question, answer, mode).numpy()  # type: ignore[arg-type]
+            for keep, count in zip(trials.KEEPS, counts, strict=True):
+                kept = np.sort(np.argsort(-scores, kind="stable")[: round(keep * len(scores))])
+                assert (model.answer(question, kept) == answer) == count, (mode, keep)
+
+    def test_a_run_killed_before_the_choice_chooses(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(trials, "try_modes", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path / "maps", self.AUTO)
+        assert run(tmp_path / "maps", self.AUTO).made.mode != "auto"
+
+    def test_no_answer_to_measure_on(self, tmp_path: Path) -> None:
+        first = json.loads(DATA.open().readline())
+        first |= {"image": str(DATA.parent / first["image"]), "answer": "something else"}
+        (tmp_path / "data.jsonl").write_text(json.dumps(first))
+        made = run(tmp_path / "maps", self.AUTO, tmp_path / "data.jsonl").made
+        assert made.trial is not None
+        assert (made.mode, made.trial.questions) == ("grad", 0)
+        assert "no answer to measure" in trials.describe_trial(made)
+
+    def test_an_explicit_store_is_not_gone_on_with(self, copy: Path) -> None:
+        with pytest.raises(OutputExistsError, match=r"another mode .*'grad', now 'auto'"):
+            run(copy, self.AUTO)
+
+
+class TestOwnAnswers:
+    OWN = replace(SMALL, own_answers=True, limit=3)
+
+    def test_pictures_and_questions_are_enough(self, tmp_path: Path, whole: Path) -> None:
+        lines = []
+        for line in DATA.read_text().splitlines()[:3]:
+            record = json.loads(line)
+            del record["answer"]
+            lines.append(json.dumps({**record, "image": str(DATA.parent / record["image"])}))
+        (tmp_path / "asked.jsonl").write_text("\n".join(lines))
+        collected = run(tmp_path / "maps", self.OWN, tmp_path / "asked.jsonl")
+        assert collected.outcomes == {"kept": 3, "wrong": 0, "unreadable": 0}
+        store = Store.open(tmp_path / "maps")
+        labelled = {sample.id: sample for sample in Store.open(whole)}
+        for sample in store:
+            assert sample.answers == ()
+            assert sample.answer == labelled[sample.id].answer
+            np.testing.assert_array_equal(sample.relevance, labelled[sample.id].relevance)
+        assert store.manifest.own_answers
+
+    def test_labels_that_are_there_do_not_judge(self, tmp_path: Path) -> None:
+        first = json.loads(DATA.open().readline())
+        first |= {"image": str(DATA.parent / first["image"]), "answer": "something else"}
+        (tmp_path / "data.jsonl").write_text(json.dumps(first))
+        assert run(tmp_path / "own", self.OWN, tmp_path / "data.jsonl").outcomes["kept"] == 1
+        assert run(tmp_path / "maps", SMALL, tmp_path / "data.jsonl").outcomes["wrong"] == 1
+
+    def test_captions_are_right_with_half_of_their_words(self, tmp_path: Path) -> None:
+        first = json.loads(DATA.open().readline())
+        assert first["answer"] == "H and K"
+        shared = {"id": "1", "image": str(DATA.parent / first["image"]), "measure": "words"}
+        several = [
+            {"question": first["question"], "answer": text} for text in ("H and M", "M and S", "C")
+        ]
+        (tmp_path / "data.jsonl").write_text(json.dumps({**shared, "questions": several}))
+        outcomes = run(tmp_path / "maps", SMALL, tmp_path / "data.jsonl").outcomes
+        assert outcomes == {"kept": 1, "wrong": 2, "unreadable": 0}
+
+    def test_what_judges_is_refused(self, tmp_path: Path) -> None:
+        for name, value in (("keep_wrong", True), ("rule", "contains")):
+            with pytest.raises(DataError, match="none is wrong; leave out --keep-wrong and --rule"):
+                run(tmp_path / "maps", replace(self.OWN, **{name: value}))
+
+
+class TestReport:
+    def test_own_and_other_by_mode_and_form(
+        self, model: TorchModel, tmp_path: Path, records: list[Record]
+    ) -> None:
+        """Three questions about one picture, counted here one by one for one ratio."""
+        out, options = tmp_path / "maps", replace(SMALL, limit=3, report=True)
+        found = run(out, options).selectivity
+        assert found is not None
+        assert (found.questions, found.pictures) == (3, 1)
+        assert len(found.rows) == 9
+        asked = [model.prepare(one.question, model.open(one)) for one in records[:3]]
+        said = [model.answer(one) for one in asked]
+        maps = [
+            model.relevance(*one, "grad-clamp").numpy() for one in zip(asked, said, strict=True)
+        ]
+        kept = [np.sort(np.argsort(-one, kind="stable")[: round(0.1 * len(one))]) for one in maps]
+        row = next(one for one in found.rows if (one.mode, one.form) == ("grad-clamp", "R_v"))
+        own = [model.answer(asked[n], kept[n]) == said[n] for n in range(3)]
+        other = [model.answer(asked[n], kept[(n + 1) % 3]) == said[n] for n in range(3)]
+        assert (row.own[1], row.other[1]) == (sum(own), sum(other))
+        shared = [len({*kept[n]} & {*kept[(n + 1) % 3]}) / len(kept[n]) for n in range(3)]
+        assert row.overlap[1] == pytest.approx(np.mean(shared))
+        for one in found.rows:
+            label = next(row for row in found.rows if (row.mode, row.form) == (one.mode, "label"))
+            if one.form == "R_v" and one.mode != "grad":
+                # The label's upper half is relevance's own.
+                assert (label.own, label.other) == (one.own, one.other)
+
+    def test_it_is_kept_and_not_measured_twice(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = replace(SMALL, limit=2, report=True)
+        first = run(tmp_path / "maps", options)
+        monkeypatch.setattr(TorchModel, "load", lambda *_: 1 / 0)
+        again = run(tmp_path / "maps", options)
+        assert again.selectivity == first.selectivity is not None
+        assert run(tmp_path / "maps", replace(options, report=False)).selectivity is None
+
+    def test_it_needs_a_picture_with_two_questions(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"no picture has two; .*leave out --report"):
+            run(tmp_path / "maps", replace(SMALL, limit=1, report=True))
+        assert not (tmp_path / "maps").exists()
+
+
 class TestProcesses:
     def test_two_share_the_work_and_one_goes_on(self, whole: Path, tmp_path: Path) -> None:
         out = tmp_path / "maps"
@@ -303,6 +448,8 @@ class TestProcesses:
             out,
             "--limit",
             COUNT - 1,
+            "--mode",
+            "grad",
             "--device",
             "cpu",
             "--json",
@@ -341,7 +488,8 @@ class TestVerb:
         assert facts.pop("seconds") > 0
         assert facts.pop("samples_per_second") > 0
         assert facts == {"out": str(tmp_path / "maps"), "records": 3, "kept": 3, "wrong": 0,
-                         "unreadable": 0, "new": 1, "processes": 1}  # fmt: skip
+                         "unreadable": 0, "new": 1, "processes": 1, "mode": "mean",
+                         "own_answers": False, "trial": None, "selectivity": None}  # fmt: skip
 
     def test_refusals(self, tmp_path: Path) -> None:
         arguments = ["calibrate", "relevance"]

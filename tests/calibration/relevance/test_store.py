@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from foveate.calibration.relevance import store as module
-from foveate.calibration.relevance.manifest import MANIFEST, Manifest, write_manifest
+from foveate.calibration.relevance.manifest import MANIFEST, VERSION, Manifest, write_manifest
 from foveate.calibration.relevance.store import SHARD_ROWS, Sample, Store, Writer, finish
 from foveate.errors import DataError
 from tests.calibration.boxes import tiled
@@ -166,11 +166,13 @@ class TestAttacks:
         ("changes", "word"),
         [
             ({"format": "foveate-bundle"}, "not that of relevance maps"),
-            ({"version": 4}, "version 4"),
+            ({"version": VERSION + 1}, f"version {VERSION + 1}"),
             ({"version": None}, "version None"),
             ({"rule": None}, "`rule`"),
             ({"more": 1}, "`more`"),
             ({"mode": 1}, "mode"),
+            ({"own_answers": None}, "`own_answers`"),
+            ({"trial": {"questions": 3}}, "trial"),
             ({"data_sha256": "x"}, "data_sha256"),
             ({"shards": {"../part-0-0.arrow": {"sha256": "0" * 64, "bytes": 1}}}, "names no shard"),
             ({"shards": {"part-7-0.arrow": {"sha256": "0" * 64, "bytes": 1}}}, "is missing"),
@@ -261,7 +263,6 @@ class TestAttacks:
             (folder / "part-9-0.arrow").unlink()
 
     def test_a_store_of_the_version_before_is_to_be_made_again(self, folder: Path) -> None:
-        manifest(folder, version=2)
-        refused(
-            folder, MANIFEST, "version 2", "reads 3", "make the relevance maps again", "--force"
-        )
+        manifest(folder, version=VERSION - 1)
+        reads = f"version {VERSION - 1}", f"reads {VERSION}"
+        refused(folder, MANIFEST, *reads, "make the relevance maps again", "--force")

@@ -3,9 +3,11 @@
 import numpy as np
 
 from foveate.calibration.relevance.store import Sample
+from foveate.calibration.training.labels import label_maker
 from tests.calibration.boxes import tiled
 
 HEADS, WORDS = 4, 5
+BY_RELEVANCE = label_maker("relevance", ())
 
 
 def scene(side: int, number: int) -> Sample:

@@ -7,15 +7,15 @@ import pytest
 
 from foveate.calibration.training.examples import Example, prepare, split
 from foveate.errors import DataError
-from tests.calibration.training.scenes import scenes
+from tests.calibration.training.scenes import BY_RELEVANCE, scenes
 
 
 def test_no_picture_is_on_both_sides() -> None:
     """Not even through a sample with two pictures; and a picture keeps its side as others come."""
     samples = scenes(200)
     samples[10] = replace(samples[10], pictures=("p5.png", "p77.png"))
-    few = prepare(samples[:120], "mean", "none").all
-    many = prepare(samples, "mean", "none").all
+    few = prepare(samples[:120], "mean", "none", BY_RELEVANCE).all
+    many = prepare(samples, "mean", "none", BY_RELEVANCE).all
     sides = split(few, 0.2, 0), split(many, 0.2, 0)
     for training, validation in sides:
         assert not pictures(training) & pictures(validation)
@@ -31,7 +31,7 @@ def pictures(examples: Sequence[Example]) -> set[str]:
 
 
 def test_both_sides_have_a_picture() -> None:
-    examples = prepare(scenes(4), "mean", "none").all
+    examples = prepare(scenes(4), "mean", "none", BY_RELEVANCE).all
     for share in (0.001, 0.999):
         assert [len(side) for side in split(examples, share, 0)] == [2, 2]
     with pytest.raises(DataError, match="one picture"):

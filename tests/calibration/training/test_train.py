@@ -26,7 +26,7 @@ from foveate.errors import BackendError, DataError, OutputError, OutputExistsErr
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.word_weights import WordWeights
 from tests.calibration.stores import write_store
-from tests.calibration.training.scenes import HEADS, scene, scenes
+from tests.calibration.training.scenes import BY_RELEVANCE, HEADS, scene, scenes
 from tests.command import invoke, refused
 
 SHORT = TrainingOptions(epochs=2, batch=16)
@@ -96,7 +96,7 @@ def test_the_file_holds_the_best_epoch_and_its_figures(tmp_path: Path) -> None:
     assert (figures["epochs"], figures["best_epoch"]) == (20, result.best.number)
     assert figures["samples"] + figures["validation_samples"] == 24
 
-    _, validation = split(prepare(noise, "mean", "log").all, 0.1, 0)
+    _, validation = split(prepare(noise, "mean", "log", BY_RELEVANCE).all, 0.1, 0)
     divergence, overlaps = [], []
     for example in validation:
         scores = network.convolve(example.features[None])[0].detach().double()
@@ -328,3 +328,15 @@ def test_the_verb_trains_from_a_store(tmp_path: Path) -> None:
     assert "top 10%" in again.stdout
     assert FTheta.load(out)[0].channels_in == HEADS
     refused(invoke("calibrate", "train", tmp_path / "none", tmp_path / "g"), "none")
+
+
+def test_contrast_is_another_training_of_the_same_samples(tmp_path: Path) -> None:
+    """It reads the samples twice, also where they can be read once."""
+    contrast = replace(SHORT, label="contrast")
+    sides = [replace(scene(5, number), pictures=(f"p{number // 4}.png",)) for number in range(24)]
+    train(iter(sides), tmp_path / "one.safetensors", contrast)
+    train(sides, tmp_path / "again.safetensors", contrast)
+    train(sides, tmp_path / "relevance.safetensors", SHORT)
+    assert same(tmp_path / "one.safetensors", tmp_path / "again.safetensors")
+    assert not same(tmp_path / "one.safetensors", tmp_path / "relevance.safetensors")
+    assert FTheta.load(tmp_path / "one.safetensors")[1]["option.label"] == "contrast"

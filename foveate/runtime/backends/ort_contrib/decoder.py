@@ -32,11 +32,14 @@ class Positions:
     """The rotary positions of one cache's rows, which share a table by slot.
 
     Attributes:
-        shifts: What each row's positions are moved by so that they share the table; attention sees
-            distances alone, which stay.
+        shared: By how much the position after each prompt is to be more than its slot's number; None
+            for one row alone.
+        shifts: What each row's positions are moved by for that; attention sees distances alone, which
+            stay.
         ahead: By how much a slot's position is more than its number; None before the first decode step.
     """
 
+    shared: int | None
     shifts: list[int]
     ahead: int | None = None
 
@@ -89,9 +92,9 @@ class SlotDecoder(StaticDecoder):
         return {**logits, BEST: empty((rows,), "float32", device)}
 
     def begin(self, settings: Sequence[Generation], memory: CacheMemory) -> Positions:
-        """Shift the rows' positions until those after their prompts agree by slot."""
+        """Choose a table of positions for all rows."""
         ahead = [one.next_position - one.prompt_tokens for one in settings]
-        return Positions([max(ahead) - one for one in ahead])
+        return Positions(max(ahead) if len(ahead) > 1 else None, [0] * len(ahead))
 
     def write_step(
         self,
@@ -128,6 +131,9 @@ class SlotDecoder(StaticDecoder):
         The prompt's rows and positions may have room for a whole bucket; they are not copied then.
         """
         written, count = memory.prompts[row], prompt.length
+        if known.shared is not None:
+            # How long a prompt is may be known only once its tokens are ranked.
+            known.shifts[row] = known.shared - (prompt.next_position - count)
         embeds, size = prompt.embeds, self.padded_length(count)
         room = embeds.room if isinstance(embeds, DeviceTensor) else 0
         if room < size * self.model.hidden_size or size > memory.capacity:
