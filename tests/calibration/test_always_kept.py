@@ -1,19 +1,22 @@
 """Visual tokens that are never dropped: calibration keeps them too, and counts the others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from foveate.calibration.evaluation.answer_cache import AnswerCache
 
 from foveate import Pipeline
 from foveate.bundle.reader import Bundle
 from foveate.calibration.dataset import Record
 from foveate.calibration.drawing.show import sheet_entry
-from foveate.calibration.evaluation.evaluate import EvaluateOptions, judge
+from foveate.calibration.evaluation.checkpoint import LoadedCheckpoint
+from foveate.calibration.evaluation.judge import judge
+from foveate.calibration.evaluation.options import EvaluateOptions
 from foveate.calibration.evaluation.rankings import find_rankings
+from foveate.calibration.evaluation.ways import kept_tokens
 from foveate.calibration.ranking import top
 from foveate.calibration.relevance.collect import CollectOptions, map_relevance
 from foveate.calibration.torch_model import TorchModel
@@ -37,6 +40,11 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return Record("one", (path,), QUESTION, ("nothing",))
 
 
+def loaded(model: TorchModel, most: int) -> LoadedCheckpoint:
+    """The model, ranking by attention."""
+    return LoadedCheckpoint(model, {one.name: one for one in find_rankings([])}, most, 16)
+
+
 def test_the_highest_candidates_are_found_and_the_rest_with_them() -> None:
     scores = np.array([5, 1, 4, 3, 2], np.float32)
     candidates = np.array([True, False, True, True, True])
@@ -49,36 +57,39 @@ def test_answers_are_those_of_the_bundle(
     model: TorchModel, record: Record, llava_contrib_bundle: Bundle
 ) -> None:
     """Ranked by attention in both; the tokens that are kept are the same."""
-    cache = AnswerCache.of(model, record, 4)
-    (attention,) = find_rankings(["attention"])
-    competing = int(cache.candidates.sum())
-    assert 0 < competing < cache.total
-    count = int(competing * KEEP + 0.5)
-    said, used = cache.answer(attention, count)
-    assert used == count + cache.total - competing
+    scene = loaded(model, 4).open(record)
+    visual = scene.visual
+    competing = int(visual.candidates.sum())
+    assert 0 < competing < visual.tokens
+    scores = scene.scores("attention", QUESTION)
+    assert scores is not None
+    kept = kept_tokens(visual, KEEP, scores)
+    assert len(kept) == int(competing * KEEP + 0.5) + visual.tokens - competing
+    assert set(np.flatnonzero(~visual.candidates)) < set(kept)
     with Pipeline.load(llava_contrib_bundle.root, device="cpu") as pipe:
         ask: dict[str, Any] = {"images": list(record.pictures), "max_new_tokens": 4}
         answer = pipe.generate(QUESTION, keep=KEEP, **ask)
         whole = pipe.generate(QUESTION, keep=1.0, **ask)
-    assert (answer.visual.kept, answer.visual.total) == (used, cache.total)
-    question = cache.answered.question
-    scores = model.attention(question).mean((0, 1)).numpy()
-    kept = top(scores, count, cache.candidates)
+    assert (answer.visual.kept, answer.visual.total) == (len(kept), visual.tokens)
     assert kept.tolist() == answer.visual.indices.tolist()
-    assert model.answer(question, kept, 4) == answer.token_ids
-    assert said == model.text(answer.token_ids)
-    assert cache.answer(attention, competing) == (model.text(whole.token_ids), cache.total)
+    assert model.answer(scene.about(QUESTION).question, kept, 4) == answer.token_ids
+    everything = kept_tokens(visual, competing, scores)
+    texts = [model.text(one.token_ids) for one in (answer, whole)]
+    assert scene.answers(QUESTION, [kept, everything]) == texts
 
 
 def test_records_are_judged_by_what_is_left(model: TorchModel, record: Record) -> None:
-    rankings = find_rankings(["attention", "random", "downsample"])
-    judged = judge(model, record, rankings, [0.5, 3], EvaluateOptions(max_new_tokens=2))
-    used = {(trial.ranking, trial.keep): trial.used for trial in judged.trials}
-    always = judged.tokens - int(AnswerCache.of(model, record, 2).candidates.sum())
-    assert used["attention", 3] == pytest.approx((always + 3) / judged.tokens)
-    assert used["random", 0.5] == used["attention", 0.5]
-    (none,) = (one for one in judged.trials if (one.ranking, one.keep) == ("downsample", 3))
-    assert none.answer is None
+    scene = loaded(model, 2).open(record)
+    (said,) = scene.answers(QUESTION, [np.arange(scene.visual.tokens)])
+    options = EvaluateOptions(
+        keep="0.5,3", ways=("own", "random", "smaller"), rule="contains", max_new_tokens=2
+    )
+    judged = judge(scene, replace(record, answers=(said,)), None, ["attention"], options)
+    used = {(trial.way, trial.keep): trial.used for trial in judged.trials}
+    always = int((~scene.visual.candidates).sum())
+    assert used["own", 3] == pytest.approx((always + 3) / judged.tokens)
+    assert used["random", 0.5] == used["own", 0.5]
+    assert 0 < used["smaller", 3] <= 3 / judged.tokens
 
 
 def test_relevance_is_of_every_visual_token(model: TorchModel, record: Record) -> None:
