@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,6 +46,14 @@ def test_nano_still_answers(
                 assert answer.text == sample.answer, (sample.id, keep)
 
 
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the bodies in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_are_of_the_type_asked_for(
     quantized_bundles: dict[str, Bundle], nano_bundle: Bundle, precision: str
@@ -56,10 +66,9 @@ def test_weights_are_of_the_type_asked_for(
         codes = [one.name for one in graph.initializer if one.data_type == TYPES[precision]]
         matrices = [one for one in graph.initializer if len(one.dims) == 2 and one.name in codes]
         assert len(matrices) == products
-        products_of = [node for node in graph.node if node.op_type == "MatMul"]
-        dequantized = {
-            node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"
-        }
+        nodes = [*_all_nodes(graph)]
+        products_of = [node for node in nodes if node.op_type == "MatMul"]
+        dequantized = {node.output[0]: node for node in nodes if node.op_type == "DequantizeLinear"}
         weighted = [node for node in products_of if node.input[1] in dequantized]
         assert len(weighted) == products
         for node in weighted:

@@ -31,6 +31,13 @@ class Linear:
     bias: ir.Value | None
     transposed: bool
 
+    @property
+    def graph(self) -> ir.Graph:
+        """The graph, or the body of a Scan, that the node is in."""
+        graph = self.node.graph
+        assert isinstance(graph, ir.Graph)
+        return graph
+
     def matrix(self) -> NDArray[Any]:
         """The weight as [K, N], of its own type."""
         assert self.weight.const_value is not None
@@ -39,8 +46,11 @@ class Linear:
 
 
 def find_linears(graph: ir.Graph) -> list[Linear]:
-    """Each MatMul of a graph by a constant matrix, and each Gemm that is one with a bias, in its order."""
-    return [linear for node in graph if (linear := _as_linear(node)) is not None]
+    """Each MatMul of a graph by a constant matrix, and each Gemm that is one with a bias, in its order.
+
+    Those within the bodies of its Scans are among them.
+    """
+    return [linear for node in graph.all_nodes() if (linear := _as_linear(node)) is not None]
 
 
 def _as_linear(node: ir.Node) -> Linear | None:

@@ -43,12 +43,13 @@ class Observer(OnnxEngine):
         """
         model = ir.load(path)
         self.plain = {str(value.name) for value in model.graph.outputs}
+        linears = {str(one.activation.name): one for one in find_linears(model.graph)}
+        seen = {name: _outside(model.graph, one.activation) for name, one in linears.items()}
+        self.activations = {str(value.name): name for name, value in seen.items()}
         self.widths = {
-            str(linear.activation.name): linear.matrix().shape[0]
-            for linear in find_linears(model.graph)
+            name: linears[own].matrix().shape[0] for name, own in self.activations.items()
         }
-        values = (value for node in model.graph for value in node.outputs)
-        wanted = [value for value in values if value.name in self.widths.keys() - self.plain]
+        wanted = [one for one in seen.values() if one.producer() and one.name not in self.plain]
         model.graph.outputs.extend(wanted)
         copy = path.with_name(f"{path.stem}.observed.onnx")
         ir.save(model, copy)
@@ -85,7 +86,7 @@ class Observer(OnnxEngine):
                     "export with --base fp32"
                 )
         return {
-            name: best_range(np.concatenate(rows), self.largest[name], precision)
+            self.activations[name]: best_range(np.concatenate(rows), self.largest[name], precision)
             for name, rows in self.rows.items()
         }
 
@@ -108,6 +109,34 @@ class Observer(OnnxEngine):
         self.largest[name] = max(self.largest.get(name, 0.0), float(np.abs(rows).max()))
         chosen = self.random.choice(len(rows), min(len(rows), self.count), replace=False)
         self.rows.setdefault(name, []).append(rows[chosen].astype(np.float32))
+
+
+def _outside(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """A value that can be an output of a graph: itself, or that of all blocks where a Scan has it of one.
+
+    The last block has a few rows of padding, fewer than there are blocks.
+    """
+    owner = value.graph or (node.graph if (node := value.producer()) else None)
+    scans = {
+        id(body): node
+        for node in graph.all_nodes()
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+        for body in [attribute.as_graph()]
+    }
+    while isinstance(owner, ir.Graph) and owner is not graph:
+        scan, name = scans[id(owner)], str(value.name)
+        if value.producer() is None:
+            copy = ir.node("Identity", [value], name=f"{name}.copy")
+            copy.outputs[0].name, copy.outputs[0].type = f"{name}.copied", value.type
+            owner.append(copy)
+            value = copy.outputs[0]
+        owner.outputs.append(value)
+        scan.resize_outputs(len(scan.outputs) + 1)
+        kind, value = value.type, scan.outputs[-1]
+        value.name, value.type = f"{name}.blocks", kind
+        owner = scan.graph
+    return value
 
 
 def best_range(rows: NDArray[np.float32], largest: float, precision: Quantized) -> float:

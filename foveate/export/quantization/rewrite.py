@@ -30,21 +30,23 @@ def rewrite(
         ranges: For each activation by name the largest magnitude to represent; int4 takes none.
     """
     graph = model.graph
-    weights: dict[str, ir.Value] = {}
+    weights: dict[tuple[str, int], ir.Value] = {}
     scales: dict[str, ir.Value] = {}
     zero = None if precision == "int4" else _constant(graph, "zero", np.array(ZERO[precision]))
     for linear in linears:
-        weight = str(linear.weight.name)
+        # What is made in the body of a Scan is not seen outside; onnxruntime fuses int4 weights in no body.
+        within = graph if precision == "int4" else linear.graph
+        weight = str(linear.weight.name), id(within)
         if weight not in weights:
-            weights[weight] = _dequantized(graph, linear, precision)
+            weights[weight] = _dequantized(graph, linear, precision, within)
         activation = linear.activation
         if zero is not None:
             name = str(activation.name)
             if name not in scales:
                 scale = scale_of(np.array(ranges[name]), precision, linear.matrix().dtype)
                 scales[name] = _constant(graph, f"{name}.scale", scale)
-            activation = _rounded(graph, linear, scales[name], zero)
-        _replace(graph, linear, activation, weights[weight])
+            activation = _rounded(linear, scales[name], zero)
+        _replace(linear, activation, weights[weight])
     for linear in linears:
         if not linear.weight.uses():
             graph.initializers.pop(str(linear.weight.name), None)
@@ -52,8 +54,10 @@ def rewrite(
     model.ir_version = max(model.ir_version, IR_VERSION)
 
 
-def _dequantized(graph: ir.Graph, linear: Linear, precision: Quantized) -> ir.Value:
-    """A linear's weight as codes in the graph, through a DequantizeLinear: [K, N]."""
+def _dequantized(
+    graph: ir.Graph, linear: Linear, precision: Quantized, within: ir.Graph
+) -> ir.Value:
+    """A linear's weight as codes in the graph, through a DequantizeLinear in the graph or a body: [K, N]."""
     name = str(linear.weight.name)
     weight = quantize_weight(linear.matrix(), precision)
     inputs = [
@@ -65,12 +69,12 @@ def _dequantized(graph: ir.Graph, linear: Linear, precision: Quantized) -> ir.Va
         inputs.append(_constant(graph, f"{name}.zeros", np.zeros(weight.scales.shape, np.int8)))
     attributes = {"axis": 0, "block_size": weight.block} if weight.block else {"axis": 1}
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}.dequantize")
-    graph.insert_before(linear.node, node)
+    within.insert_before(linear.node if within is linear.graph else within[0], node)
     shape = ir.Shape(weight.codes.shape)
     return _described(node, f"{name}.dequantized", linear.weight, shape)
 
 
-def _rounded(graph: ir.Graph, linear: Linear, scales: ir.Value, zero: ir.Value) -> ir.Value:
+def _rounded(linear: Linear, scales: ir.Value, zero: ir.Value) -> ir.Value:
     """A linear's activation through a QuantizeLinear and a DequantizeLinear of its own.
 
     onnxruntime fuses no product whose pair is shared with another.
@@ -80,7 +84,7 @@ def _rounded(graph: ir.Graph, linear: Linear, scales: ir.Value, zero: ir.Value) 
     down = ir.node("QuantizeLinear", [value, scales, zero], name=f"{name}.quantize")
     codes = _described(down, f"{name}.codes", zero, value.shape)
     up = ir.node("DequantizeLinear", [codes, scales, zero], name=f"{name}.dequantize")
-    graph.insert_before(before, [down, up])
+    linear.graph.insert_before(before, [down, up])
     return _described(up, name, scales, value.shape)
 
 
@@ -91,7 +95,7 @@ def _described(node: ir.Node, name: str, like: ir.Value, shape: ir.Shape | None)
     return output
 
 
-def _replace(graph: ir.Graph, linear: Linear, activation: ir.Value, weight: ir.Value) -> None:
+def _replace(linear: Linear, activation: ir.Value, weight: ir.Value) -> None:
     """Put a MatMul, and an Add where there is a bias, in a linear's place."""
     old = linear.node
     product = ir.node("MatMul", [activation, weight], name=f"{old.name}.matmul")
@@ -101,7 +105,7 @@ def _replace(graph: ir.Graph, linear: Linear, activation: ir.Value, weight: ir.V
         _described(product, f"{old.outputs[0].name}.product", linear.bias, old.outputs[0].shape)
         nodes.append(ir.node("Add", [result, linear.bias], name=f"{old.name}.bias"))
         result = nodes[-1].outputs[0]
-    ir.convenience.replace_nodes_and_values(graph, old, [old], nodes, old.outputs, [result])
+    ir.convenience.replace_nodes_and_values(linear.graph, old, [old], nodes, old.outputs, [result])
 
 
 def _constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:

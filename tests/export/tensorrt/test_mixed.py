@@ -66,9 +66,9 @@ def test_products_are_float16_and_exact_layers_are_not(tiny_bundle: Bundle, role
         if layer.type.name in ("SOFTMAX", "REDUCE") and layer.get_output(0).dtype == trt.float32:
             assert layer.precision == trt.float32
             assert layer.outputs == {0: trt.float32}
-    # Patches, two layers of six products and the merger's two; queries, keys, scores, and words summed up;
-    # two layers of nine and the head.
-    assert len(half) == len(products) == {"vision": 15, "compressor": 4, "decoder": 19}[role]
+    # Patches, two layers of six products and the merger's two; queries, keys, scores, and words summed up,
+    # and eight that count tokens to find the kept ones; two layers of nine and the head.
+    assert len(half) == len(products) == {"vision": 15, "compressor": 12, "decoder": 19}[role]
     unary = [layer for layer in network.layers if layer.type.name == "UNARY"]
     assert sum(layer.precision == trt.float32 for layer in unary) >= 2
 
