@@ -179,7 +179,9 @@ def test_refusals(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refused(invoke(*arguments, questions, tmp_path / "mine", "--own-answers"), "no run of this")
-    refused(invoke(*arguments, questions, tmp_path / "out"), "no answer; give 'answer'")
+    refused(
+        invoke(*arguments, questions, tmp_path / "out"), "line 1: 'questions' item 1: no answer"
+    )
     refused(invoke(*arguments, tmp_path / "mine", tmp_path / "out"), "no .jsonl file")
     assert not (tmp_path / "out").exists()
     twice = tmp_path / "twice"
