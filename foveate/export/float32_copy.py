@@ -17,14 +17,14 @@ def write_float32_copy(source: Path, target: Path) -> Path:
     """
     model = ir.load(source)
     graph = model.graph
-    order = list(graph)
+    first = next(iter(graph))
     for value in list(graph.initializers.values()):
         if value.dtype in HALVES and value.uses():
             cast = ir.node("Cast", [value], attributes={"to": FLOAT}, name=f"{value.name}_cast")
             users = [(use.node, use.idx) for use in value.uses() if use.node is not cast]
             for node, index in users:
                 node.replace_input_with(index, cast.outputs[0])
-            graph.insert_before(min((node for node, _ in users), key=order.index), cast)
+            graph.insert_before(first, cast)
     kept = set(graph.initializers.values())
     nodes = list(ir.traversal.RecursiveGraphIterator(graph))
     for node in nodes:
