@@ -93,11 +93,7 @@ def test_records_are_judged_by_what_is_left(model: TorchModel, record: Record) -
 
 
 def test_relevance_is_of_every_visual_token(model: TorchModel, record: Record) -> None:
-<<<<<<< HEAD
-    options = CollectOptions(mode="grad", max_new_tokens=8, keep_wrong=True)
-=======
     options = CollectOptions(mode="grad-clamp", max_new_tokens=8, keep_wrong=True)
->>>>>>> mergefamilies
     sample, outcome, _ = map_relevance(model, record, options)
     assert outcome == "kept"
     assert sample.relevance.shape == sample.picture.shape
