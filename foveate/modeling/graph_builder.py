@@ -103,12 +103,11 @@ class GraphBuilder:
     ) -> ir.Value:
         """Attention of query, key and value [N, L, C] within each of N, to the first `lengths` int32 [N] of it.
 
-        onnxruntime has no kernel of it for bfloat16. Graphs of float32 run on a CPU, without padding: told of no
-        `lengths`, onnxruntime holds no more than a few of the scores there.
+        onnxruntime has no kernel of it for bfloat16.
         """
         if self.dtype == BFLOAT16:
             states = [self.cast(state, FLOAT16) for state in states]
-        more = () if lengths is None or self.dtype == FLOAT else (None, lengths)
+        more = () if lengths is None else (None, lengths)
         attended = self.contrib("MultiHeadAttention", *states, *more, num_heads=heads)
         return self.cast(attended, BFLOAT16) if self.dtype == BFLOAT16 else attended
 

@@ -29,8 +29,7 @@ def vision_graph(model: Model, preprocessing: Mapping[str, Any]) -> ir.Model:
     `position_ids` int64 [patches of a frame, 2], (row, column) of each patch in token order;
     `columns` int64 [1], runs in a row of pixels; and `lengths` int32 [T], how many patches of each
     step in time are real. The others are padding: no real one attends to them, and runs that no patch
-    is at are not read; graphs of float32, which run on a CPU, take none. Gives `visual_embeds` [N_v, H],
-    padding included.
+    is at are not read. Gives `visual_embeds` [N_v, H], padding included.
 
     Args:
         model: The weights.

@@ -24,6 +24,7 @@ from foveate.modeling.checkpoint import Checkpoint
 from foveate.modeling.f_theta import FTheta
 from foveate.modeling.families import torch_family
 from foveate.modeling.language_model import Language
+from foveate.modeling.ranker import Ranker
 from foveate.runtime.memory_estimate import MemoryModel, Work
 from tests.conftest import NANO
 from tests.long_prompts import GRIDS, INSTRUCTION, TEXT, long_prompt
@@ -67,10 +68,11 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
     model = load_cast(family, checkpoint, torch.float32)
     language, facts = family.language(model), family.facts(model)
     network, _ = FTheta.load(NANO / "f_theta.safetensors")
-    made = compressor(language, facts, network, torch.float32)
+    ranker = Ranker(network)
+    made = compressor(language, facts, ranker, torch.float32)
     save_graph("compressor", made, folder, CONTRIB_SUFFIX)
     family.set_attention(model, GROUPED)
-    write_graph(compressor_plan(language, facts, network), folder)
+    write_graph(compressor_plan(language, facts, ranker), folder)
     graphs = {
         operators: onnxruntime.InferenceSession(str(folder / f"compressor{suffix}"))
         for operators, suffix in (("standard", ".onnx"), ("contrib", CONTRIB_SUFFIX))
@@ -112,8 +114,8 @@ def scores_in_float64(nano: Nano, feeds: dict[str, NDArray[Any]]) -> NDArray[np.
     products = query @ key.mT * nano.facts.head_dim**-0.5
     hidden = index[None, :] > index[rows][:, None]
     attention = products.masked_fill(hidden, float("-inf")).softmax(-1)
-    pooled = attention.mean(dim=(0, 1) if nano.network.channels_in == 1 else 1)
-    visual = pooled[..., len(given["text_index"]) :].reshape(1, nano.network.channels_in, -1)
+    visual = nano.network.pool(attention[..., len(given["text_index"]) :])
+    visual = visual.reshape(1, nano.network.channels_in, -1)
     scaled = nano.network.scale(visual)
     for depthwise, pointwise in zip(nano.network.depthwise, nano.network.pointwise, strict=True):
         for layer in (depthwise, pointwise):

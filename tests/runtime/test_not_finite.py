@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from foveate import Pipeline, Request
 from foveate.bundle.manifest import Precision
@@ -29,8 +30,7 @@ from tests.conftest import NANO, Sample
 from tests.runtime.poisoned import poison_weight, poison_word
 from tests.runtime.watched import graph_of
 
-RED = 387
-"""The token of " red"."""
+RED = Tokenizer.from_file(str(NANO / "tokenizer.json")).token_to_id("Ġred")
 WITH, WITHOUT = "What letter is in the red square?", "What has the letter A?"
 REFUSED = r"not finite.*get them again"
 

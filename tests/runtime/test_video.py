@@ -70,10 +70,11 @@ def test_text_after_a_long_video_stands_behind_it(nano_bundle: Bundle) -> None:
     prompt = family.layout(user_turn("What is in the video?", [video]), family.prepare([video]))
     first, last = prompt.visual_index[[0, -1]]
     placed = prompt.position_ids
-    assert placed[:, first].tolist() == [18, 18, 18]
-    assert placed[0, last] == 37
-    assert placed[:, last + 1].tolist() == [38, 38, 38]
-    assert (placed[:, -1].tolist(), prompt.next_position) == ([56] * 3, 57)
+    assert placed[:, first].tolist() == [first] * 3
+    assert placed[0, last] == first + 19
+    assert placed[:, last + 1].tolist() == [first + 20] * 3
+    end = first + 20 + placed.shape[1] - (last + 1)
+    assert (placed[:, -1].tolist(), prompt.next_position) == ([end - 1] * 3, end)
 
     frames = np.random.default_rng(4).integers(0, 256, (18, 224, 224, 3), dtype=np.uint8)
     with Pipeline.load(nano_bundle.root, device="cpu") as pipe:
