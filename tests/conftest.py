@@ -62,10 +62,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Bundle:
-    """The random checkpoint's fp32 bundle; tests must not write in it."""
+    """The random checkpoint's fp32 bundle, words weighed; tests must not write in it."""
     from tests.exported import export_tiny
 
-    return export_tiny(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
+    target = tiny_checkpoint.parent / "bundle"
+    return export_tiny(tiny_checkpoint, target, compressor="attention:unusual")
 
 
 @pytest.fixture(scope="session")

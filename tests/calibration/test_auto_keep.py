@@ -126,7 +126,8 @@ class TestVerb:
         """The committed f_θ, not calibrated."""
         network, facts = FTheta.load(NANO / "f_theta.safetensors")
         path = tmp_path / "f_theta.safetensors"
-        network.save(path, {name: facts[name] for name in facts if not name.startswith("auto.")})
+        known = ("auto.", "figure.auto_")
+        network.save(path, {name: facts[name] for name in facts if not name.startswith(known)})
         return path
 
     def test_it_is_noted_in_the_file_and_goes_into_a_manifest(
