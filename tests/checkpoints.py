@@ -1,7 +1,7 @@
 """Small random Qwen2-VL checkpoints, whole: weights, tokenizer, chat template, image settings."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,16 +132,16 @@ def write_checkpoint(
     return folder
 
 
-def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer of a few hundred tokens, Qwen2's control tokens among them."""
+def train_tokenizer(template: str = TEMPLATE, control: Sequence[str] = CONTROL) -> Tokenizer:
+    """A byte-level BPE tokenizer of a few hundred tokens, control tokens (Qwen2's) among them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([TEMPLATE, "What can be seen in the two pictures?"], trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
+    tokenizer.train_from_iterator([template, "What can be seen in the two pictures?"], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
     return tokenizer
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -24,6 +24,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
 from foveate.families.base import Medium, Message, Still, Video, opened
+from tests import checkpoints
 
 SIDE, PATCH = 54, 4
 """Tiles of 13 x 13 patches, two pixels of each side left over."""
@@ -116,16 +117,8 @@ def write_checkpoint(
 
 
 def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer of a few hundred tokens, the control tokens among them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator([TEMPLATE, "What can be seen in the two pictures?"], trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
-    return tokenizer
+    """A tokenizer with LLaVA-OneVision's control tokens."""
+    return checkpoints.train_tokenizer(TEMPLATE, CONTROL)
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
