@@ -114,19 +114,7 @@ class LlavaOnevision:
         tokens: Mapping[str, int],
         levels: bool = False,
     ) -> None:
-        """Build from what a bundle holds; switches the tokenizer's truncation and padding off.
-
-        Args:
-            preprocessing: What `settings_from_checkpoint` gave.
-            tokenizer: The checkpoint's.
-            chat_template: The checkpoint's, Jinja text.
-            tokens: Ids of control tokens by role.
-            levels: Whether the vision graph takes 8-bit levels.
-
-        Raises:
-            BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
-            PromptError: A chat template that cannot be compiled.
-        """
+        """Build from what a bundle holds; see `foveate.families.create`."""
         self.settings: Settings
         self._videos: VideoSettings
         self.settings, self._videos = read_preprocessing(preprocessing)

@@ -57,19 +57,7 @@ class Qwen2VL:
         tokens: Mapping[str, int],
         levels: bool = False,
     ) -> None:
-        """Build from what a bundle holds; switches the tokenizer's truncation and padding off.
-
-        Args:
-            preprocessing: What `settings_from_checkpoint` gave.
-            tokenizer: The checkpoint's.
-            chat_template: The checkpoint's, Jinja text.
-            tokens: Ids of control tokens by role.
-            levels: Whether the vision graph takes 8-bit levels; see `Pixels`.
-
-        Raises:
-            BundleError: Settings that are wrong, or a token that is missing or that the tokenizer lacks.
-            PromptError: A chat template that cannot be compiled.
-        """
+        """Build from what a bundle holds; see `foveate.families.create`."""
         self._pixels = Pixels(
             read_preprocessing(preprocessing), read_video_settings(preprocessing), levels=levels
         )

@@ -24,17 +24,16 @@ from foveate.families.llava_onevision_settings import read_preprocessing
 from foveate.families.taps import TAPS
 from foveate.modeling.base import Processed, Processor, VisionModule
 from foveate.modeling.checkpoint import Checkpoint
+from foveate.modeling.composite import Composite, settled
 from foveate.modeling.graph_builder import GraphBuilder
-from foveate.modeling.language_model import Language
 from foveate.modeling.llava_onevision_fields import check_settings
 from foveate.modeling.load_model import load_model
 from foveate.modeling.random_weights import draw
-from foveate.modeling.rope import settle
 from foveate.modeling.siglip import SiglipTower, grid_side, tiles_input, tower_states
 from foveate.modeling.turn_tokens import check_token, turn_tokens
 
 
-class TorchLlavaOnevision:
+class TorchLlavaOnevision(Composite):
     """LLaVA-OneVision's torch half; see `TorchFamily`."""
 
     taps = TAPS
@@ -63,10 +62,6 @@ class TorchLlavaOnevision:
         self.check(checkpoint)
         return settled(draw(checkpoint, dtype, attention, device))
 
-    def set_attention(self, model: Model, attention: str) -> None:
-        """Let the language model alone compute attention by this name."""
-        model.set_attn_implementation({"text_config": attention})
-
     def facts(self, model: Model) -> ModelFacts:
         """The sizes that the manifest records."""
         text, language = model.config.text_config, model.model.language_model
@@ -81,10 +76,6 @@ class TorchLlavaOnevision:
             rope=Rope(theta=float(text.rope_parameters["rope_theta"]), sections=()),
         )
 
-    def context(self, model: Model) -> int:
-        """The longest sequence that the language model was made for, in tokens."""
-        return int(model.config.text_config.max_position_embeddings)
-
     def tokens(self, checkpoint: Checkpoint, model: Model, tokenizer: Tokenizer) -> dict[str, int]:
         """Ids of the control tokens that the prompt layout needs.
 
@@ -96,11 +87,6 @@ class TorchLlavaOnevision:
         check_token(checkpoint, "image_token_index", image, tokenizer)
         videos = {} if tokenizer.id_to_token(video) is None else {"video": video}
         return {"image": image, **videos, **turns}
-
-    def language(self, model: Model) -> Language:
-        """The parts of the language model."""
-        text = model.model.language_model
-        return Language(text.embed_tokens, text.rotary_emb, text.layers, text.norm, model.lm_head)
 
     def decode(
         self, model: Model, embeds: Tensor, positions: Tensor, cache: DynamicCache
@@ -252,9 +238,3 @@ class Vision(nn.Module):
         """Rows [N · P + 1, H] of normalised tiles float32 [N, 3, side, side] of P patches."""
         rows = self.projector(self.tower(pixel_values).flatten(0, 1))
         return torch.cat([rows, self.newline[None]])
-
-
-def settled(model: Model) -> Model:
-    """The model, its rotary rates the same for every prompt."""
-    settle(model.model.language_model.rotary_emb)
-    return model

@@ -19,17 +19,16 @@ from foveate.modeling.attention import AttentionBlocks, pictures_attention
 from foveate.modeling.base import Processed, Processor, VisionModule
 from foveate.modeling.blocks import Blocks, Part
 from foveate.modeling.checkpoint import Checkpoint
-from foveate.modeling.language_model import Language
+from foveate.modeling.composite import Composite, settled
 from foveate.modeling.load_model import load_model
 from foveate.modeling.qwen2_vl_contrib import vision_graph
 from foveate.modeling.qwen2_vl_fields import check_settings
 from foveate.modeling.random_weights import draw
-from foveate.modeling.rope import settle
 from foveate.modeling.turn_tokens import check_token, turn_tokens
 from foveate.runtime.memory_estimate import VISION_SCORES
 
 
-class TorchQwen2VL:
+class TorchQwen2VL(Composite):
     """Qwen2-VL's torch half; see `TorchFamily`."""
 
     taps = 0
@@ -58,10 +57,6 @@ class TorchQwen2VL:
         self.check(checkpoint)
         return settled(draw(checkpoint, dtype, attention, device))
 
-    def set_attention(self, model: Model, attention: str) -> None:
-        """Let the language model alone compute attention by this name."""
-        model.set_attn_implementation({"text_config": attention})
-
     def facts(self, model: Model) -> ModelFacts:
         """The sizes that the manifest records."""
         text = model.config.text_config
@@ -78,10 +73,6 @@ class TorchQwen2VL:
                 sections=tuple(model.model.language_model.rotary_emb.mrope_section),
             ),
         )
-
-    def context(self, model: Model) -> int:
-        """The longest sequence that the language model was made for, in tokens."""
-        return int(model.config.text_config.max_position_embeddings)
 
     def tokens(self, checkpoint: Checkpoint, model: Model, tokenizer: Tokenizer) -> dict[str, int]:
         """Ids of the control tokens that the prompt layout needs.
@@ -100,11 +91,6 @@ class TorchQwen2VL:
             "vision_end": model.config.vision_end_token_id,
             **turns,
         }
-
-    def language(self, model: Model) -> Language:
-        """The parts of the language model."""
-        text = model.model.language_model
-        return Language(text.embed_tokens, text.rotary_emb, text.layers, text.norm, model.lm_head)
 
     def decode(
         self, model: Model, embeds: Tensor, positions: Tensor, cache: DynamicCache
@@ -245,9 +231,3 @@ class Vision(nn.Module):
         )
         visual: Tensor = output.pooler_output
         return visual
-
-
-def settled(model: Model) -> Model:
-    """The model, its rotary rates the same for every prompt."""
-    settle(model.model.language_model.rotary_emb)
-    return model
